@@ -1,0 +1,48 @@
+"""Installation of fairseq_deq; tool configuration is in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "fairseq_deq" / "__init__.py").read_text(), re.M).group(1)
+README = HERE / "README.md"
+
+# Several distributions provide the module `fairseq` and overwrite each other's files, and no marker can say "unless
+# another one is there"; so fairseq is an extra, and one provider is named for each Python.
+LINUX = 'platform_system == "Linux" and platform_machine == "x86_64"'
+FAIRSEQ = [
+    f've-fairseq==0.12.3; python_version >= "3.11" and python_version < "3.13" and {LINUX}',
+    'hydra-core>=1.3.2,<1.4; python_version >= "3.11"',
+    'omegaconf>=2.3,<2.4; python_version >= "3.11"',
+    'fairseq==0.12.2; python_version < "3.11"',
+    'numpy<1.24; python_version < "3.11"',
+    'setuptools<81; python_version < "3.11"',
+    'fairseq-fixed==0.12.3.1; python_version >= "3.13"',
+]
+
+setup(
+    name="fairseq-deq",
+    version=VERSION,
+    description="Deep equilibrium language models for fairseq",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="MIT",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["fairseq_deq", "fairseq_deq.*"]),
+    python_requires=">=3.10",
+    install_requires=["torch>=1.13", "numpy"],
+    extras_require={
+        "fairseq": FAIRSEQ,
+        "text": ["sacremoses", "sentencepiece"],
+        "test": ["mypy", "pytest", "ruff"],
+        "plot": ["matplotlib", "tensorboardX"],
+    },
+    classifiers=[
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Operating System :: POSIX :: Linux",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
