@@ -6,11 +6,12 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "fairseq_deq" / "__init__.py").read_text(), re.M).group(1)
+INIT = (HERE / "fairseq_deq" / "__init__.py").read_text(encoding="utf-8")
+VERSION = re.search(r'^__version__ = "(.+)"$', INIT, re.M).group(1)
 README = HERE / "README.md"
 
-# Several distributions provide the module `fairseq` and overwrite each other's files, and no marker can say "unless
-# another one is there"; so fairseq is an extra, and one provider is named for each Python.
+# Several distributions provide the module `fairseq` and overwrite each other's files, and no marker can say
+# "unless another one is there"; so fairseq is an extra, and one provider is named for each Python.
 LINUX = 'platform_system == "Linux" and platform_machine == "x86_64"'
 FAIRSEQ = [
     f've-fairseq==0.12.3; python_version >= "3.11" and python_version < "3.13" and {LINUX}',

@@ -1,5 +1,5 @@
 # Sourced, not run: sets up .venv at the top of the project (if it is not complete already) and activates it.
-# PYTHON=/path/to/python3.11 chooses the interpreter; FAIRSEQ_DEQ_VENV the folder of the environment.
+# PYTHON=/path/to/python3.11 chooses the interpreter.
 # A stamp is written last, so an installation that was killed half-way is started anew.
 
 _venv_fail() {
@@ -57,7 +57,7 @@ _venv_install() {
 _venv_main() {
     local root venv
     root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) || return 1
-    venv=${FAIRSEQ_DEQ_VENV:-$root/.venv}
+    venv=$root/.venv
     if ! _venv_is_complete "$root" "$venv"; then
         # Two scripts started together must not install into one folder at once.
         if command -v flock >/dev/null; then
