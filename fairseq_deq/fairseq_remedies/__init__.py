@@ -1,0 +1,51 @@
+"""Remedies for faults of fairseq on today's torch and numpy.
+
+Each remedy is a function whose docstring names the fault. None edits a file of fairseq, does anything where
+the fault is absent, or acts twice; `install` applies all of them.
+"""
+
+from __future__ import annotations
+
+from .adaptive import initialise_float_tensors, make_adaptive_log_prob_differentiable
+from .batching import keep_last_batch
+from .checkpoints import (
+    broadcast_checkpoints_with_safe_globals,
+    copy_and_rename_atomically,
+    load_checkpoints_with_safe_globals,
+)
+from .distributed import start_processes_as_asked, wrap_cpu_models_without_devices
+from .evaluation import (
+    evaluate_context_windows_in_order,
+    refuse_scores_that_are_not_finite,
+    refuse_to_skip_blocks,
+)
+from .numpy2 import give_fairseq_np_compat
+from .options import (
+    accept_user_dir_of_imported_package,
+    check_model_overrides,
+    explain_precision_without_device,
+)
+
+REMEDIES = (
+    give_fairseq_np_compat,
+    load_checkpoints_with_safe_globals,
+    broadcast_checkpoints_with_safe_globals,
+    copy_and_rename_atomically,
+    keep_last_batch,
+    make_adaptive_log_prob_differentiable,
+    initialise_float_tensors,
+    refuse_to_skip_blocks,
+    refuse_scores_that_are_not_finite,
+    evaluate_context_windows_in_order,
+    check_model_overrides,
+    accept_user_dir_of_imported_package,
+    explain_precision_without_device,
+    start_processes_as_asked,
+    wrap_cpu_models_without_devices,
+)
+
+
+def install() -> None:
+    """Apply every remedy; calling it again changes nothing."""
+    for remedy in REMEDIES:
+        remedy()
