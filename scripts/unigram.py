@@ -93,8 +93,8 @@ def evaluate(data: Path, train_subset: str, gen_subset: str, alpha: float) -> di
         alpha: what the smoothing adds to each count.
 
     Returns:
-        `loss` (base 2), `perplexity`, the number of `tokens` scored, and how many of them are </s> (`eos`) and
-        <unk> (`unk`).
+        `loss` (base 2), `perplexity`, the number of `tokens` scored, and how many of them are </s> (`eos`)
+        and <unk> (`unk`).
 
     Raises:
         InputError: something is missing.
