@@ -36,7 +36,7 @@ class Panel:
 
     Args:
         title: above the picture.
-        columns: the columns of the log that are drawn in it, with what the legend adds to the name of the run.
+        columns: the columns of the log that are drawn in it, with what the legend calls them.
         log_scale: whether the vertical axis is logarithmic.
     """
 
@@ -215,7 +215,8 @@ def read_tensorboard(path: Path, name: str) -> Run:
         )
     except ImportError:
         raise InputError(
-            "TensorBoard events are read with tensorboardX, which is not installed; type: pip install tensorboardX"
+            "TensorBoard events are read with tensorboardX, which is not installed; "
+            "type: pip install tensorboardX"
         ) from None
     run, epochs = Run(name), Run(name)
     for _, folder, step, tag, value in points:
@@ -268,7 +269,7 @@ def draw(runs: Sequence[Run], out: Path, title: str = "") -> list[str]:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     panels = [
         panel
@@ -297,7 +298,7 @@ def draw(runs: Sequence[Run], out: Path, title: str = "") -> list[str]:
                         updates,
                         points,
                         linestyle=style,
-                        marker=dots,
+                        marker=dots or ("." if len(points) == 1 else None),
                         markersize=4,
                         color=colour if dots is None or len(runs) > 1 else f"C{len(panel.columns)}",
                         linewidth=1.2,
@@ -305,6 +306,10 @@ def draw(runs: Sequence[Run], out: Path, title: str = "") -> list[str]:
                     )
         if panel.log_scale and min(values) > 0:
             axis.set_yscale("log")
+            # Perplexities and the like read better as 500 than as 5 x 10^2; residuals do not.
+            if min(values) >= 1 and max(values) < 1e5:
+                axis.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+                axis.yaxis.set_minor_formatter(ticker.LogFormatter(labelOnlyBase=False))
         axis.set_title(panel.title, fontsize=10)
         axis.set_xlabel("updates", fontsize=8)
         axis.tick_params(labelsize=8, which="both")
