@@ -1,0 +1,197 @@
+"""The output of a layer of infinite depth, z* = f(z*), and every way to differentiate it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .solvers import FixedPoint, Restrictable, SolverConfig, solve
+
+GRADIENTS = ("ift", "phantom", "jfb", "unroll")
+
+
+@dataclass(frozen=True)
+class GradientConfig:
+    """How to differentiate a fixed point.
+
+    Attributes:
+        mode: `ift`, exact through the implicit function theorem; `phantom`, `steps` damped steps at the
+            fixed point; `jfb`, one undamped step; `unroll`, ordinary autograd through every evaluation.
+        solver: options of the linear solve behind `ift`.
+        steps, damping: number of steps k and step length tau of `phantom`.
+    """
+
+    mode: str = "ift"
+    solver: SolverConfig = field(default_factory=lambda: SolverConfig(max_evals=35, memory=5, atol=0.0))
+    steps: int = 5
+    damping: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.mode not in GRADIENTS:
+            raise ValueError(f"gradient must be one of {', '.join(GRADIENTS)}; got {self.mode!r}")
+        if self.steps < 1:
+            raise ValueError(f"phantom needs at least 1 step, got {self.steps}")
+        if not 0 < self.damping <= 1:
+            raise ValueError(f"phantom damping must lie in (0, 1], got {self.damping!r}")
+
+
+@dataclass(frozen=True)
+class SolveStats:
+    """Sums over the lanes of one solve, as a tensor (5,) that a later backward pass can fill in.
+
+    The entries are: lanes, evaluations of f weighted by lanes, lane-evaluations computed, relative
+    residuals, converged lanes. All are zero while the solve has not run.
+    """
+
+    sums: Tensor
+
+    @classmethod
+    def empty(cls, device: torch.device) -> SolveStats:
+        return cls(torch.zeros(5, device=device))
+
+    def record(self, result: FixedPoint) -> None:
+        """Add the sums of `result`."""
+        lanes = result.residual.numel()
+        residual = torch.nan_to_num(result.residual.float(), posinf=1.0).sum()
+        counts = [float(lanes), float(result.iterations * lanes), float(result.lane_evaluations)]
+        self.sums[:3] += torch.tensor(counts, device=self.sums.device)
+        self.sums[3] += residual
+        self.sums[4] += result.converged.sum()
+
+
+@dataclass(frozen=True)
+class Equilibrium:
+    """A fixed point that can be differentiated.
+
+    Attributes:
+        state: z*, shaped as z0; its gradient is the one that was asked for.
+        result: the forward solve; None after `unroll`, which solves nothing.
+        forward, backward: statistics of the two solves; `backward` fills when the backward pass runs.
+        taped: f(z*) with its graph, and the leaf z* that it was evaluated at; None where f was not taped there.
+    """
+
+    state: Tensor
+    result: FixedPoint | None
+    forward: SolveStats
+    backward: SolveStats
+    taped: tuple[Tensor, Tensor] | None = None
+
+
+def fixed_point(
+    f: Callable[[Tensor], Tensor], z0: Tensor, solver: SolverConfig, gradient: GradientConfig
+) -> Equilibrium:
+    """Solve z* = f(z*) and attach a gradient to it.
+
+    With J = df/dz at z*, dL/dtheta = (df/dtheta)^T lambda, where lambda = J^T lambda + dL/dz*. Tensors that f
+    closes over get their gradients as in ordinary autograd. Tracking follows `torch.is_grad_enabled()`.
+
+    Args:
+        f: map of a tensor to one of the same shape.
+        z0: starting state, (..., C); gets no gradient except through `unroll`.
+        solver: options of the forward solve; `unroll` takes `max_evals` steps of length `damping`.
+        gradient: how to differentiate.
+    Returns:
+        the `Equilibrium`.
+    Source: Bai, Kolter, Koltun (2019, arXiv 1909.01377); phantom: Geng et al. (2021, arXiv 2111.05177);
+        jfb: Fung et al. (2021, arXiv 2103.12803).
+    """
+    forward, backward = SolveStats.empty(z0.device), SolveStats.empty(z0.device)
+    if gradient.mode == "unroll":
+        return Equilibrium(unroll(f, z0, solver.max_evals, solver.damping), None, forward, backward)
+    result = solve(f, z0, solver)
+    forward.record(result)
+    if not torch.is_grad_enabled():
+        return Equilibrium(result.state, result, forward, backward)
+    leaf = result.state.detach().requires_grad_()
+    if gradient.mode == "ift":
+        fz = f(leaf)
+        state = _ImplicitGradient.apply(fz, leaf, f, gradient.solver, backward)
+        return Equilibrium(state, result, forward, backward, taped=(fz, leaf))
+    steps, damping = (1, 1.0) if gradient.mode == "jfb" else (gradient.steps, gradient.damping)
+    return Equilibrium(unroll(f, result.state, steps, damping), result, forward, backward)
+
+
+def unroll(f: Callable[[Tensor], Tensor], z: Tensor, steps: int, damping: float = 1.0) -> Tensor:
+    """`steps` times z <- z + damping*(f(z) - z), through ordinary autograd.
+
+    Args:
+        f: map of a tensor to one of the same shape.
+        z: starting state.
+        steps: number of steps.
+        damping: step length in (0, 1].
+    Returns:
+        the last state.
+    """
+    for _ in range(steps):
+        fz = f(z)
+        z = fz if damping == 1.0 else z + damping * (fz - z)
+    return z
+
+
+class _AdjointMap:
+    """lambda -> J^T lambda + grad, with J taken from one taped evaluation of f."""
+
+    def __init__(self, fz: Tensor, leaf: Tensor, grad: Tensor) -> None:
+        self.fz, self.leaf, self.grad = fz, leaf, grad
+
+    def __call__(self, adjoint: Tensor) -> Tensor:
+        return _vjp(self.fz, self.leaf, adjoint) + self.grad
+
+
+class _RestrictableAdjointMap(_AdjointMap):
+    """The same where f can be evaluated, and so taped again, at some positions only."""
+
+    def __init__(self, f: Restrictable, fz: Tensor, leaf: Tensor, grad: Tensor) -> None:
+        super().__init__(fz, leaf, grad)
+        self.f = f
+
+    def restrict(self, adjoint: Tensor, positions: Tensor) -> Callable[[Tensor], Tensor]:
+        """The map at `positions`: the share of the other positions is computed once, from `adjoint`."""
+        width = self.leaf.shape[-1]
+        others = adjoint.reshape(-1, width).index_fill(0, positions, 0.0).view_as(adjoint)
+        held = self(others).reshape(-1, width).index_select(0, positions)
+        state = self.leaf.detach()
+        with torch.enable_grad():
+            leaf = state.reshape(-1, width).index_select(0, positions).requires_grad_()
+            fz = self.f.restrict(state, positions)(leaf)
+        return _AdjointMap(fz, leaf, held)
+
+
+def _vjp(out: Tensor, leaf: Tensor, vector: Tensor) -> Tensor:
+    (product,) = torch.autograd.grad(out, leaf, vector.to(out.dtype), retain_graph=True, allow_unused=True)
+    return torch.zeros_like(leaf) if product is None else product
+
+
+class _ImplicitGradient(torch.autograd.Function):
+    """Passes z* on; turns its gradient g into the lambda of lambda = J^T lambda + g."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, fz: Tensor, leaf: Tensor, f: Callable[[Tensor], Tensor], solver: SolverConfig, stats: SolveStats
+    ) -> Tensor:
+        ctx.save_for_backward(fz, leaf)
+        ctx.f, ctx.solver, ctx.stats = f, solver, stats
+        return leaf.detach().clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:  # type: ignore[override]
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "the implicit gradient cannot be differentiated again (create_graph=True); use gradient mode unroll"
+            )
+        fz, leaf = ctx.saved_tensors
+        dtype = fz.dtype
+        if fz.grad_fn is None:  # activation checkpointing hands back values without their graph
+            with torch.enable_grad():
+                leaf = leaf.detach().requires_grad_()
+                fz = ctx.f(leaf)
+        grad = grad.to(leaf.dtype)
+        restrictable = ctx.solver.active_set and isinstance(ctx.f, Restrictable)
+        adjoint = _RestrictableAdjointMap(ctx.f, fz, leaf, grad) if restrictable else _AdjointMap(fz, leaf, grad)
+        result = solve(adjoint, grad, ctx.solver)
+        ctx.stats.record(result)
+        return result.state.to(dtype), None, None, None, None

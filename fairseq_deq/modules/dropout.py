@@ -1,0 +1,28 @@
+"""Variational dropout: one mask a sample, drawn before a solve and held through all of it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def variational_mask(like: Tensor, shape: tuple[int, ...], p: float, training: bool) -> Tensor | None:
+    """A mask of zeros and 1/(1-p), or None where there is nothing to drop.
+
+    Args:
+        like: a tensor of the device and dtype to use.
+        shape: shape of the mask, (B, 1, C) for one mask a sample shared by all positions.
+        p: probability of a zero.
+        training: without it there is no mask.
+    Returns:
+        the mask, or None.
+    Source: Gal and Ghahramani (2016, arXiv 1512.05287).
+    """
+    if not training or p == 0.0:
+        return None
+    return torch.empty(shape, device=like.device, dtype=like.dtype).bernoulli_(1 - p).div_(1 - p)
+
+
+def apply_mask(x: Tensor, mask: Tensor | None) -> Tensor:
+    """x * mask, or x where there is no mask."""
+    return x if mask is None else x * mask

@@ -1,0 +1,92 @@
+"""The options of one solve, validated when they are put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .registry import solver_names
+
+SCOPES = ("position", "sample", "batch")
+POLICIES = ("best", "raise", "fallback")
+
+
+@dataclass(frozen=True)
+class SolverConfig:
+    """Options of a fixed-point solve; a wrong one is a `ValueError` naming the valid values.
+
+    A lane has converged when |f(z) - z| <= atol*sqrt(D) + rtol*|f(z)|, with the Euclidean norm over the
+    D numbers of the lane, so `atol` is a root mean square a number.
+
+    Attributes:
+        solver: name in the registry: `picard`, `anderson`, `broyden`, or one registered by the user.
+        max_evals: budget of evaluations of f.
+        rtol, atol: relative and absolute tolerance.
+        scope: what one lane is: a `position` (every index of the leading dimensions), a `sample` (every
+            index of dimension 0), or the whole `batch`. Only `position` keeps a causal f causal before it
+            has converged.
+        memory: states (Anderson) or steps (Broyden) kept, 0 for the solver's own default; bounds the
+            solver's memory.
+        damping: step length tau in (0, 1]; 1 steps to f(z).
+        ridge: Tikhonov term of Anderson's least squares, relative to the squared norms of its columns.
+        recheck_every: in `position` scope, evaluate every lane at each such iteration and wake the frozen
+            lanes whose inputs moved on.
+        active_set: evaluate f at the moving lanes only, where f offers `restrict`.
+        patience: evaluations without a new best residual after which a lane restarts from its best state
+            with half the step.
+        policy: on lanes that did not converge: return the `best` state, `raise` a `ConvergenceError`, or
+            `fallback` to damped Picard from the best state.
+    """
+
+    solver: str = "anderson"
+    max_evals: int = 30
+    rtol: float = 1e-3
+    atol: float = 1e-6
+    scope: str = "position"
+    memory: int = 0
+    damping: float = 1.0
+    ridge: float = 1e-6
+    recheck_every: int = 4
+    active_set: bool = True
+    patience: int = 6
+    policy: str = "best"
+
+    def __post_init__(self) -> None:
+        _check_choice("solver", self.solver, solver_names())
+        _check_choice("scope", self.scope, SCOPES)
+        _check_choice("policy", self.policy, POLICIES)
+        for name, low in (("max_evals", 1), ("memory", 0), ("recheck_every", 1), ("patience", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < low:
+                raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}")
+        for name in ("rtol", "atol", "ridge"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)!r}")
+        if self.rtol == 0 and self.atol == 0:
+            raise ValueError("rtol and atol are both 0: no residual can meet that; set one above 0")
+        if not 0 < self.damping <= 1:
+            raise ValueError(f"damping must lie in (0, 1], got {self.damping!r}")
+        if self.solver == "anderson" and self.memory == 1:
+            raise ValueError("anderson needs memory >= 2 (two states give one difference); use solver picard for 1")
+
+    @classmethod
+    def from_options(cls, options: dict[str, Any]) -> SolverConfig:
+        """A configuration from a dictionary.
+
+        Args:
+            options: field names and values.
+        Returns:
+            the configuration.
+        Raises:
+            ValueError: a name that is no option, or a value out of range.
+        """
+        valid = [f.name for f in fields(cls)]
+        unknown = sorted(set(options) - set(valid))
+        if unknown:
+            raise ValueError(f"unknown solver option {', '.join(unknown)}; valid options: {', '.join(valid)}")
+        return cls(**options)
+
+
+def _check_choice(name: str, value: str, valid: tuple[str, ...]) -> None:
+    if value not in valid:
+        raise ValueError(f"{name} must be one of {', '.join(valid)}; got {value!r}")

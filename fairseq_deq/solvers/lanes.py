@@ -1,0 +1,69 @@
+"""How a state of shape (..., C) divides into lanes, the independent unknowns of a solve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LaneShape:
+    """The lanes of one state: rows of a matrix (N, D).
+
+    Attributes:
+        full: shape of the state, (..., C).
+        shape: shape of the lanes: (...) in position scope, (B,) in sample scope, (1,) in batch scope.
+        samples: number of independent samples, B (1 in batch scope).
+    """
+
+    full: torch.Size
+    shape: torch.Size
+    samples: int
+
+    @classmethod
+    def of(cls, z: Tensor, scope: str) -> LaneShape:
+        """The lanes of `z` in `scope`.
+
+        Raises:
+            ValueError: z has fewer than two dimensions.
+        """
+        if z.dim() < 2:
+            raise ValueError(f"a state needs shape (samples, ..., C), got {tuple(z.shape)}")
+        shapes = {"position": z.shape[:-1], "sample": z.shape[:1], "batch": torch.Size([1])}
+        return cls(z.shape, shapes[scope], 1 if scope == "batch" else z.shape[0])
+
+    @property
+    def count(self) -> int:
+        """Number of lanes, N."""
+        return self.shape.numel()
+
+    @property
+    def width(self) -> int:
+        """Channels of the state, C."""
+        return self.full[-1]
+
+    @property
+    def coupled(self) -> bool:
+        """Whether lanes of one sample may depend on each other, so that a frozen one must be rechecked."""
+        return self.count > self.samples
+
+    def flatten(self, z: Tensor) -> Tensor:
+        """(..., C) -> (N, D)."""
+        return z.reshape(self.count, -1)
+
+    def unflatten(self, rows: Tensor) -> Tensor:
+        """(N, D) -> (..., C)."""
+        return rows.reshape(self.full)
+
+    def sample_of(self, lanes: Tensor) -> Tensor:
+        """Sample that each flat lane belongs to."""
+        return lanes // (self.count // self.samples)
+
+    def positions(self, lanes: Tensor) -> Tensor:
+        """Flat positions (indices into the state as (-1, C)) that the flat lanes cover."""
+        per_lane = self.full[:-1].numel() // self.count
+        if per_lane == 1:
+            return lanes
+        return (lanes.unsqueeze(1) * per_lane + torch.arange(per_lane, device=lanes.device)).reshape(-1)
