@@ -355,6 +355,8 @@ def write_files(out: Path, files: dict[str, bytes], manifest: dict) -> None:
         (partial / name).parent.mkdir(parents=True, exist_ok=True)
         (partial / name).write_bytes(data)
     (out / MANIFEST).unlink(missing_ok=True)
+    if "sentencepiece.model" not in files:
+        (out / "sentencepiece.model").unlink(missing_ok=True)  # of an earlier run, for another text
     for name in contents:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(partial / name, out / name)
