@@ -169,8 +169,9 @@ def read_events(path: Path) -> Iterator[tuple[float, int, str, float]]:
         path: the file: records of length (8 bytes), its checksum (4), an event, and its checksum (4).
 
     Yields:
-        Wall time, number of updates, tag and value. A record cut short by a kill ends the file.
+        Wall time, number of updates, tag and value. A record cut short by a kill, or spoilt, ends the file.
     """
+    from google.protobuf.message import DecodeError
     from tensorboardX.proto.event_pb2 import Event
 
     data = path.read_bytes()
@@ -180,7 +181,10 @@ def read_events(path: Path) -> Iterator[tuple[float, int, str, float]]:
         start = position + 12
         if start + length > len(data):
             return
-        event = Event.FromString(data[start : start + length])
+        try:
+            event = Event.FromString(data[start : start + length])
+        except DecodeError:
+            return
         for value in event.summary.value:
             if value.WhichOneof("value") == "simple_value":
                 yield event.wall_time, event.step, value.tag, value.simple_value
