@@ -13,4 +13,4 @@ if fairseq_is_installed():
     from .fairseq_remedies import install
 
     install()
-    # What registers itself with fairseq is imported here.
+    from . import criterions, models  # noqa: F401  (each registers itself with fairseq)

@@ -82,7 +82,12 @@ class Equilibrium:
 
 
 def fixed_point(
-    f: Callable[[Tensor], Tensor], z0: Tensor, solver: SolverConfig, gradient: GradientConfig
+    f: Callable[[Tensor], Tensor],
+    z0: Tensor,
+    solver: SolverConfig,
+    gradient: GradientConfig,
+    forward: SolveStats | None = None,
+    backward: SolveStats | None = None,
 ) -> Equilibrium:
     """Solve z* = f(z*) and attach a gradient to it.
 
@@ -94,12 +99,14 @@ def fixed_point(
         z0: starting state, (..., C); gets no gradient except through `unroll`.
         solver: options of the forward solve; `unroll` takes `max_evals` steps of length `damping`.
         gradient: how to differentiate.
+        forward, backward: statistics to add the two solves to; new ones where None.
     Returns:
         the `Equilibrium`.
     Source: Bai, Kolter, Koltun (2019, arXiv 1909.01377); phantom: Geng et al. (2021, arXiv 2111.05177);
         jfb: Fung et al. (2021, arXiv 2103.12803).
     """
-    forward, backward = SolveStats.empty(z0.device), SolveStats.empty(z0.device)
+    forward = forward or SolveStats.empty(z0.device)
+    backward = backward or SolveStats.empty(z0.device)
     if gradient.mode == "unroll":
         return Equilibrium(unroll(f, z0, solver.max_evals, solver.damping), None, forward, backward)
     result = solve(f, z0, solver)
@@ -171,14 +178,19 @@ class _ImplicitGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, fz: Tensor, leaf: Tensor, f: Callable[[Tensor], Tensor], solver: SolverConfig, stats: SolveStats
+        ctx: Any,
+        fz: Tensor,
+        leaf: Tensor,
+        f: Callable[[Tensor], Tensor],
+        solver: SolverConfig,
+        stats: SolveStats,
     ) -> Tensor:
         ctx.save_for_backward(fz, leaf)
         ctx.f, ctx.solver, ctx.stats = f, solver, stats
         return leaf.detach().clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "the implicit gradient cannot be differentiated again (create_graph=True); use gradient mode unroll"
@@ -191,7 +203,9 @@ class _ImplicitGradient(torch.autograd.Function):
                 fz = ctx.f(leaf)
         grad = grad.to(leaf.dtype)
         restrictable = ctx.solver.active_set and isinstance(ctx.f, Restrictable)
-        adjoint = _RestrictableAdjointMap(ctx.f, fz, leaf, grad) if restrictable else _AdjointMap(fz, leaf, grad)
+        adjoint = (
+            _RestrictableAdjointMap(ctx.f, fz, leaf, grad) if restrictable else _AdjointMap(fz, leaf, grad)
+        )
         result = solve(adjoint, grad, ctx.solver)
         ctx.stats.record(result)
         return result.state.to(dtype), None, None, None, None

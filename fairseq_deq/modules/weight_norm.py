@@ -6,6 +6,32 @@ import torch
 from torch import Tensor, nn
 
 
+class Initializer:
+    """Draws initial weights: `normal` N(0, std), `uniform` U(-range, range), `fan_in` U(+-1/sqrt(fan_in)).
+
+    Raises:
+        ValueError: unknown name, or a scale that is not above 0.
+    """
+
+    NAMES = ("normal", "uniform", "fan_in")
+
+    def __init__(self, name: str, std: float, range: float) -> None:
+        if name not in self.NAMES:
+            raise ValueError(f"--init must be one of {', '.join(self.NAMES)}; got {name!r}")
+        for option, value in (("--init-std", std), ("--init-range", range)):
+            if not value > 0:
+                raise ValueError(f"{option} must be above 0, got {value!r}")
+        self.name, self.std, self.range = name, std, range
+
+    def fill(self, weight: Tensor) -> None:
+        """Overwrite `weight`, (out, in)."""
+        if self.name == "normal":
+            nn.init.normal_(weight, 0.0, self.std)
+            return
+        bound = self.range if self.name == "uniform" else weight.shape[1] ** -0.5
+        nn.init.uniform_(weight, -bound, bound)
+
+
 class WeightNormLinear(nn.Module):
     """The parameters of a linear map, optionally weight-normalised: W = g * V / |V|, a norm for each output row.
 
@@ -37,29 +63,3 @@ class WeightNormLinear(nn.Module):
         if self.weight_g is None:
             return self.weight_v
         return torch._weight_norm(self.weight_v, self.weight_g, 0)
-
-
-class Initializer:
-    """Draws initial weights: `normal` N(0, std), `uniform` U(-range, range), `fan_in` U(+-1/sqrt(fan_in)).
-
-    Raises:
-        ValueError: unknown name, or a scale that is not above 0.
-    """
-
-    NAMES = ("normal", "uniform", "fan_in")
-
-    def __init__(self, name: str, std: float, range: float) -> None:
-        if name not in self.NAMES:
-            raise ValueError(f"--init must be one of {', '.join(self.NAMES)}; got {name!r}")
-        for option, value in (("--init-std", std), ("--init-range", range)):
-            if not value > 0:
-                raise ValueError(f"{option} must be above 0, got {value!r}")
-        self.name, self.std, self.range = name, std, range
-
-    def fill(self, weight: Tensor) -> None:
-        """Overwrite `weight`, (out, in)."""
-        if self.name == "normal":
-            nn.init.normal_(weight, 0.0, self.std)
-            return
-        bound = self.range if self.name == "uniform" else weight.shape[1] ** -0.5
-        nn.init.uniform_(weight, -bound, bound)

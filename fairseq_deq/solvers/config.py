@@ -67,7 +67,9 @@ class SolverConfig:
         if not 0 < self.damping <= 1:
             raise ValueError(f"damping must lie in (0, 1], got {self.damping!r}")
         if self.solver == "anderson" and self.memory == 1:
-            raise ValueError("anderson needs memory >= 2 (two states give one difference); use solver picard for 1")
+            raise ValueError(
+                "anderson needs memory >= 2 (two states give one difference); use solver picard for 1"
+            )
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> SolverConfig:

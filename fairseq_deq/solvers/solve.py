@@ -60,7 +60,9 @@ def solve(f: Callable[[Tensor], Tensor], z0: Tensor, config: SolverConfig) -> Fi
 
 def _fall_back(f: Callable[[Tensor], Tensor], first: FixedPoint, config: SolverConfig) -> FixedPoint:
     """Damped Picard from the best state, on the lanes of the samples that failed; keeps what is better."""
-    warnings.warn(f"{config.solver} did not converge, trying damped picard. {first.explain()}", ConvergenceWarning)
+    warnings.warn(
+        f"{config.solver} did not converge, trying damped picard. {first.explain()}", ConvergenceWarning
+    )
     damped = replace(config, solver="picard", memory=0, damping=min(config.damping, 0.5), policy="best")
     second = solve(f, first.state, damped)
     better = second.residual < first.residual
@@ -135,15 +137,15 @@ class _Loop:
 
     def _recheck(self) -> None:
         """Evaluate every lane of the samples still going; wake lanes, end samples, step the moving lanes."""
-        lanes = self.live.nonzero().squeeze(1)
+        lanes = (self.live if self.can_restrict else torch.ones_like(self.live)).nonzero().squeeze(1)
         fz = self._evaluate(lanes)
         residual, passed = self._residual(self._at(lanes), fz)
         self._wake(lanes, residual, passed)
         self._end_samples(lanes[~(passed | self.given_up[lanes])])
-        keep = torch.zeros_like(self.live)
-        keep[self.rows] = True
-        keep = (keep | self.moving) & self.live if self.can_restrict else torch.ones_like(keep)
-        self._hold(keep.nonzero().squeeze(1))
+        if self.can_restrict:
+            keep = torch.zeros_like(self.live)
+            keep[self.rows] = True
+            self._hold(((keep | self.moving) & self.live).nonzero().squeeze(1))
         if self.rows.numel() == lanes.numel():
             self._advance(fz, residual, passed)
         elif self.rows.numel():
@@ -161,7 +163,7 @@ class _Loop:
         frozen = ~self.moving[lanes]
         self.best[lanes] = torch.where((frozen & passed).unsqueeze(1), self._at(lanes), self.best[lanes])
         best = torch.where(frozen & passed, residual, self.best_residual[lanes])
-        woken = frozen & ~passed & ~self.given_up[lanes]
+        woken = frozen & ~passed & ~self.given_up[lanes] & self.live[lanes]
         self.moving[lanes] |= woken
         self.fresh[lanes] |= woken
         self.some_fresh = True
@@ -191,7 +193,9 @@ class _Loop:
         since = torch.where(moving, torch.where(better, 0, since + 1), since)
         self.since_best[rows] = since
         moving = moving & ~passed
-        lost = moving & (~finite | (residual > _GROWTH_LIMIT * best_residual) | (since >= self.config.patience))
+        lost = moving & (
+            ~finite | (residual > _GROWTH_LIMIT * best_residual) | (since >= self.config.patience)
+        )
 
         usable = torch.where(finite.unsqueeze(1), fz, z)
         fresh = self.fresh[rows].unsqueeze(1) if self.some_fresh else None
@@ -224,7 +228,9 @@ class _Loop:
         distance = torch.linalg.vector_norm(fz - z, dim=1)
         limit = self.config.atol * fz.shape[1] ** 0.5 + self.config.rtol * size
         finite = torch.isfinite(distance)
-        return torch.where(finite, distance / size.clamp(min=1e-30), float("inf")), finite & (distance <= limit)
+        return torch.where(finite, distance / size.clamp(min=1e-30), float("inf")), finite & (
+            distance <= limit
+        )
 
     # ------------------------------------------------------------------ evaluation and the active set
 

@@ -1,0 +1,133 @@
+"""`deq_lm_loss`: cross-entropy with the statistics of the solves beside it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from fairseq import utils
+from fairseq.criterions import FairseqCriterion, register_criterion
+from fairseq.dataclass import FairseqDataclass
+from fairseq.logging import metrics
+from omegaconf import II
+from torch import Tensor, nn
+
+# Entries of SolveStats, as they are named in the log: a mean a lane, prefixed f_ (forward) or b_ (backward).
+_COLUMNS = ("nfe", "lane_nfe", "res", "conv")
+
+
+@dataclass
+class DEQLossConfig(FairseqDataclass):
+    """Options of the loss."""
+
+    sentence_avg: bool = II("optimization.sentence_avg")
+
+
+@register_criterion("deq_lm_loss", dataclass=DEQLossConfig)
+class DEQLanguageModelLoss(FairseqCriterion):
+    """Cross-entropy of the next token, with full or adaptive softmax.
+
+    `loss` and `ppl` are cross-entropy alone, in bits and as perplexity. Beside them stand, as means over
+    the lanes of a solve, `f_nfe` (evaluations of f), `f_lane_nfe` (those really computed), `f_res` (relative
+    residual), `f_conv` (share of converged lanes), and the same with `b_` for the backward solve.
+    """
+
+    def __init__(self, task: Any, sentence_avg: bool) -> None:
+        super().__init__(task)
+        self.sentence_avg = sentence_avg
+
+    def forward(
+        self, model: Any, sample: dict[str, Any], reduce: bool = True
+    ) -> tuple[Tensor, int, dict[str, Any]]:
+        """The summed loss of a batch, in nats.
+
+        Args:
+            model: a language model of this package or of fairseq.
+            sample: fairseq's batch.
+            reduce: sum over tokens; without it the loss of every token is returned.
+        Returns:
+            loss; the number to divide its gradient by; what to log, as sums.
+        """
+        features, extra = model(**sample["net_input"])
+        target = model.get_targets(sample, (features, extra))
+        loss = self._cross_entropy(model.decoder, features, target, reduce)
+        ntokens = int(sample["ntokens"])
+        sample_size = target.size(0) if self.sentence_avg else ntokens
+        logging_output = {
+            "loss": loss.detach().sum(),
+            "ntokens": ntokens,
+            "nsentences": target.size(0),
+            "sample_size": sample_size,
+        }
+        for prefix in ("f", "b"):
+            stats = extra.get("forward_stats" if prefix == "f" else "backward_stats")
+            # Views: the backward pass fills its entries in after this dictionary was made.
+            sums = stats.sums if stats is not None else features.new_zeros(5)
+            for name, value in zip(("lanes", *_COLUMNS), sums.unbind(), strict=True):
+                logging_output[f"{prefix}_{name}_sum"] = value
+        return loss, sample_size, logging_output
+
+    def _cross_entropy(self, decoder: Any, output: Tensor, target: Tensor, reduce: bool) -> Tensor:
+        reduction = "sum" if reduce else "none"
+        softmax = getattr(decoder, "adaptive_softmax", None)
+        if softmax is None:
+            log_probs = F.log_softmax(output.float(), -1).flatten(0, 1)
+            return F.nll_loss(log_probs, target.flatten(), ignore_index=self.padding_idx, reduction=reduction)
+        loss = _adaptive_cross_entropy(softmax, output, target.flatten(), self.padding_idx)
+        if _is_distributed():
+            # A cluster without a target in this batch must still report to the other processes.
+            loss = loss + 0.0 * _touch(softmax, decoder.embed_tokens)
+        return loss.sum() if reduce else loss
+
+    @staticmethod
+    def reduce_metrics(logging_outputs: list[dict[str, Any]]) -> None:
+        """Log the means over all workers."""
+
+        def total(key: str) -> float:
+            return float(utils.item(sum(log.get(key, 0) for log in logging_outputs)))
+
+        ntokens, sample_size = total("ntokens"), total("sample_size")
+        loss = total("loss") / max(sample_size, 1) / math.log(2)
+        metrics.log_scalar("loss", loss, sample_size, round=3)
+        if sample_size != ntokens:
+            metrics.log_scalar("nll_loss", total("loss") / max(ntokens, 1) / math.log(2), ntokens, round=3)
+        key = "loss" if sample_size == ntokens else "nll_loss"
+        metrics.log_derived("ppl", lambda meters: utils.get_perplexity(meters[key].avg))
+        for prefix, digits in (("f", 4), ("b", 4)):
+            lanes = total(f"{prefix}_lanes_sum")
+            if lanes > 0:
+                for name in _COLUMNS:
+                    mean = total(f"{prefix}_{name}_sum") / lanes
+                    rounding = 2 if name.endswith("nfe") else digits if name == "conv" else 6
+                    metrics.log_scalar(f"{prefix}_{name}", mean, lanes, round=rounding)
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        """Every entry is a sum, so workers may add them up first."""
+        return True
+
+
+def _adaptive_cross_entropy(softmax: Any, output: Tensor, target: Tensor, padding_idx: int) -> Tensor:
+    """Loss of every token, (n,), 0 at padding, in the order of `target` (n,)."""
+    logits, targets = softmax(output, target)
+    loss = F.cross_entropy(logits[0].float(), targets[0], reduction="none")
+    for i, (tail, tail_target) in enumerate(zip(logits[1:], targets[1:], strict=True)):
+        if tail_target is not None:
+            inside = (target >= softmax.cutoff[i]) & (target < softmax.cutoff[i + 1])
+            tail_loss = F.cross_entropy(tail.float(), tail_target, reduction="none")
+            loss = loss.index_add(0, inside.nonzero().squeeze(1), tail_loss)
+    return loss.masked_fill(target == padding_idx, 0.0)
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+
+
+def _touch(*modules: nn.Module) -> Tensor:
+    """Zero-size dependence on every parameter of the modules."""
+    parameters = {id(p): p for module in modules for p in module.parameters()}
+    return torch.stack([p.flatten()[:1].sum() for p in parameters.values()]).sum()

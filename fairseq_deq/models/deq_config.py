@@ -1,0 +1,185 @@
+"""The options that every DEQ language model has, and what they become."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fairseq import options
+from fairseq.dataclass import FairseqDataclass
+from omegaconf import II
+
+from ..implicit import GRADIENTS, GradientConfig
+from ..modules.weight_norm import Initializer
+from ..solvers import SolverConfig, solver_names
+
+STOP_MODES = ("rel", "abs")
+
+
+def option(default: Any, text: str) -> Any:
+    """A dataclass field with the help text that fairseq shows."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class DEQLanguageModelConfig(FairseqDataclass):
+    """Options of the embedding, the softmax, the solves and the pretraining phase."""
+
+    decoder_embed_dim: int = option(256, "width of the model, and of its embeddings")
+    dropout: float = option(0.0, "variational dropout, one mask a sample held through a whole solve")
+    wnorm: bool = option(False, "normalise the weights inside the layer (weight norm)")
+    init: str = option("normal", f"initial weights: {', '.join(Initializer.NAMES)}")
+    init_std: float = option(0.02, "standard deviation of --init normal")
+    init_range: float = option(0.05, "bound of --init uniform")
+
+    share_decoder_input_output_embed: bool = option(False, "tie the softmax to the input embedding")
+    adaptive_input: bool = option(False, "use fairseq's adaptive input")
+    adaptive_input_cutoff: str | None = option(None, "comma separated cut-offs of the adaptive input")
+    adaptive_input_factor: float = option(4.0, "factor by which the adaptive input's bands narrow")
+    adaptive_softmax_cutoff: str | None = option(
+        None, "comma separated cut-offs; turns fairseq's adaptive softmax on"
+    )
+    adaptive_softmax_factor: float = option(4.0, "factor by which the adaptive softmax's tails narrow")
+    adaptive_softmax_dropout: float = option(0.0, "dropout in the tails of the adaptive softmax")
+    tie_adaptive_weights: bool = option(False, "tie the words of adaptive softmax and adaptive input")
+    tie_adaptive_proj: bool = option(False, "tie the projections of adaptive softmax and adaptive input")
+
+    f_solver: str = option("anderson", f"solver of the forward pass: {', '.join(solver_names())}")
+    b_solver: str = option("anderson", f"solver of the backward pass: {', '.join(solver_names())}")
+    f_thres: int = option(30, "evaluations of f at most, in the forward pass")
+    b_thres: int = option(35, "vector-Jacobian products at most, in the backward pass")
+    f_eps: float = option(1e-3, "tolerance of the forward solve")
+    b_eps: float = option(1e-3, "relative tolerance of the backward solve")
+    stop_mode: str = option("rel", "--f-eps is relative to |f(z)| (rel) or a root mean square (abs)")
+    solver_scope: str = option(
+        "position",
+        "what is solved as one unknown: position, sample, batch; only position is causal throughout",
+    )
+    f_memory: int = option(0, "states the forward solver keeps; 0: the solver's default")
+    b_memory: int = option(0, "states the backward solver keeps; 0: the solver's default")
+    f_damping: float = option(1.0, "step length of the forward solver, in (0, 1]")
+    no_active_set: bool = option(False, "evaluate f at converged positions too")
+    solver_policy: str = option("best", "when a solve fails: best, raise, fallback")
+    gradient: str = option("ift", f"how to differentiate: {', '.join(GRADIENTS)}")
+    phantom_steps: int = option(5, "steps of --gradient phantom")
+    phantom_damping: float = option(1.0, "step length of --gradient phantom, in (0, 1]")
+
+    pretrain_steps: int = option(0, "updates trained as a tied stack before the equilibrium phase")
+    pretrain_layers: int = option(2, "layers of that stack")
+    mem_len: int = option(0, "positions of the previous segment that are remembered")
+    subseq_len: int = option(0, "positions solved at a time; 0: the whole segment")
+
+    tokens_per_sample: int = II("task.tokens_per_sample")
+    max_target_positions: int | None = II("task.max_target_positions")
+    add_bos_token: bool = II("task.add_bos_token")
+
+
+def forward_solver(cfg: DEQLanguageModelConfig) -> SolverConfig:
+    """The options of the forward solve.
+
+    Raises:
+        ValueError: an option is out of range; the sentence names it and the valid values.
+    """
+    if cfg.stop_mode not in STOP_MODES:
+        raise ValueError(f"--stop-mode must be one of {', '.join(STOP_MODES)}; got {cfg.stop_mode!r}")
+    relative = cfg.stop_mode == "rel"
+    return _solver(
+        {"solver": "--f-solver", "max_evals": "--f-thres", "memory": "--f-memory", "damping": "--f-damping"}
+        | ({"rtol": "--f-eps"} if relative else {"atol": "--f-eps"}),
+        solver=cfg.f_solver,
+        max_evals=cfg.f_thres,
+        rtol=cfg.f_eps if relative else 0.0,
+        atol=0.0 if relative else cfg.f_eps,
+        memory=cfg.f_memory,
+        damping=cfg.f_damping,
+        scope=cfg.solver_scope,
+        active_set=not cfg.no_active_set,
+        policy=cfg.solver_policy,
+    )
+
+
+def gradient_config(cfg: DEQLanguageModelConfig) -> GradientConfig:
+    """How to differentiate, with the options of the backward solve.
+
+    Raises:
+        ValueError: an option is out of range; the sentence names it and the valid values.
+    """
+    solver = _solver(
+        {"solver": "--b-solver", "max_evals": "--b-thres", "rtol": "--b-eps", "memory": "--b-memory"},
+        solver=cfg.b_solver,
+        max_evals=cfg.b_thres,
+        rtol=cfg.b_eps,
+        atol=0.0,
+        memory=cfg.b_memory or (5 if cfg.b_solver == "anderson" else 0),
+        scope=cfg.solver_scope,
+        active_set=not cfg.no_active_set,
+        policy=cfg.solver_policy,
+    )
+    return GradientConfig(cfg.gradient, solver, cfg.phantom_steps, cfg.phantom_damping)
+
+
+def _solver(flags: dict[str, str], **options: Any) -> SolverConfig:
+    try:
+        return SolverConfig.from_options(options)
+    except ValueError as error:
+        sentence = str(error)
+        flags = flags | {"scope": "--solver-scope", "policy": "--solver-policy"}
+        name = sentence.split(" ", 1)[0]
+        raise ValueError(sentence.replace(name, flags.get(name, name), 1)) from None
+
+
+def check_options(cfg: DEQLanguageModelConfig, vocabulary: int) -> None:
+    """Refuse what cannot work, before anything is built.
+
+    Args:
+        cfg: the options.
+        vocabulary: number of types in the dictionary.
+    Raises:
+        ValueError: with the option's name, what is wrong and what is valid.
+    """
+    for name in ("pretrain_steps", "mem_len", "subseq_len"):
+        _require(getattr(cfg, name) >= 0, name, "at least 0", getattr(cfg, name))
+    for name in ("decoder_embed_dim", "pretrain_layers"):
+        _require(getattr(cfg, name) >= 1, name, "at least 1", getattr(cfg, name))
+    for name in ("dropout", "adaptive_softmax_dropout"):
+        _require(0 <= getattr(cfg, name) < 1, name, "in [0, 1)", getattr(cfg, name))
+    if cfg.adaptive_input and not cfg.adaptive_input_cutoff:
+        raise ValueError("--adaptive-input needs --adaptive-input-cutoff, for example 20000,40000,200000")
+    for name in ("adaptive_input_cutoff", "adaptive_softmax_cutoff"):
+        if getattr(cfg, name):
+            _check_cutoff(name, getattr(cfg, name), vocabulary)
+    if cfg.tie_adaptive_weights:
+        same = (cfg.adaptive_input_cutoff, cfg.adaptive_input_factor)
+        if not cfg.adaptive_input or same != (cfg.adaptive_softmax_cutoff, cfg.adaptive_softmax_factor):
+            raise ValueError(
+                "--tie-adaptive-weights needs --adaptive-input, and the same cut-offs and factor in "
+                "--adaptive-input-cutoff/-factor and --adaptive-softmax-cutoff/-factor"
+            )
+    if cfg.tie_adaptive_proj and not cfg.tie_adaptive_weights:
+        raise ValueError("--tie-adaptive-proj needs --tie-adaptive-weights")
+    if cfg.share_decoder_input_output_embed and (cfg.adaptive_input or cfg.adaptive_softmax_cutoff):
+        raise ValueError(
+            "--share-decoder-input-output-embed is for the full softmax; with the adaptive one use "
+            "--tie-adaptive-weights"
+        )
+
+
+def cutoffs(text: str) -> list[int]:
+    """The numbers of a cut-off option."""
+    return [int(number) for number in options.eval_str_list(text, type=int)]
+
+
+def _check_cutoff(name: str, text: str, vocabulary: int) -> None:
+    numbers = cutoffs(text)
+    if numbers != sorted(set(numbers)) or numbers[0] < 1:
+        raise ValueError(f"--{name.replace('_', '-')} must be increasing positive numbers, got {text}")
+    if numbers[-1] > vocabulary:
+        raise ValueError(
+            f"--{name.replace('_', '-')} {text} goes beyond the dictionary of {vocabulary} types; "
+            "choose cut-offs below that"
+        )
+
+
+def _require(good: bool, name: str, valid: str, value: Any) -> None:
+    if not good:
+        raise ValueError(f"--{name.replace('_', '-')} must be {valid}, got {value!r}")

@@ -1,0 +1,271 @@
+"""A fairseq decoder whose only layer is solved to its equilibrium."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from fairseq.models import FairseqIncrementalDecoder
+from fairseq.modules import AdaptiveInput, AdaptiveSoftmax
+from torch import Tensor, nn
+
+from ..implicit import Equilibrium, SolveStats, fixed_point, unroll
+from ..modules.dropout import apply_mask, variational_mask
+from ..modules.memory import Memory
+from ..modules.transformer_cell import KeysValues, PreparedCell, TransformerCell
+from ..modules.weight_norm import Initializer
+from .deq_config import DEQLanguageModelConfig, check_options, cutoffs, forward_solver, gradient_config
+
+
+@dataclass(frozen=True)
+class DecodingCache:
+    """What incremental decoding keeps: the tokens seen, and one layer of keys and values at their equilibria."""
+
+    past: KeysValues
+    padding: Tensor | None  # (B, S) bool
+
+    @property
+    def length(self) -> int:
+        """Number of tokens seen, S."""
+        return self.past.length
+
+    def rows(self, index: Tensor) -> DecodingCache:
+        """The hypotheses `index`, in that order."""
+        padding = None if self.padding is None else self.padding.index_select(0, index)
+        return DecodingCache(self.past.rows(index), padding)
+
+
+class DEQTransformerDecoder(FairseqIncrementalDecoder):
+    """Embeds tokens, injects them into the cell, solves for its equilibrium, and scores the next token.
+
+    Args:
+        cfg: options of the model.
+        dictionary: fairseq's dictionary.
+        cell: the layer f.
+    Raises:
+        ValueError: an option cannot work; the sentence names it and the valid values.
+    """
+
+    def __init__(self, cfg: DEQLanguageModelConfig, dictionary: Any, cell: TransformerCell) -> None:
+        super().__init__(dictionary)
+        check_options(cfg, len(dictionary))
+        self.solver, self.gradient = forward_solver(cfg), gradient_config(cfg)
+        self.dropout = cfg.dropout
+        self.pretrain_steps, self.pretrain_layers = cfg.pretrain_steps, cfg.pretrain_layers
+        self.mem_len, self.subseq_len = cfg.mem_len, cfg.subseq_len
+        self.num_updates = 0
+        self.padding_idx = dictionary.pad()
+        self.dim = cfg.decoder_embed_dim
+        self.embed_scale = math.sqrt(self.dim)
+        self.cell = cell
+        self.injection = nn.Linear(self.dim, cell.injection_dim)
+        initializer = Initializer(cfg.init, cfg.init_std, cfg.init_range)
+        cell.initialize(initializer)
+        with torch.no_grad():
+            initializer.fill(self.injection.weight)
+            self.injection.bias.zero_()
+        self.embed_tokens = _embedding(cfg, dictionary)
+        self.adaptive_softmax, self.output_projection = _softmax(cfg, dictionary, self.embed_tokens)
+
+    # ------------------------------------------------------------------ fairseq's interface
+
+    def forward(
+        self,
+        prev_output_tokens: Tensor,
+        encoder_out: None = None,
+        incremental_state: dict[str, Any] | None = None,
+        features_only: bool = False,
+        src_lengths: Tensor | None = None,
+        memory: Memory | None = None,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Score the next token at every position.
+
+        Args:
+            prev_output_tokens: tokens, (B, T); with `incremental_state` all tokens so far.
+            encoder_out: unused; part of fairseq's interface.
+            incremental_state: where decoding keeps its cache.
+            features_only: leave the softmax out.
+            src_lengths: unused; part of fairseq's interface.
+            memory: what the previous segment left.
+        Returns:
+            logits (B, T, V), or features (B, T, C) for the adaptive softmax; and a dictionary with `attn`
+            (always None), `equilibria` (a list of `Equilibrium`, one a subsequence), `forward_stats` and
+            `backward_stats` (`SolveStats`, the latter filled by the backward pass) and `memory`.
+        """
+        x, extra = self.extract_features(prev_output_tokens, encoder_out, incremental_state, memory=memory)
+        return (x if features_only else self.output_layer(x)), extra
+
+    def extract_features(
+        self,
+        prev_output_tokens: Tensor,
+        encoder_out: None = None,
+        incremental_state: dict[str, Any] | None = None,
+        src_lengths: Tensor | None = None,
+        memory: Memory | None = None,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """The equilibria, (B, T, C), ready for the softmax; arguments and extra as in `forward`."""
+        if incremental_state is not None:
+            return self._decode(prev_output_tokens, incremental_state)
+        padding = self._padding(prev_output_tokens, memory.length if memory is not None else 0)
+        return self._solve_segment(prev_output_tokens, memory, padding)
+
+    def output_layer(self, features: Tensor) -> Tensor:
+        """Logits (B, T, V) of the full softmax; the features themselves where the softmax is adaptive."""
+        if self.adaptive_softmax is not None:
+            return features
+        if self.output_projection is not None:
+            return self.output_projection(features)
+        return F.linear(features, self.embed_tokens.weight)
+
+    def max_positions(self) -> int:
+        """Positions are relative: there is no longest input."""
+        return int(1e6)
+
+    def set_num_updates(self, num_updates: int) -> None:
+        """Updates finished so far; decides the phase."""
+        self.num_updates = num_updates
+
+    @property
+    def pretraining(self) -> bool:
+        """Whether the model is a tied stack now.
+
+        In training this is about the update to come, in evaluation about those behind: after exactly
+        `pretrain_steps` updates the weights are still a stack's.
+        """
+        if self.training:
+            return self.num_updates < self.pretrain_steps
+        return self.pretrain_steps > 0 and self.num_updates <= self.pretrain_steps
+
+    def reorder_incremental_state(self, incremental_state: dict[str, Any], new_order: Tensor) -> None:
+        """Follow fairseq's beams: row i of the cache becomes row `new_order[i]` of the old one."""
+        cache = self._cache(incremental_state)
+        if cache is not None:
+            self.set_incremental_state(incremental_state, "cache", cache.rows(new_order))
+
+    # ------------------------------------------------------------------ one segment
+
+    def _solve_segment(
+        self, tokens: Tensor, memory: Memory | None, padding: Tensor | None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        length, before = tokens.shape[1], memory.length if memory is not None else 0
+        injection = self._inject(tokens)
+        prepared = self.cell.prepare(self.cell.draw(tokens.shape[0], length, before, injection))
+        past = prepared.keys_values(memory.state, memory.injection) if memory is not None and before else None
+        stats = SolveStats.empty(tokens.device), SolveStats.empty(tokens.device)
+        equilibria: list[Equilibrium] = []
+        step = length if self.pretraining or not self.subseq_len else self.subseq_len
+        for start in range(0, length, step):
+            u = injection[:, start : start + step]
+            hidden = None if padding is None else padding[:, : before + start + u.shape[1]]
+            equilibria.append(self._equilibrium(prepared, u, past, hidden, start, stats))
+            if start + step < length:
+                settled = prepared.keys_values(equilibria[-1].state, u)
+                past = settled if past is None else past.followed_by(settled)
+        state = torch.cat([e.state for e in equilibria], 1) if len(equilibria) > 1 else equilibria[0].state
+        extra = self._extra(equilibria, stats, self._remember(memory, state, injection))
+        mask = variational_mask(state, (state.shape[0], 1, self.dim), self.dropout, self.training)
+        return apply_mask(state, mask), extra
+
+    def _equilibrium(
+        self,
+        prepared: PreparedCell,
+        injection: Tensor,
+        past: KeysValues | None,
+        padding: Tensor | None,
+        start: int,
+        stats: tuple[SolveStats, SolveStats],
+    ) -> Equilibrium:
+        f = prepared.bind(injection, past, padding, start)
+        z0 = injection.new_zeros(*injection.shape[:2], self.dim)
+        if self.pretraining:
+            return Equilibrium(unroll(f, z0, self.pretrain_layers), None, *stats)
+        return fixed_point(f, z0, self.solver, self.gradient, *stats)
+
+    def _inject(self, tokens: Tensor) -> Tensor:
+        """u, (B, T, D), from tokens (B, T)."""
+        embedded = self.embed_tokens(tokens) * self.embed_scale
+        mask = variational_mask(embedded, (tokens.shape[0], 1, self.dim), self.dropout, self.training)
+        return self.injection(apply_mask(embedded, mask))
+
+    def _remember(self, memory: Memory | None, state: Tensor, injection: Tensor) -> Memory | None:
+        if self.mem_len == 0:
+            return None
+        if memory is None:
+            memory = Memory(state[:, :0], injection[:, :0])
+        return memory.extended(state, injection, self.mem_len).detached()
+
+    def _padding(self, tokens: Tensor, before: int) -> Tensor | None:
+        """(B, M + T), True at padding; None where no row begins with it, since f looks back only."""
+        padding = tokens.eq(self.padding_idx)
+        if not bool(padding[:, 0].any()):
+            return None
+        return F.pad(padding, (before, 0), value=False)
+
+    @staticmethod
+    def _extra(
+        equilibria: list[Equilibrium], stats: tuple[SolveStats, SolveStats], memory: Memory | None
+    ) -> dict[str, Any]:
+        return {
+            "attn": None,
+            "equilibria": equilibria,
+            "forward_stats": stats[0],
+            "backward_stats": stats[1],
+            "memory": memory,
+        }
+
+    # ------------------------------------------------------------------ incremental decoding
+
+    def _cache(self, incremental_state: dict[str, Any]) -> DecodingCache | None:
+        return self.get_incremental_state(incremental_state, "cache")
+
+    def _decode(self, tokens: Tensor, incremental_state: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """Solve for the tokens not seen yet, all at once, against the settled keys and values of the others."""
+        cache = self._cache(incremental_state)
+        seen = cache.length if cache is not None else 0
+        padding = self._padding(tokens, 0)
+        injection = self._inject(tokens[:, seen:])
+        prepared = self.cell.prepare(self.cell.draw(tokens.shape[0], injection.shape[1], seen, injection))
+        stats = SolveStats.empty(tokens.device), SolveStats.empty(tokens.device)
+        past = cache.past if cache is not None else None
+        equilibrium = self._equilibrium(prepared, injection, past, padding, 0, stats)
+        settled = prepared.keys_values(equilibrium.state, injection)
+        past = settled if past is None else past.followed_by(settled)
+        self.set_incremental_state(incremental_state, "cache", DecodingCache(past, padding))
+        return equilibrium.state[:, -1:].clone(), self._extra([equilibrium], stats, None)
+
+
+def _embedding(cfg: DEQLanguageModelConfig, dictionary: Any) -> nn.Module:
+    size, pad, dim = len(dictionary), dictionary.pad(), cfg.decoder_embed_dim
+    if cfg.adaptive_input:
+        assert cfg.adaptive_input_cutoff is not None
+        bands = cutoffs(cfg.adaptive_input_cutoff)
+        return AdaptiveInput(size, pad, dim, cfg.adaptive_input_factor, dim, bands)
+    embedding = nn.Embedding(size, dim, pad)
+    nn.init.normal_(embedding.weight, std=dim**-0.5)
+    nn.init.zeros_(embedding.weight[pad])
+    return embedding
+
+
+def _softmax(
+    cfg: DEQLanguageModelConfig, dictionary: Any, embedding: nn.Module
+) -> tuple[AdaptiveSoftmax | None, nn.Linear | None]:
+    size, dim = len(dictionary), cfg.decoder_embed_dim
+    if cfg.adaptive_softmax_cutoff:
+        softmax = AdaptiveSoftmax(
+            size,
+            dim,
+            cutoffs(cfg.adaptive_softmax_cutoff),
+            dropout=cfg.adaptive_softmax_dropout,
+            adaptive_inputs=embedding if cfg.tie_adaptive_weights else None,
+            factor=cfg.adaptive_softmax_factor,
+            tie_proj=cfg.tie_adaptive_proj,
+        )
+        return softmax, None
+    if cfg.share_decoder_input_output_embed:
+        return None, None
+    projection = nn.Linear(dim, size, bias=False)
+    nn.init.normal_(projection.weight, std=dim**-0.5)
+    return None, projection

@@ -1,0 +1,119 @@
+"""`deq_transformer_lm` and its named architectures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fairseq.models import FairseqLanguageModel, register_model
+
+from ..modules.transformer_cell import TransformerCell
+from .deq_config import DEQLanguageModelConfig, option
+from .deq_decoder import DEQTransformerDecoder
+
+
+@dataclass
+class DEQTransformerConfig(DEQLanguageModelConfig):
+    """Options of the DEQ-Transformer."""
+
+    decoder_ffn_embed_dim: int = option(1024, "channels of the feed-forward part")
+    decoder_attention_heads: int = option(8, "attention heads")
+    decoder_head_dim: int = option(0, "channels of a head; 0: width / heads")
+    decoder_normalize_before: bool = option(False, "normalise before attention and feed-forward (pre-norm)")
+    attention_dropout: float = option(0.0, "dropout of attention weights, held through a whole solve")
+    local_size: int = option(0, "positions a query looks back at most; 0: no limit")
+
+
+@register_model("deq_transformer_lm", dataclass=DEQTransformerConfig)
+class DEQTransformerLanguageModel(FairseqLanguageModel):
+    """A Transformer language model of one layer at its equilibrium.
+
+    Source: Bai, Kolter, Koltun (2019, arXiv 1909.01377).
+    """
+
+    # fairseq announces the number of finished updates one too late for validation; see fairseq_remedies.
+    counts_finished_updates = True
+
+    @classmethod
+    def build_model(cls, cfg: DEQTransformerConfig, task: Any) -> DEQTransformerLanguageModel:
+        """A new model.
+
+        Raises:
+            ValueError: an option cannot work; the sentence names it and the valid values.
+        """
+        cell = TransformerCell(
+            dim=cfg.decoder_embed_dim,
+            ffn_dim=cfg.decoder_ffn_embed_dim,
+            heads=cfg.decoder_attention_heads,
+            head_dim=_head_dim(cfg),
+            pre_norm=cfg.decoder_normalize_before,
+            weight_norm=cfg.wnorm,
+            dropout=cfg.dropout,
+            attention_dropout=cfg.attention_dropout,
+            local_size=cfg.local_size,
+        )
+        return cls(DEQTransformerDecoder(cfg, task.source_dictionary, cell))
+
+
+def _head_dim(cfg: DEQTransformerConfig) -> int:
+    for name in ("decoder_ffn_embed_dim", "decoder_attention_heads"):
+        if getattr(cfg, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(cfg, name)}")
+    if cfg.decoder_head_dim < 0 or cfg.local_size < 0:
+        raise ValueError("--decoder-head-dim and --local-size must be at least 0")
+    if not 0 <= cfg.attention_dropout < 1:
+        raise ValueError(f"--attention-dropout must be in [0, 1), got {cfg.attention_dropout}")
+    if cfg.decoder_embed_dim < 2 or cfg.decoder_embed_dim % 2:
+        raise ValueError(f"--decoder-embed-dim must be even, got {cfg.decoder_embed_dim}")
+    if cfg.decoder_head_dim:
+        return cfg.decoder_head_dim
+    if cfg.decoder_embed_dim % cfg.decoder_attention_heads:
+        raise ValueError(
+            f"--decoder-embed-dim {cfg.decoder_embed_dim} is not a multiple of --decoder-attention-heads "
+            f"{cfg.decoder_attention_heads}; change one, or set --decoder-head-dim"
+        )
+    return cfg.decoder_embed_dim // cfg.decoder_attention_heads
+
+
+@dataclass
+class TinyConfig(DEQTransformerConfig):
+    """For a CPU and a small text: trains in minutes."""
+
+    decoder_embed_dim: int = option(128, "width of the model, and of its embeddings")
+    decoder_ffn_embed_dim: int = option(512, "channels of the feed-forward part")
+    decoder_attention_heads: int = option(4, "attention heads")
+    share_decoder_input_output_embed: bool = option(True, "tie the softmax to the input embedding")
+    init_std: float = option(0.05, "standard deviation of --init normal")
+
+
+@register_model("deq_transformer_lm_tiny", dataclass=TinyConfig)
+class DEQTransformerTiny(DEQTransformerLanguageModel):
+    """`deq_transformer_lm` in the size of `TinyConfig`."""
+
+
+@dataclass
+class WikiText103Config(DEQTransformerConfig):
+    """The released WikiText-103 script of 2019: width 700, 10 heads of 70, feed-forward 48000."""
+
+    decoder_embed_dim: int = option(700, "width of the model, and of its embeddings")
+    decoder_ffn_embed_dim: int = option(48000, "channels of the feed-forward part")
+    decoder_attention_heads: int = option(10, "attention heads")
+    decoder_head_dim: int = option(70, "channels of a head; 0: width / heads")
+    dropout: float = option(0.05, "variational dropout, one mask a sample held through a whole solve")
+    wnorm: bool = option(True, "normalise the weights inside the layer (weight norm)")
+    init: str = option("fan_in", "initial weights: normal, uniform, fan_in")
+    adaptive_input: bool = option(True, "use fairseq's adaptive input")
+    adaptive_input_cutoff: str | None = option("20000,40000,200000", "comma separated cut-offs")
+    adaptive_softmax_cutoff: str | None = option("20000,40000,200000", "comma separated cut-offs")
+    tie_adaptive_weights: bool = option(True, "tie the words of adaptive softmax and adaptive input")
+    tie_adaptive_proj: bool = option(True, "tie the projections of adaptive softmax and adaptive input")
+    f_thres: int = option(30, "evaluations of f at most, in the forward pass")
+    b_thres: int = option(40, "vector-Jacobian products at most, in the backward pass")
+    pretrain_steps: int = option(16000, "updates trained as a tied stack before the equilibrium phase")
+    mem_len: int = option(150, "positions of the previous segment that are remembered")
+    subseq_len: int = option(75, "positions solved at a time; 0: the whole segment")
+
+
+@register_model("deq_transformer_lm_wt103", dataclass=WikiText103Config)
+class DEQTransformerWikiText103(DEQTransformerLanguageModel):
+    """`deq_transformer_lm` in the size of `WikiText103Config`."""

@@ -1,0 +1,1 @@
+"""The cells whose equilibrium is the model, and what they are made of."""

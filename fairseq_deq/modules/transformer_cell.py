@@ -1,0 +1,385 @@
+"""The DEQ-Transformer layer: relative attention and feed-forward with the input injected into q, k and v."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..solvers.solve import ROW_MULTIPLE
+from .dropout import apply_mask, variational_mask
+from .weight_norm import Initializer, WeightNormLinear
+
+
+@dataclass(frozen=True)
+class KeysValues:
+    """Keys and values of positions whose state is settled, each (B, H, S, D)."""
+
+    keys: Tensor
+    values: Tensor
+
+    @property
+    def length(self) -> int:
+        """Number of positions, S."""
+        return self.keys.shape[2]
+
+    def followed_by(self, other: KeysValues) -> KeysValues:
+        """These positions and then those of `other`."""
+        return KeysValues(torch.cat([self.keys, other.keys], 2), torch.cat([self.values, other.values], 2))
+
+    def rows(self, index: Tensor) -> KeysValues:
+        """The samples `index` (B',), in that order."""
+        return KeysValues(self.keys.index_select(0, index), self.values.index_select(0, index))
+
+
+class TransformerCell(nn.Module):
+    """One Transformer-XL layer f(z; u), to be solved for z = f(z; u).
+
+    With [q, k, v] = W_qkv z + u over memory and segment,
+        A_ij = ((q_i + r_w) . k_j + (q_i + r_r) . (W_r R_{i-j})) / sqrt(D), j <= i,
+        a = drop(W_o softmax(A) v),
+    post-norm:  h = LN(a + z),  f = LN(h + drop(W_2 drop(relu(W_1 h)))),
+    pre-norm:   h = a + z with attention on LN(z),  f = LN(h + drop(W_2 drop(relu(W_1 LN(h))))).
+    LN has no affine parameters. The closing LN of the pre-norm form bounds f, so that an equilibrium exists.
+
+    Args:
+        dim: channels of z, C.
+        ffn_dim: channels of the feed-forward part.
+        heads: attention heads, H.
+        head_dim: channels of a head, D.
+        pre_norm: which of the two forms.
+        weight_norm: whether the five matrices W are weight-normalised.
+        dropout: probability of the variational dropouts (hidden, both places; relative positions).
+        attention_dropout: probability of dropping attention weights.
+        local_size: positions a query looks back at most, 0 for no limit.
+    Source: Dai et al. (2019, arXiv 1901.02860); Bai, Kolter, Koltun (2019, arXiv 1909.01377).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        ffn_dim: int,
+        heads: int,
+        head_dim: int,
+        pre_norm: bool,
+        weight_norm: bool,
+        dropout: float,
+        attention_dropout: float,
+        local_size: int,
+    ) -> None:
+        super().__init__()
+        self.dim, self.heads, self.head_dim = dim, heads, head_dim
+        self.pre_norm, self.local_size = pre_norm, local_size
+        self.dropout, self.attention_dropout = dropout, attention_dropout
+        inner = heads * head_dim
+        self.qkv = WeightNormLinear(dim, 3 * inner, bias=False, weight_norm=weight_norm)
+        self.relative = WeightNormLinear(dim, inner, bias=False, weight_norm=weight_norm)
+        self.out = WeightNormLinear(inner, dim, bias=True, weight_norm=weight_norm)
+        self.ffn_in = WeightNormLinear(dim, ffn_dim, bias=True, weight_norm=weight_norm)
+        self.ffn_out = WeightNormLinear(ffn_dim, dim, bias=True, weight_norm=weight_norm)
+        self.content_bias = nn.Parameter(torch.zeros(heads, head_dim))  # r_w
+        self.position_bias = nn.Parameter(torch.zeros(heads, head_dim))  # r_r
+
+    @property
+    def injection_dim(self) -> int:
+        """Channels of the injection u."""
+        return 3 * self.heads * self.head_dim
+
+    def initialize(self, initializer: Initializer) -> None:
+        """Draw every weight from `initializer`; biases of linear maps start at 0."""
+        for linear in (self.qkv, self.relative, self.out, self.ffn_in, self.ffn_out):
+            linear.initialize(initializer)
+        with torch.no_grad():
+            initializer.fill(self.content_bias)
+            initializer.fill(self.position_bias)
+
+    def draw(self, batch: int, length: int, memory: int, like: Tensor) -> DropoutMasks:
+        """Draw the masks of one forward pass, to be held through every solve in it.
+
+        Args:
+            batch, length, memory: rows, positions and remembered positions, B, T and M.
+            like: a tensor of the device and dtype to use.
+        """
+
+        def mask(p: float, *shape: int) -> Tensor | None:
+            return variational_mask(like, shape, p, self.training)
+
+        return DropoutMasks(
+            hidden=mask(self.dropout, batch, self.dim),
+            ffn_inner=mask(self.dropout, batch, self.ffn_in.weight_v.shape[0]),
+            ffn_outer=mask(self.dropout, batch, self.dim),
+            relative=mask(self.dropout, 1, self.dim),
+            attention=mask(self.attention_dropout, batch, self.heads, length, length + memory),
+        )
+
+    def prepare(self, masks: DropoutMasks) -> PreparedCell:
+        """The weights of one forward pass: normalised once, scaled once."""
+        scale = self.head_dim**-0.5
+        inner = self.heads * self.head_dim
+        qkv = self.qkv.weight()
+        return PreparedCell(
+            cell=self,
+            masks=masks,
+            qkv=torch.cat([qkv[:inner] * scale, qkv[inner:]]),
+            relative=self.relative.weight(),
+            out=self.out.weight(),
+            ffn_in=self.ffn_in.weight(),
+            ffn_out=self.ffn_out.weight(),
+            scale=scale,
+        )
+
+
+@dataclass(frozen=True)
+class DropoutMasks:
+    """Masks of one forward pass; None where nothing is dropped. Rows are samples, shared by all positions."""
+
+    hidden: Tensor | None  # (B, C)
+    ffn_inner: Tensor | None  # (B, F)
+    ffn_outer: Tensor | None  # (B, C)
+    relative: Tensor | None  # (1, C)
+    attention: Tensor | None  # (B, H, T, M + T)
+
+
+@dataclass(frozen=True)
+class PreparedCell:
+    """A cell with the weights of one forward pass; the query rows of `qkv` carry the factor 1/sqrt(D)."""
+
+    cell: TransformerCell
+    masks: DropoutMasks
+    qkv: Tensor
+    relative: Tensor
+    out: Tensor
+    ffn_in: Tensor
+    ffn_out: Tensor
+    scale: float
+
+    def keys_values(self, state: Tensor, injection: Tensor) -> KeysValues:
+        """Keys and values of settled positions.
+
+        Args:
+            state: equilibria, (B, S, C).
+            injection: their injections, (B, S, 3*H*D).
+        """
+        inner = self.cell.heads * self.cell.head_dim
+        normed = F.layer_norm(state, state.shape[-1:]) if self.cell.pre_norm else state
+        kv = F.linear(normed, self.qkv[inner:]) + injection[..., inner:]
+        keys, values = kv.chunk(2, -1)
+        return KeysValues(self.split_heads(keys), self.split_heads(values))
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """(B, S, H*D) -> (B, H, S, D)."""
+        return x.unflatten(-1, (self.cell.heads, self.cell.head_dim)).transpose(1, 2)
+
+    def bind(
+        self, injection: Tensor, past: KeysValues | None, padding: Tensor | None = None, start: int = 0
+    ) -> BoundCell:
+        """f(z) for one segment, with all that does not depend on z computed here, once.
+
+        Args:
+            injection: u of the segment, (B, T, 3*H*D).
+            past: keys and values of the positions before the segment, (B, H, M, D) each.
+            padding: (B, M + T) bool, True at positions that must not be attended to.
+            start: where the segment begins among the positions that the masks were drawn for.
+        """
+        return BoundCell(self, injection, past, padding, start)
+
+
+class BoundCell:
+    """z -> f(z) over (B, T, C), for one segment; `restrict` evaluates it at some positions only."""
+
+    def __init__(
+        self,
+        prepared: PreparedCell,
+        injection: Tensor,
+        past: KeysValues | None,
+        padding: Tensor | None,
+        start: int,
+    ) -> None:
+        cell = prepared.cell
+        self.p, self.past = prepared, past
+        self.batch, self.length = injection.shape[:2]
+        self.memory = past.length if past is not None else 0
+        inner = cell.heads * cell.head_dim
+        # (q + r_w)/sqrt(D): the bias joins the injection of the (scaled) query.
+        query = (injection[..., :inner] + cell.content_bias.flatten()) * prepared.scale
+        self.injection = torch.cat([query, injection[..., inner:]], -1)  # (B, T, 3*H*D)
+        self.relative, self.bias = self._positions(injection, padding)
+        attention = prepared.masks.attention
+        if attention is not None:
+            end = attention.shape[-1] - attention.shape[-2] + start + self.length
+            attention = attention[..., start : start + self.length, end - self.memory - self.length : end]
+        self.attention_mask = attention
+
+    def __call__(self, z: Tensor) -> Tensor:
+        rows = z.reshape(-1, z.shape[-1])  # (B*T, C)
+        samples = _SampleRows(self.batch, self.length)
+        padded = _pad_rows(rows)
+        qkv = F.linear(self._normed(padded), self.p.qkv)[: rows.shape[0]]
+        qkv = qkv.view(self.batch, self.length, -1) + self.injection
+        query, keys, values = (self.p.split_heads(x) for x in qkv.chunk(3, -1))  # (B, H, T, D)
+        if self.past is not None:
+            keys, values = torch.cat([self.past.keys, keys], 2), torch.cat([self.past.values, values], 2)
+        relative = torch.matmul(query, self.relative)  # (B, H, T, M + T + 1)
+        # Row i of the product holds distances M+T-1+..; a shift by T-1-i lines them up with the keys.
+        shifted = relative.flatten(2)[..., self.length - 1 :]
+        columns = self.memory + self.length
+        shifted = shifted[..., : self.length * columns].unflatten(-1, (self.length, columns))
+        scores = torch.matmul(query, keys.transpose(2, 3)) + shifted + self.bias
+        weights = apply_mask(scores.softmax(-1), self.attention_mask)
+        attended = torch.matmul(weights, values).transpose(1, 2).reshape(rows.shape[0], -1)
+        return self._after_attention(rows, attended, samples).view_as(z)
+
+    def restrict(self, z: Tensor, positions: Tensor) -> Callable[[Tensor], Tensor]:
+        """f at the flat `positions` (n,), sorted, with the others held at z (B, T, C): (n, C) -> (n, C)."""
+        return _RestrictedCell(self, z, positions)
+
+    def keys_values(self, z: Tensor) -> KeysValues:
+        """Keys and values of the segment's own positions at z (B, T, C)."""
+        inner = self.p.cell.heads * self.p.cell.head_dim
+        rows = self._normed(_pad_rows(z.reshape(-1, z.shape[-1])))
+        kv = F.linear(rows, self.p.qkv[inner:])[: self.batch * self.length]
+        kv = kv.view(self.batch, self.length, -1) + self.injection[..., inner:]
+        keys, values = kv.chunk(2, -1)
+        return KeysValues(self.p.split_heads(keys), self.p.split_heads(values))
+
+    # ------------------------------------------------------------------ shared with the restricted cell
+
+    def _normed(self, rows: Tensor) -> Tensor:
+        return F.layer_norm(rows, rows.shape[-1:]) if self.p.cell.pre_norm else rows
+
+    def _after_attention(self, rows: Tensor, attended: Tensor, samples: _SampleRows) -> Tensor:
+        """Output projection, residual, feed-forward: everything that stays within a position. (n, C)."""
+        p, cell, masks = self.p, self.p.cell, self.p.masks
+        n, width = rows.shape[0], rows.shape[-1:]
+        a = samples.masked(F.linear(_pad_rows(attended), p.out, cell.out.bias)[:n], masks.hidden)
+        h = a + rows
+        if not cell.pre_norm:
+            h = F.layer_norm(h, width)
+        inner = F.linear(_pad_rows(self._normed(h)), p.ffn_in, cell.ffn_in.bias).relu_()
+        if masks.ffn_inner is not None:
+            inner = samples.masked(inner[:n], masks.ffn_inner)
+            inner = _pad_rows(inner)
+        o = samples.masked(F.linear(inner, p.ffn_out, cell.ffn_out.bias)[:n], masks.ffn_outer)
+        return F.layer_norm(h + o, width)
+
+    def _positions(self, like: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
+        """W_r R as (H, D, S + 1), and the z-independent part of the scores with the mask, (1 or B, H, T, S)."""
+        p, cell = self.p, self.p.cell
+        total, device = self.memory + self.length, like.device
+        # Distances S-1 ... 0, and one past the end that the shift only ever reads under the mask.
+        distance = torch.arange(total - 1, -2, -1, device=device)
+        table = apply_mask(_sinusoid(distance, cell.dim).to(like.dtype), p.masks.relative)  # (S + 1, C)
+        relative = F.linear(table, p.relative).unflatten(-1, (cell.heads, cell.head_dim)).permute(1, 2, 0)
+        # (q + r_r) = (q + r_w) + (r_r - r_w): the second part is the same for every query.
+        extra = ((cell.position_bias - cell.content_bias) * p.scale).unsqueeze(1)  # (H, 1, D)
+        by_distance = torch.bmm(extra, relative).squeeze(1).flip(-1)[:, 1:]  # (H, S), by distance 0 ... S-1
+        query = torch.arange(self.length, device=device).unsqueeze(1) + self.memory
+        gap = query - torch.arange(total, device=device)  # (T, S)
+        bias = by_distance[:, gap.clamp(min=0)]  # (H, T, S)
+        hidden = gap < 0
+        if cell.local_size:
+            hidden = hidden | (gap >= cell.local_size)
+        bias = bias.masked_fill(hidden, float("-inf")).unsqueeze(0)
+        if padding is not None:
+            # A padded query still sees itself, so that no row of the softmax is empty.
+            blind = padding[:, None, None, :] & (gap != 0)
+            bias = bias.masked_fill(blind, float("-inf"))
+        return relative, bias
+
+
+class _RestrictedCell:
+    """f at some positions; the keys and values of all others are those of the state it was made from."""
+
+    def __init__(self, bound: BoundCell, z: Tensor, positions: Tensor) -> None:
+        self.bound, p = bound, bound.p
+        sample, time = positions // bound.length, positions % bound.length
+        live, row = torch.unique_consecutive(sample, return_inverse=True)
+        first = torch.searchsorted(sample.contiguous(), live)
+        place = torch.arange(positions.numel(), device=z.device) - first[row]
+        width = int(place.max()) + 1 if positions.numel() else 1
+        width = min(-(-width // ROW_MULTIPLE) * ROW_MULTIPLE, -(-bound.length // ROW_MULTIPLE) * ROW_MULTIPLE)
+        self.slot = row * width + place  # where each position stands among the padded queries
+        self.queries, self.width = live.numel(), width
+        self.key_slot = row * bound.length + time
+        self.samples = _SampleRows(bound.batch, 1, sample)
+        injection = bound.injection.reshape(-1, bound.injection.shape[-1])
+        self.injection = injection.index_select(0, positions)
+        settled = bound.keys_values(z)
+        everyone = live.numel() == bound.batch
+        self.keys, self.values = (
+            (x if everyone else x.index_select(0, live))
+            .transpose(1, 2)
+            .reshape(live.numel() * bound.length, -1)
+            for x in (settled.keys, settled.values)
+        )
+        past = bound.past
+        self.past = past
+        if past is not None and not everyone:
+            self.past = past.rows(live)
+        # For every padded query its time; the rows that stand for nothing repeat time 0.
+        query_time = (
+            time.new_zeros(self.queries * width).index_copy(0, self.slot, time).view(self.queries, width)
+        )
+        columns = bound.memory + bound.length
+        offset = bound.length - 1 - query_time  # shift of the relative scores
+        shift = offset.unsqueeze(-1) + torch.arange(columns, device=z.device)
+        self.gather = shift.clamp(max=columns).unsqueeze(1)  # (b, 1, Q, S)
+        bias = bound.bias.expand(bound.batch, -1, -1, -1) if bound.bias.shape[0] > 1 else bound.bias[0]
+        if bias.dim() == 4:
+            self.bias = bias[live.unsqueeze(1), :, query_time].transpose(1, 2)  # (b, H, Q, S)
+        else:
+            self.bias = bias[:, query_time].transpose(0, 1)
+        mask = bound.attention_mask
+        self.attention_mask = None if mask is None else mask[live.unsqueeze(1), :, query_time].transpose(1, 2)
+        self.p = p
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        bound, p = self.bound, self.p
+        n, heads = rows.shape[0], p.cell.heads
+        qkv = F.linear(bound._normed(_pad_rows(rows)), p.qkv)[:n] + self.injection  # (n, 3*H*D)
+        query, keys, values = qkv.chunk(3, -1)
+        padded = query.new_zeros(self.queries * self.width, query.shape[-1]).index_copy(0, self.slot, query)
+        query = p.split_heads(padded.view(self.queries, self.width, -1))  # (b, H, Q, D)
+        keys, values = (
+            p.split_heads(held.index_copy(0, self.key_slot, new).view(self.queries, bound.length, -1))
+            for held, new in ((self.keys, keys), (self.values, values))
+        )
+        if self.past is not None:
+            keys, values = torch.cat([self.past.keys, keys], 2), torch.cat([self.past.values, values], 2)
+        relative = torch.matmul(query, bound.relative)  # (b, H, Q, S + 1)
+        shifted = relative.gather(-1, self.gather.expand(-1, heads, -1, -1))
+        scores = torch.matmul(query, keys.transpose(2, 3)) + shifted + self.bias
+        weights = apply_mask(scores.softmax(-1), self.attention_mask)
+        attended = torch.matmul(weights, values).transpose(1, 2).reshape(self.queries * self.width, -1)
+        return bound._after_attention(rows, attended.index_select(0, self.slot), self.samples)
+
+
+class _SampleRows:
+    """Which sample each row of a matrix of positions belongs to, to spread one mask a sample over them."""
+
+    def __init__(self, batch: int, length: int, sample: Tensor | None = None) -> None:
+        self.batch, self.length, self.sample = batch, length, sample
+
+    def masked(self, rows: Tensor, mask: Tensor | None) -> Tensor:
+        """rows (n, K) times mask (B, K)."""
+        if mask is None:
+            return rows
+        if self.sample is not None:
+            return rows * mask.index_select(0, self.sample)
+        return (rows.view(self.batch, self.length, -1) * mask.unsqueeze(1)).view_as(rows)
+
+
+def _pad_rows(rows: Tensor) -> Tensor:
+    """Zero rows up to a multiple of 16: a matrix product then rounds a row the same in any company."""
+    missing = -rows.shape[0] % ROW_MULTIPLE
+    return F.pad(rows, (0, 0, 0, missing)) if missing else rows
+
+
+def _sinusoid(distance: Tensor, dim: int) -> Tensor:
+    """[sin; cos] of distance over wavelengths 2*pi to 10000*2*pi, (len(distance), dim)."""
+    inverse = 10000 ** (-torch.arange(0, dim, 2, device=distance.device, dtype=torch.float32) / dim)
+    angle = distance.float().unsqueeze(1) * inverse
+    return torch.cat([angle.sin(), angle.cos()], 1)[:, :dim]
