@@ -1,7 +1,5 @@
 """`deq_lm_loss`: cross-entropy with the statistics of the solves beside it."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

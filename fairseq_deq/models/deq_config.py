@@ -1,24 +1,44 @@
 """The options that every DEQ language model has, and what they become."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Optional
 
 from fairseq import options
-from fairseq.dataclass import FairseqDataclass
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from omegaconf import II
 
 from ..implicit import GRADIENTS, GradientConfig
 from ..modules.weight_norm import Initializer
 from ..solvers import SolverConfig, solver_names
+from ..solvers.config import POLICIES, SCOPES
 
 STOP_MODES = ("rel", "abs")
+
+Init = ChoiceEnum(list(Initializer.NAMES))
+StopMode = ChoiceEnum(list(STOP_MODES))
+Scope = ChoiceEnum(list(SCOPES))
+Policy = ChoiceEnum(list(POLICIES))
+Gradient = ChoiceEnum(list(GRADIENTS))
+Switch = ChoiceEnum(["true", "false"])
 
 
 def option(default: Any, text: str) -> Any:
     """A dataclass field with the help text that fairseq shows."""
     return field(default=default, metadata={"help": text})
+
+
+def switch(default: bool, text: str) -> Any:
+    """A field that is on as `--name` or `--name true`, and off as `--name false`.
+
+    fairseq turns a plain bool that is on by default into a flag that turns it off.
+    """
+    metadata = {"help": f"{text} (true or false)", "argparse_const": "true"}
+    return field(default="true" if default else "false", metadata=metadata)
+
+
+def is_on(value: Any) -> bool:
+    """Whether a `switch` is on; YAML may hold a bool."""
+    return str(value).lower() == "true"
 
 
 @dataclass
@@ -27,22 +47,22 @@ class DEQLanguageModelConfig(FairseqDataclass):
 
     decoder_embed_dim: int = option(256, "width of the model, and of its embeddings")
     dropout: float = option(0.0, "variational dropout, one mask a sample held through a whole solve")
-    wnorm: bool = option(False, "normalise the weights inside the layer (weight norm)")
-    init: str = option("normal", f"initial weights: {', '.join(Initializer.NAMES)}")
+    wnorm: Switch = switch(False, "normalise the weights inside the layer (weight norm)")
+    init: Init = option("normal", "initial weights: N(0, std), U(-range, range), or U(+-1/sqrt(fan_in))")
     init_std: float = option(0.02, "standard deviation of --init normal")
     init_range: float = option(0.05, "bound of --init uniform")
 
-    share_decoder_input_output_embed: bool = option(False, "tie the softmax to the input embedding")
-    adaptive_input: bool = option(False, "use fairseq's adaptive input")
-    adaptive_input_cutoff: str | None = option(None, "comma separated cut-offs of the adaptive input")
+    share_decoder_input_output_embed: Switch = switch(False, "tie the softmax to the input embedding")
+    adaptive_input: Switch = switch(False, "use fairseq's adaptive input")
+    adaptive_input_cutoff: Optional[str] = option(None, "comma separated cut-offs of the adaptive input")
     adaptive_input_factor: float = option(4.0, "factor by which the adaptive input's bands narrow")
-    adaptive_softmax_cutoff: str | None = option(
+    adaptive_softmax_cutoff: Optional[str] = option(
         None, "comma separated cut-offs; turns fairseq's adaptive softmax on"
     )
     adaptive_softmax_factor: float = option(4.0, "factor by which the adaptive softmax's tails narrow")
     adaptive_softmax_dropout: float = option(0.0, "dropout in the tails of the adaptive softmax")
-    tie_adaptive_weights: bool = option(False, "tie the words of adaptive softmax and adaptive input")
-    tie_adaptive_proj: bool = option(False, "tie the projections of adaptive softmax and adaptive input")
+    tie_adaptive_weights: Switch = switch(False, "tie the words of adaptive softmax and adaptive input")
+    tie_adaptive_proj: Switch = switch(False, "tie the projections of adaptive softmax and adaptive input")
 
     f_solver: str = option("anderson", f"solver of the forward pass: {', '.join(solver_names())}")
     b_solver: str = option("anderson", f"solver of the backward pass: {', '.join(solver_names())}")
@@ -50,17 +70,17 @@ class DEQLanguageModelConfig(FairseqDataclass):
     b_thres: int = option(35, "vector-Jacobian products at most, in the backward pass")
     f_eps: float = option(1e-3, "tolerance of the forward solve")
     b_eps: float = option(1e-3, "relative tolerance of the backward solve")
-    stop_mode: str = option("rel", "--f-eps is relative to |f(z)| (rel) or a root mean square (abs)")
-    solver_scope: str = option(
+    stop_mode: StopMode = option("rel", "--f-eps is relative to |f(z)| (rel) or a root mean square (abs)")
+    solver_scope: Scope = option(
         "position",
         "what is solved as one unknown: position, sample, batch; only position is causal throughout",
     )
     f_memory: int = option(0, "states the forward solver keeps; 0: the solver's default")
     b_memory: int = option(0, "states the backward solver keeps; 0: the solver's default")
     f_damping: float = option(1.0, "step length of the forward solver, in (0, 1]")
-    no_active_set: bool = option(False, "evaluate f at converged positions too")
-    solver_policy: str = option("best", "when a solve fails: best, raise, fallback")
-    gradient: str = option("ift", f"how to differentiate: {', '.join(GRADIENTS)}")
+    no_active_set: Switch = switch(False, "evaluate f at converged positions too")
+    solver_policy: Policy = option("best", "when a solve fails: best, raise, fallback")
+    gradient: Gradient = option("ift", "how to differentiate the fixed point")
     phantom_steps: int = option(5, "steps of --gradient phantom")
     phantom_damping: float = option(1.0, "step length of --gradient phantom, in (0, 1]")
 
@@ -70,7 +90,7 @@ class DEQLanguageModelConfig(FairseqDataclass):
     subseq_len: int = option(0, "positions solved at a time; 0: the whole segment")
 
     tokens_per_sample: int = II("task.tokens_per_sample")
-    max_target_positions: int | None = II("task.max_target_positions")
+    max_target_positions: Optional[int] = II("task.max_target_positions")
     add_bos_token: bool = II("task.add_bos_token")
 
 
@@ -80,9 +100,9 @@ def forward_solver(cfg: DEQLanguageModelConfig) -> SolverConfig:
     Raises:
         ValueError: an option is out of range; the sentence names it and the valid values.
     """
-    if cfg.stop_mode not in STOP_MODES:
-        raise ValueError(f"--stop-mode must be one of {', '.join(STOP_MODES)}; got {cfg.stop_mode!r}")
-    relative = cfg.stop_mode == "rel"
+    if str(cfg.stop_mode) not in STOP_MODES:
+        raise ValueError(f"--stop-mode must be one of {', '.join(STOP_MODES)}; got {cfg.stop_mode!s}")
+    relative = str(cfg.stop_mode) == "rel"
     return _solver(
         {"solver": "--f-solver", "max_evals": "--f-thres", "memory": "--f-memory", "damping": "--f-damping"}
         | ({"rtol": "--f-eps"} if relative else {"atol": "--f-eps"}),
@@ -92,9 +112,9 @@ def forward_solver(cfg: DEQLanguageModelConfig) -> SolverConfig:
         atol=0.0 if relative else cfg.f_eps,
         memory=cfg.f_memory,
         damping=cfg.f_damping,
-        scope=cfg.solver_scope,
-        active_set=not cfg.no_active_set,
-        policy=cfg.solver_policy,
+        scope=str(cfg.solver_scope),
+        active_set=not is_on(cfg.no_active_set),
+        policy=str(cfg.solver_policy),
     )
 
 
@@ -111,11 +131,11 @@ def gradient_config(cfg: DEQLanguageModelConfig) -> GradientConfig:
         rtol=cfg.b_eps,
         atol=0.0,
         memory=cfg.b_memory or (5 if cfg.b_solver == "anderson" else 0),
-        scope=cfg.solver_scope,
-        active_set=not cfg.no_active_set,
-        policy=cfg.solver_policy,
+        scope=str(cfg.solver_scope),
+        active_set=not is_on(cfg.no_active_set),
+        policy=str(cfg.solver_policy),
     )
-    return GradientConfig(cfg.gradient, solver, cfg.phantom_steps, cfg.phantom_damping)
+    return GradientConfig(str(cfg.gradient), solver, cfg.phantom_steps, cfg.phantom_damping)
 
 
 def _solver(flags: dict[str, str], **options: Any) -> SolverConfig:
@@ -143,21 +163,26 @@ def check_options(cfg: DEQLanguageModelConfig, vocabulary: int) -> None:
         _require(getattr(cfg, name) >= 1, name, "at least 1", getattr(cfg, name))
     for name in ("dropout", "adaptive_softmax_dropout"):
         _require(0 <= getattr(cfg, name) < 1, name, "in [0, 1)", getattr(cfg, name))
-    if cfg.adaptive_input and not cfg.adaptive_input_cutoff:
+    if is_on(cfg.adaptive_input) and not cfg.adaptive_input_cutoff:
         raise ValueError("--adaptive-input needs --adaptive-input-cutoff, for example 20000,40000,200000")
     for name in ("adaptive_input_cutoff", "adaptive_softmax_cutoff"):
         if getattr(cfg, name):
             _check_cutoff(name, getattr(cfg, name), vocabulary)
-    if cfg.tie_adaptive_weights:
+    if is_on(cfg.tie_adaptive_weights):
         same = (cfg.adaptive_input_cutoff, cfg.adaptive_input_factor)
-        if not cfg.adaptive_input or same != (cfg.adaptive_softmax_cutoff, cfg.adaptive_softmax_factor):
+        if not is_on(cfg.adaptive_input) or same != (
+            cfg.adaptive_softmax_cutoff,
+            cfg.adaptive_softmax_factor,
+        ):
             raise ValueError(
                 "--tie-adaptive-weights needs --adaptive-input, and the same cut-offs and factor in "
                 "--adaptive-input-cutoff/-factor and --adaptive-softmax-cutoff/-factor"
             )
-    if cfg.tie_adaptive_proj and not cfg.tie_adaptive_weights:
+    if is_on(cfg.tie_adaptive_proj) and not is_on(cfg.tie_adaptive_weights):
         raise ValueError("--tie-adaptive-proj needs --tie-adaptive-weights")
-    if cfg.share_decoder_input_output_embed and (cfg.adaptive_input or cfg.adaptive_softmax_cutoff):
+    if is_on(cfg.share_decoder_input_output_embed) and (
+        is_on(cfg.adaptive_input) or cfg.adaptive_softmax_cutoff
+    ):
         raise ValueError(
             "--share-decoder-input-output-embed is for the full softmax; with the adaptive one use "
             "--tie-adaptive-weights"

@@ -17,7 +17,7 @@ from ..modules.dropout import apply_mask, variational_mask
 from ..modules.memory import Memory
 from ..modules.transformer_cell import KeysValues, PreparedCell, TransformerCell
 from ..modules.weight_norm import Initializer
-from .deq_config import DEQLanguageModelConfig, check_options, cutoffs, forward_solver, gradient_config
+from .deq_config import DEQLanguageModelConfig, check_options, cutoffs, forward_solver, gradient_config, is_on
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class DEQTransformerDecoder(FairseqIncrementalDecoder):
         self.embed_scale = math.sqrt(self.dim)
         self.cell = cell
         self.injection = nn.Linear(self.dim, cell.injection_dim)
-        initializer = Initializer(cfg.init, cfg.init_std, cfg.init_range)
+        initializer = Initializer(str(cfg.init), cfg.init_std, cfg.init_range)
         cell.initialize(initializer)
         with torch.no_grad():
             initializer.fill(self.injection.weight)
@@ -239,7 +239,7 @@ class DEQTransformerDecoder(FairseqIncrementalDecoder):
 
 def _embedding(cfg: DEQLanguageModelConfig, dictionary: Any) -> nn.Module:
     size, pad, dim = len(dictionary), dictionary.pad(), cfg.decoder_embed_dim
-    if cfg.adaptive_input:
+    if is_on(cfg.adaptive_input):
         assert cfg.adaptive_input_cutoff is not None
         bands = cutoffs(cfg.adaptive_input_cutoff)
         return AdaptiveInput(size, pad, dim, cfg.adaptive_input_factor, dim, bands)
@@ -259,12 +259,12 @@ def _softmax(
             dim,
             cutoffs(cfg.adaptive_softmax_cutoff),
             dropout=cfg.adaptive_softmax_dropout,
-            adaptive_inputs=embedding if cfg.tie_adaptive_weights else None,
+            adaptive_inputs=embedding if is_on(cfg.tie_adaptive_weights) else None,
             factor=cfg.adaptive_softmax_factor,
-            tie_proj=cfg.tie_adaptive_proj,
+            tie_proj=is_on(cfg.tie_adaptive_proj),
         )
         return softmax, None
-    if cfg.share_decoder_input_output_embed:
+    if is_on(cfg.share_decoder_input_output_embed):
         return None, None
     projection = nn.Linear(dim, size, bias=False)
     nn.init.normal_(projection.weight, std=dim**-0.5)

@@ -79,7 +79,7 @@ def _fall_back(f: Callable[[Tensor], Tensor], first: FixedPoint, config: SolverC
 
 
 class _Loop:
-    """State of one solve. `rows` are the lanes evaluated between rechecks; every other tensor covers all lanes."""
+    """State of one solve: `rows` are the lanes evaluated between rechecks, other tensors cover all lanes."""
 
     def __init__(self, f: Callable[[Tensor], Tensor], z0: Tensor, config: SolverConfig) -> None:
         self.f, self.config = f, config
@@ -140,7 +140,7 @@ class _Loop:
         lanes = (self.live if self.can_restrict else torch.ones_like(self.live)).nonzero().squeeze(1)
         fz = self._evaluate(lanes)
         residual, passed = self._residual(self._at(lanes), fz)
-        self._wake(lanes, residual, passed)
+        self._settle(lanes, residual, passed)
         self._end_samples(lanes[~(passed | self.given_up[lanes])])
         if self.can_restrict:
             keep = torch.zeros_like(self.live)
@@ -154,20 +154,22 @@ class _Loop:
         else:
             self.moving_count = 0
 
-    def _wake(self, lanes: Tensor, residual: Tensor, passed: Tensor) -> None:
-        """Set frozen lanes whose inputs moved on going again, and forget best residuals that are stale.
+    def _settle(self, lanes: Tensor, residual: Tensor, passed: Tensor) -> None:
+        """Freeze the lanes that pass, wake the frozen ones that do not, forget best residuals that are stale.
 
         The lanes before a lane have moved since its best residual was measured; unless the lane has since
         lost its way, its state now is the better one.
         """
-        frozen = ~self.moving[lanes]
-        self.best[lanes] = torch.where((frozen & passed).unsqueeze(1), self._at(lanes), self.best[lanes])
-        best = torch.where(frozen & passed, residual, self.best_residual[lanes])
-        woken = frozen & ~passed & ~self.given_up[lanes] & self.live[lanes]
-        self.moving[lanes] |= woken
+        moving = self.moving[lanes]
+        self.evaluations[lanes] += (moving & passed).to(torch.int32)
+        self.best[lanes] = torch.where(passed.unsqueeze(1), self._at(lanes), self.best[lanes])
+        best = torch.where(passed, residual, self.best_residual[lanes])
+        woken = ~moving & ~passed & ~self.given_up[lanes] & self.live[lanes]
+        moving = (moving & ~passed) | woken
+        self.moving[lanes] = moving
         self.fresh[lanes] |= woken
         self.some_fresh = True
-        stale = self.moving[lanes] & (residual <= 10 * best)
+        stale = moving & (residual <= 10 * best)
         self.best_residual[lanes] = torch.where(stale, float("inf"), best)
         self.last_residual[lanes] = residual
 
@@ -211,7 +213,7 @@ class _Loop:
             self._restart(rows[lost])
 
     def _restart(self, lost: Tensor) -> None:
-        """Send lanes back to their best state with half the step and no history; give up after a few times."""
+        """Send lanes back to their best state with half the step and no history; in the end give up."""
         self.restarts[lost] += 1
         self.tau[lost] *= 0.5
         self.fresh[lost] = True
