@@ -71,7 +71,7 @@ class Equilibrium:
         state: z*, shaped as z0; its gradient is the one that was asked for.
         result: the forward solve; None after `unroll`, which solves nothing.
         forward, backward: statistics of the two solves; `backward` fills when the backward pass runs.
-        taped: f(z*) with its graph, and the leaf z* that it was evaluated at; None where f was not taped there.
+        taped: f(z*) with its graph, and the leaf z* it was evaluated at; None where f was not taped there.
     """
 
     state: Tensor
@@ -193,7 +193,8 @@ class _ImplicitGradient(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "the implicit gradient cannot be differentiated again (create_graph=True); use gradient mode unroll"
+                "the implicit gradient cannot be differentiated again (create_graph=True); "
+                "use gradient mode unroll"
             )
         fz, leaf = ctx.saved_tensors
         dtype = fz.dtype

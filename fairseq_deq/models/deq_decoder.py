@@ -22,7 +22,7 @@ from .deq_config import DEQLanguageModelConfig, check_options, cutoffs, forward_
 
 @dataclass(frozen=True)
 class DecodingCache:
-    """What incremental decoding keeps: the tokens seen, and one layer of keys and values at their equilibria."""
+    """What incremental decoding keeps: one layer of keys and values of the tokens seen, at their equilibria."""
 
     past: KeysValues
     padding: Tensor | None  # (B, S) bool
@@ -118,6 +118,7 @@ class DEQTransformerDecoder(FairseqIncrementalDecoder):
             return features
         if self.output_projection is not None:
             return self.output_projection(features)
+        assert isinstance(self.embed_tokens, nn.Embedding)
         return F.linear(features, self.embed_tokens.weight)
 
     def max_positions(self) -> int:
@@ -222,7 +223,7 @@ class DEQTransformerDecoder(FairseqIncrementalDecoder):
         return self.get_incremental_state(incremental_state, "cache")
 
     def _decode(self, tokens: Tensor, incremental_state: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """Solve for the tokens not seen yet, all at once, against the settled keys and values of the others."""
+        """Solve for the tokens not seen yet, all at once, against the settled keys and values of the rest."""
         cache = self._cache(incremental_state)
         seen = cache.length if cache is not None else 0
         padding = self._padding(tokens, 0)

@@ -266,7 +266,7 @@ class BoundCell:
         return F.layer_norm(h + o, width)
 
     def _positions(self, like: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
-        """W_r R as (H, D, S + 1), and the z-independent part of the scores with the mask, (1 or B, H, T, S)."""
+        """W_r R, (H, D, S + 1), and the z-independent part of the scores with the mask, (1 or B, H, T, S)."""
         p, cell = self.p, self.p.cell
         total, device = self.memory + self.length, like.device
         # Distances S-1 ... 0, and one past the end that the shift only ever reads under the mask.

@@ -11,7 +11,7 @@ from .registry import register_solver
 
 @register_solver("picard")
 class Picard:
-    """z_{k+1} = z_k + tau*(f(z_k) - z_k); converges where the spectral radius of (1-tau)*I + tau*J is below 1.
+    """z_{k+1} = z_k + tau*(f(z_k) - z_k); converges where (1-tau)*I + tau*J has spectral radius below 1.
 
     Picard (1890).
     """

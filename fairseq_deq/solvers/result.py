@@ -28,8 +28,8 @@ _SENTENCES = {
     Status.MAX_ITER: "The evaluation budget ran out while the residual was still falling; raise max_evals.",
     Status.STALLED: "The residual stopped falling above the tolerance; damp the step, change the solver, or "
     "accept a tolerance that this precision can reach.",
-    Status.DIVERGED: "The residual grew far beyond its start; the map may have no fixed point that this solver "
-    "can reach: damp the step or regularise the Jacobian.",
+    Status.DIVERGED: "The residual grew far beyond its start; the map may have no fixed point that this "
+    "solver can reach: damp the step or regularise the Jacobian.",
     Status.NON_FINITE: "f returned NaN or infinity; look for overflow in the inputs or the weights.",
 }
 

@@ -61,7 +61,9 @@ def solve(f: Callable[[Tensor], Tensor], z0: Tensor, config: SolverConfig) -> Fi
 def _fall_back(f: Callable[[Tensor], Tensor], first: FixedPoint, config: SolverConfig) -> FixedPoint:
     """Damped Picard from the best state, on the lanes of the samples that failed; keeps what is better."""
     warnings.warn(
-        f"{config.solver} did not converge, trying damped picard. {first.explain()}", ConvergenceWarning
+        f"{config.solver} did not converge, trying damped picard. {first.explain()}",
+        ConvergenceWarning,
+        stacklevel=3,
     )
     damped = replace(config, solver="picard", memory=0, damping=min(config.damping, 0.5), policy="best")
     second = solve(f, first.state, damped)
