@@ -25,6 +25,8 @@ from .options import (
     check_model_overrides,
     explain_precision_without_device,
 )
+from .sentences import say_option_errors_in_one_sentence
+from .updates import announce_finished_updates
 
 REMEDIES = (
     give_fairseq_np_compat,
@@ -42,6 +44,8 @@ REMEDIES = (
     explain_precision_without_device,
     start_processes_as_asked,
     wrap_cpu_models_without_devices,
+    announce_finished_updates,
+    say_option_errors_in_one_sentence,  # last: it catches what the others raise
 )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..errors import OptionError
 from ._patch import replace
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def _must_spawn(distributed: Any) -> bool:
     if distributed.distributed_no_spawn:
         return False
     if distributed.distributed_init_method is not None:
-        raise ValueError(
+        raise OptionError(
             "--distributed-init-method without --distributed-no-spawn starts one process for each GPU, and "
             "there is none; add --distributed-no-spawn --distributed-rank R and start one command for each "
             "rank, or leave --distributed-init-method out to start all processes on this machine"

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..errors import OptionError
 from ._patch import replace
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ def _without_skipped_blocks(filter_indices: Callable[..., Any]) -> Callable[...,
             advice = "the text has no block that the model can read"
             if block_size is not None:
                 advice = f"give --tokens-per-sample {max_positions} or less instead of {block_size}"
-            raise ValueError(
+            raise OptionError(
                 f"{skipped} of {len(indices)} blocks of the text would be left out, because they are longer than "
                 f"the {max_positions} positions of the model; {advice}"
             )
@@ -106,7 +107,7 @@ def _with_context_in_order(eval_lm_dataloader: Callable[..., Any]) -> Callable[.
         options = call.arguments
         if options["context_window"] > 0:
             if options["num_shards"] > 1:
-                raise ValueError(
+                raise OptionError(
                     "--context-window needs the blocks in order, but --num-shards (or the number of processes)"
                     f" is {options['num_shards']}; evaluate with one"
                 )

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..errors import OptionError
 from ._patch import replace
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def _check_overrides(cfg: Any, model: Any, name: str, overrides: Mapping[str, An
     unknown = sorted(names - set(own) - set(_all_keys(cfg)))
     if unknown:
         close = difflib.get_close_matches(unknown[0], own, n=1)
-        raise ValueError(
+        raise OptionError(
             f"--model-overrides names {unknown[0]!r}, which {name} does not have"
             + (f" (did you mean {close[0]!r}?)" if close else "")
             + f"; its options are: {', '.join(own)}"
@@ -136,8 +137,8 @@ def _check_precision(cfg: Any) -> None:
     on_cpu = common.cpu or not torch.cuda.is_available()
     if common.tpu and importlib.util.find_spec("torch_xla") is None:
         if not common.bf16:
-            raise ValueError("--tpu needs the package torch_xla, which is not installed; leave --tpu out")
+            raise OptionError("--tpu needs the package torch_xla, which is not installed; leave --tpu out")
         common.tpu = False
         cfg.distributed_training.tpu = False
     if common.fp16 and on_cpu:
-        raise ValueError("--fp16 needs a GPU; on a CPU leave it out, or train with --bf16")
+        raise OptionError("--fp16 needs a GPU; on a CPU leave it out, or train with --bf16")

@@ -7,6 +7,7 @@ from fairseq import options
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from omegaconf import II
 
+from ..errors import OptionError
 from ..implicit import GRADIENTS, GradientConfig
 from ..modules.weight_norm import Initializer
 from ..solvers import SolverConfig, solver_names
@@ -101,7 +102,7 @@ def forward_solver(cfg: DEQLanguageModelConfig) -> SolverConfig:
         ValueError: an option is out of range; the sentence names it and the valid values.
     """
     if str(cfg.stop_mode) not in STOP_MODES:
-        raise ValueError(f"--stop-mode must be one of {', '.join(STOP_MODES)}; got {cfg.stop_mode!s}")
+        raise OptionError(f"--stop-mode must be one of {', '.join(STOP_MODES)}; got {cfg.stop_mode!s}")
     relative = str(cfg.stop_mode) == "rel"
     return _solver(
         {"solver": "--f-solver", "max_evals": "--f-thres", "memory": "--f-memory", "damping": "--f-damping"}
@@ -145,7 +146,7 @@ def _solver(flags: dict[str, str], **options: Any) -> SolverConfig:
         sentence = str(error)
         flags = flags | {"scope": "--solver-scope", "policy": "--solver-policy"}
         name = sentence.split(" ", 1)[0]
-        raise ValueError(sentence.replace(name, flags.get(name, name), 1)) from None
+        raise OptionError(sentence.replace(name, flags.get(name, name), 1)) from None
 
 
 def check_options(cfg: DEQLanguageModelConfig, vocabulary: int) -> None:
@@ -164,7 +165,7 @@ def check_options(cfg: DEQLanguageModelConfig, vocabulary: int) -> None:
     for name in ("dropout", "adaptive_softmax_dropout"):
         _require(0 <= getattr(cfg, name) < 1, name, "in [0, 1)", getattr(cfg, name))
     if is_on(cfg.adaptive_input) and not cfg.adaptive_input_cutoff:
-        raise ValueError("--adaptive-input needs --adaptive-input-cutoff, for example 20000,40000,200000")
+        raise OptionError("--adaptive-input needs --adaptive-input-cutoff, for example 20000,40000,200000")
     for name in ("adaptive_input_cutoff", "adaptive_softmax_cutoff"):
         if getattr(cfg, name):
             _check_cutoff(name, getattr(cfg, name), vocabulary)
@@ -174,16 +175,16 @@ def check_options(cfg: DEQLanguageModelConfig, vocabulary: int) -> None:
             cfg.adaptive_softmax_cutoff,
             cfg.adaptive_softmax_factor,
         ):
-            raise ValueError(
+            raise OptionError(
                 "--tie-adaptive-weights needs --adaptive-input, and the same cut-offs and factor in "
                 "--adaptive-input-cutoff/-factor and --adaptive-softmax-cutoff/-factor"
             )
     if is_on(cfg.tie_adaptive_proj) and not is_on(cfg.tie_adaptive_weights):
-        raise ValueError("--tie-adaptive-proj needs --tie-adaptive-weights")
+        raise OptionError("--tie-adaptive-proj needs --tie-adaptive-weights")
     if is_on(cfg.share_decoder_input_output_embed) and (
         is_on(cfg.adaptive_input) or cfg.adaptive_softmax_cutoff
     ):
-        raise ValueError(
+        raise OptionError(
             "--share-decoder-input-output-embed is for the full softmax; with the adaptive one use "
             "--tie-adaptive-weights"
         )
@@ -197,9 +198,9 @@ def cutoffs(text: str) -> list[int]:
 def _check_cutoff(name: str, text: str, vocabulary: int) -> None:
     numbers = cutoffs(text)
     if numbers != sorted(set(numbers)) or numbers[0] < 1:
-        raise ValueError(f"--{name.replace('_', '-')} must be increasing positive numbers, got {text}")
+        raise OptionError(f"--{name.replace('_', '-')} must be increasing positive numbers, got {text}")
     if numbers[-1] > vocabulary:
-        raise ValueError(
+        raise OptionError(
             f"--{name.replace('_', '-')} {text} goes beyond the dictionary of {vocabulary} types; "
             "choose cut-offs below that"
         )
@@ -207,4 +208,4 @@ def _check_cutoff(name: str, text: str, vocabulary: int) -> None:
 
 def _require(good: bool, name: str, valid: str, value: Any) -> None:
     if not good:
-        raise ValueError(f"--{name.replace('_', '-')} must be {valid}, got {value!r}")
+        raise OptionError(f"--{name.replace('_', '-')} must be {valid}, got {value!r}")

@@ -5,6 +5,7 @@ from typing import Any, Optional
 
 from fairseq.models import FairseqLanguageModel, register_model
 
+from ..errors import OptionError
 from ..modules.transformer_cell import TransformerCell
 from .deq_config import DEQLanguageModelConfig, Init, Switch, is_on, option, switch
 from .deq_decoder import DEQTransformerDecoder
@@ -56,17 +57,17 @@ class DEQTransformerLanguageModel(FairseqLanguageModel):
 def _head_dim(cfg: DEQTransformerConfig) -> int:
     for name in ("decoder_ffn_embed_dim", "decoder_attention_heads"):
         if getattr(cfg, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(cfg, name)}")
+            raise OptionError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(cfg, name)}")
     if cfg.decoder_head_dim < 0 or cfg.local_size < 0:
-        raise ValueError("--decoder-head-dim and --local-size must be at least 0")
+        raise OptionError("--decoder-head-dim and --local-size must be at least 0")
     if not 0 <= cfg.attention_dropout < 1:
-        raise ValueError(f"--attention-dropout must be in [0, 1), got {cfg.attention_dropout}")
+        raise OptionError(f"--attention-dropout must be in [0, 1), got {cfg.attention_dropout}")
     if cfg.decoder_embed_dim < 2 or cfg.decoder_embed_dim % 2:
-        raise ValueError(f"--decoder-embed-dim must be even, got {cfg.decoder_embed_dim}")
+        raise OptionError(f"--decoder-embed-dim must be even, got {cfg.decoder_embed_dim}")
     if cfg.decoder_head_dim:
         return cfg.decoder_head_dim
     if cfg.decoder_embed_dim % cfg.decoder_attention_heads:
-        raise ValueError(
+        raise OptionError(
             f"--decoder-embed-dim {cfg.decoder_embed_dim} is not a multiple of --decoder-attention-heads "
             f"{cfg.decoder_attention_heads}; change one, or set --decoder-head-dim"
         )
