@@ -1,0 +1,182 @@
+"""What the tests share: a small corpus, its binarised form, a tiny trained model and fairseq's tools."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Before torch is imported: with tensors this small, a second thread costs more than it computes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "fairseq_deq"
+TEXT = Path(__file__).resolve().parent / "data" / "text"
+
+# A stock fairseq model, small enough to train in a second.
+TINY_TRANSFORMER_LM = (
+    *("--task", "language_modeling", "--arch", "transformer_lm"),
+    *("--decoder-layers", "1", "--decoder-attention-heads", "2"),
+    *("--decoder-embed-dim", "16", "--decoder-input-dim", "16", "--decoder-output-dim", "16"),
+    *("--decoder-ffn-embed-dim", "16", "--tokens-per-sample", "32"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a tool printed and logged, and its exit status."""
+
+    text: str
+    status: int
+
+    def checked(self) -> Output:
+        """Return itself, or fail with the whole text if the status is not 0."""
+        assert self.status == 0, self.text
+        return self
+
+
+def run_command(
+    tool: str, *arguments: str | Path, stdin: str = "", plugin: bool = True, **env: str
+) -> Output:
+    """Run a fairseq tool as a user does, in a process of its own.
+
+    Args:
+        tool: its name, such as "fairseq-train".
+        arguments: what follows on the command line.
+        stdin: what it reads.
+        plugin: whether to add `--user-dir`.
+        env: variables added to the environment.
+
+    Returns:
+        What it printed on both streams, and its status.
+    """
+    user_dir = ["--user-dir", str(PACKAGE)] if plugin else []
+    script = Path(sys.executable).with_name(tool)
+    done = subprocess.run(
+        [str(script), *map(str, arguments), *user_dir],
+        input=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+        timeout=600,
+        check=False,
+    )
+    return Output(done.stdout, done.returncode)
+
+
+def run_in_process(tool: str, *arguments: str | Path, plugin: bool = True) -> Output:
+    """Run a fairseq tool in this process, which saves the 5 seconds of a start.
+
+    Args:
+        tool: its name, such as "fairseq-train".
+        arguments: what follows on the command line.
+        plugin: whether to add `--user-dir`.
+
+    Returns:
+        What it printed and logged; the status is 0, since errors are raised.
+    """
+    from fairseq import checkpoint_utils
+
+    module: Any = importlib.import_module(tool.replace("fairseq-", "fairseq_cli.").replace("-", "_"))
+    user_dir = ["--user-dir", str(PACKAGE)] if plugin else []
+    # fairseq keeps the best score of a run on its functions, where the next run would find it.
+    for function in (checkpoint_utils.save_checkpoint, getattr(module, "should_stop_early", None)):
+        if hasattr(function, "best"):
+            del function.best
+    stream = io.StringIO()
+    with _everything_into(stream), _command_line(tool, *map(str, arguments), *user_dir):
+        module.cli_main()
+    return Output(stream.getvalue(), 0)
+
+
+@contextlib.contextmanager
+def _everything_into(stream: io.StringIO) -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    root.handlers = [*handlers, logging.StreamHandler(stream)]
+    root.setLevel(logging.INFO)
+    try:
+        with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
+            yield
+    finally:
+        root.handlers = handlers
+        root.setLevel(level)
+
+
+@contextlib.contextmanager
+def _command_line(*arguments: str) -> Iterator[None]:
+    before = sys.argv
+    sys.argv = list(arguments)
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., Output]:
+    """The function `run_command`: a fairseq tool in a process of its own."""
+    return run_command
+
+
+@pytest.fixture(scope="session")
+def in_process() -> Callable[..., Output]:
+    """The function `run_in_process`: a fairseq tool in this process."""
+    return run_in_process
+
+
+@pytest.fixture(scope="session")
+def text() -> Path:
+    """The folder with train.txt, valid.txt and test.txt: some 3,000 words of English in the public domain."""
+    return TEXT
+
+
+@pytest.fixture(scope="session")
+def data_bin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The text after fairseq-preprocess; tests only read it."""
+    folder = tmp_path_factory.mktemp("data") / "data-bin"
+    splits = [
+        word for split in ("train", "valid", "test") for word in (f"--{split}pref", TEXT / f"{split}.txt")
+    ]
+    arguments = ("--only-source", *splits, "--destdir", folder, "--workers", "1")
+    run_in_process("fairseq-preprocess", *arguments, plugin=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_training(data_bin: Path) -> tuple[str, ...]:
+    """Arguments of fairseq-train for a tiny transformer_lm and 3 updates; `--save-dir` is to be added."""
+    return (
+        *(str(data_bin), *TINY_TRANSFORMER_LM),
+        *("--optimizer", "adam", "--lr", "0.01", "--batch-size", "8", "--max-update", "3"),
+        *("--num-workers", "0", "--cpu", "--log-format", "simple"),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_training: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a tiny transformer_lm trained for 3 updates; tests only read it."""
+    folder = tmp_path_factory.mktemp("tiny")
+    run_in_process("fairseq-train", *tiny_training, "--save-dir", folder)
+    return folder / "checkpoint_last.pt"
