@@ -42,6 +42,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+# The same for ours.
+TINY_DEQ = (
+    *("--task", "language_modeling", "--arch", "deq_transformer_lm_tiny", "--criterion", "deq_lm_loss"),
+    *("--decoder-embed-dim", "16", "--decoder-ffn-embed-dim", "32", "--decoder-attention-heads", "2"),
+    *("--f-thres", "8", "--b-thres", "8", "--tokens-per-sample", "32"),
+)
+
+TRAINING = (
+    *("--optimizer", "adam", "--lr", "0.01", "--batch-size", "8", "--max-update", "3"),
+    *("--num-workers", "0", "--cpu", "--log-format", "simple"),
+)
+
+
 @dataclass(frozen=True)
 class Output:
     """What a tool printed and logged, and its exit status."""
@@ -96,6 +109,37 @@ def run_in_process(tool: str, *arguments: str | Path, plugin: bool = True) -> Ou
     Returns:
         What it printed and logged; the status is 0, since errors are raised.
     """
+    stream = io.StringIO()
+    _call_in_process(tool, arguments, plugin, stream)
+    return Output(stream.getvalue(), 0)
+
+
+def run_refused(tool: str, *arguments: str | Path, plugin: bool = True) -> Output:
+    """Run a fairseq tool in this process that is to refuse its arguments in one sentence.
+
+    Args:
+        tool: its name, such as "fairseq-train".
+        arguments: what follows on the command line.
+        plugin: whether to add `--user-dir`.
+
+    Returns:
+        The sentence alone, and the status; the test fails where the tool ends in another way.
+    """
+    stream = io.StringIO()
+    with pytest.raises(SystemExit) as ending:
+        _call_in_process(tool, arguments, plugin, stream)
+    code = ending.value.code
+    # Python prints a text and exits with 1; argparse has printed it and exits with 2.
+    is_text = isinstance(code, str)
+    sentence = code if is_text else stream.getvalue().strip().splitlines()[-1]
+    status = 1 if is_text else int(code or 0)
+    assert "error: " in sentence, sentence
+    assert "\n" not in sentence, sentence
+    assert status != 0, sentence
+    return Output(sentence, status)
+
+
+def _call_in_process(tool: str, arguments: tuple[str | Path, ...], plugin: bool, stream: io.StringIO) -> None:
     from fairseq import checkpoint_utils
 
     module: Any = importlib.import_module(tool.replace("fairseq-", "fairseq_cli.").replace("-", "_"))
@@ -104,10 +148,8 @@ def run_in_process(tool: str, *arguments: str | Path, plugin: bool = True) -> Ou
     for function in (checkpoint_utils.save_checkpoint, getattr(module, "should_stop_early", None)):
         if hasattr(function, "best"):
             del function.best
-    stream = io.StringIO()
     with _everything_into(stream), _command_line(tool, *map(str, arguments), *user_dir):
         module.cli_main()
-    return Output(stream.getvalue(), 0)
 
 
 @contextlib.contextmanager
@@ -147,6 +189,12 @@ def in_process() -> Callable[..., Output]:
 
 
 @pytest.fixture(scope="session")
+def refused() -> Callable[..., Output]:
+    """The function `run_refused`: a fairseq tool in this process, which ends in one sentence."""
+    return run_refused
+
+
+@pytest.fixture(scope="session")
 def text() -> Path:
     """The folder with train.txt, valid.txt and test.txt: some 3,000 words of English in the public domain."""
     return TEXT
@@ -167,11 +215,7 @@ def data_bin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_training(data_bin: Path) -> tuple[str, ...]:
     """Arguments of fairseq-train for a tiny transformer_lm and 3 updates; `--save-dir` is to be added."""
-    return (
-        *(str(data_bin), *TINY_TRANSFORMER_LM),
-        *("--optimizer", "adam", "--lr", "0.01", "--batch-size", "8", "--max-update", "3"),
-        *("--num-workers", "0", "--cpu", "--log-format", "simple"),
-    )
+    return (str(data_bin), *TINY_TRANSFORMER_LM, *TRAINING)
 
 
 @pytest.fixture(scope="session")
@@ -180,3 +224,23 @@ def tiny_checkpoint(tiny_training: tuple[str, ...], tmp_path_factory: pytest.Tem
     folder = tmp_path_factory.mktemp("tiny")
     run_in_process("fairseq-train", *tiny_training, "--save-dir", folder)
     return folder / "checkpoint_last.pt"
+
+
+@pytest.fixture(scope="session")
+def deq_training(data_bin: Path) -> tuple[str, ...]:
+    """Arguments of fairseq-train for a tiny DEQ-Transformer and 3 updates; `--save-dir` is to be added."""
+    return (str(data_bin), *TINY_DEQ, *TRAINING)
+
+
+@pytest.fixture(scope="session")
+def deq_checkpoint(deq_training: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a tiny DEQ-Transformer trained for 3 updates; tests only read it."""
+    folder = tmp_path_factory.mktemp("deq")
+    run_in_process("fairseq-train", *deq_training, "--save-dir", folder)
+    return folder / "checkpoint_last.pt"
+
+
+@pytest.fixture(scope="session")
+def evaluation() -> tuple[str, ...]:
+    """Arguments of fairseq-eval-lm and its like that fit both checkpoints; data and `--path` are to be added."""
+    return ("--task", "language_modeling", "--tokens-per-sample", "32", "--num-workers", "0", "--cpu")

@@ -13,26 +13,33 @@ from .checkpoints import (
     copy_and_rename_atomically,
     load_checkpoints_with_safe_globals,
 )
+from .dictionaries import refuse_other_dictionaries
 from .distributed import start_processes_as_asked, wrap_cpu_models_without_devices
 from .evaluation import (
     evaluate_context_windows_in_order,
     refuse_scores_that_are_not_finite,
     refuse_to_skip_blocks,
 )
+from .inputs import explain_missing_text, explain_unusable_checkpoints
 from .numpy2 import give_fairseq_np_compat
 from .options import (
     accept_user_dir_of_imported_package,
     check_model_overrides,
+    check_syntax_of_model_overrides,
     explain_precision_without_device,
 )
 from .sentences import say_option_errors_in_one_sentence
 from .updates import announce_finished_updates
 
+# Where several wrap the same function, a later one is the outer one.
 REMEDIES = (
     give_fairseq_np_compat,
     load_checkpoints_with_safe_globals,
     broadcast_checkpoints_with_safe_globals,
     copy_and_rename_atomically,
+    refuse_other_dictionaries,
+    explain_unusable_checkpoints,
+    explain_missing_text,
     keep_last_batch,
     make_adaptive_log_prob_differentiable,
     initialise_float_tensors,
@@ -41,8 +48,9 @@ REMEDIES = (
     evaluate_context_windows_in_order,
     check_model_overrides,
     accept_user_dir_of_imported_package,
-    explain_precision_without_device,
     start_processes_as_asked,
+    explain_precision_without_device,  # before processes start
+    check_syntax_of_model_overrides,
     wrap_cpu_models_without_devices,
     announce_finished_updates,
     say_option_errors_in_one_sentence,  # last: it catches what the others raise

@@ -44,8 +44,8 @@ def _without_skipped_blocks(filter_indices: Callable[..., Any]) -> Callable[...,
             if block_size is not None:
                 advice = f"give --tokens-per-sample {max_positions} or less instead of {block_size}"
             raise OptionError(
-                f"{skipped} of {len(indices)} blocks of the text would be left out, because they are longer than "
-                f"the {max_positions} positions of the model; {advice}"
+                f"{skipped} of {len(indices)} blocks of the text would be left out, because they are longer "
+                f"than the {max_positions} positions of the model; {advice}"
             )
         return kept
 
@@ -108,8 +108,8 @@ def _with_context_in_order(eval_lm_dataloader: Callable[..., Any]) -> Callable[.
         if options["context_window"] > 0:
             if options["num_shards"] > 1:
                 raise OptionError(
-                    "--context-window needs the blocks in order, but --num-shards (or the number of processes)"
-                    f" is {options['num_shards']}; evaluate with one"
+                    "--context-window needs the blocks in order, but --num-shards (or the number of "
+                    f"processes) is {options['num_shards']}; evaluate with one"
                 )
             if options["num_workers"] > 1:
                 logger.info(

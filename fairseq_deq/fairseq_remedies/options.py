@@ -82,6 +82,30 @@ def _all_keys(cfg: Any) -> Iterable[str]:
             yield from vars(value)
 
 
+def check_syntax_of_model_overrides() -> None:
+    """Refuse `--model-overrides` that is no dictionary in words.
+
+    The fault: it is given to `eval`, so a forgotten quotation mark ends in a SyntaxError or NameError.
+    """
+    from fairseq.distributed import utils as distributed_utils
+
+    replace(distributed_utils, "call_main", _with_overrides_checked)
+
+
+def _with_overrides_checked(call_main: Callable[..., None]) -> Callable[..., None]:
+    def wrapper(cfg: Any, main: Callable[..., Any], **kwargs: Any) -> None:
+        text = cfg.common_eval.model_overrides
+        try:
+            ast.literal_eval(text.strip())
+        except (SyntaxError, ValueError):
+            raise OptionError(
+                f"--model-overrides must be a dictionary such as \"{{'f_thres': 60}}\", got {text}"
+            ) from None
+        call_main(cfg, main, **kwargs)
+
+    return wrapper
+
+
 def accept_user_dir_of_imported_package() -> None:
     """Say what to type when `--user-dir` and an already imported copy of this package are at odds.
 

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from fairseq import options
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from omegaconf import II
 
@@ -136,10 +135,18 @@ def gradient_config(cfg: DEQLanguageModelConfig) -> GradientConfig:
         active_set=not is_on(cfg.no_active_set),
         policy=str(cfg.solver_policy),
     )
+    if cfg.phantom_steps < 1:
+        raise OptionError(f"--phantom-steps must be at least 1, got {cfg.phantom_steps}")
+    if not 0 < cfg.phantom_damping <= 1:
+        raise OptionError(f"--phantom-damping must lie in (0, 1], got {cfg.phantom_damping}")
     return GradientConfig(str(cfg.gradient), solver, cfg.phantom_steps, cfg.phantom_damping)
 
 
 def _solver(flags: dict[str, str], **options: Any) -> SolverConfig:
+    tolerance = options["rtol"] + options["atol"]
+    if tolerance == 0:  # no residual can meet that
+        flag = next(flag for flag in flags.values() if flag.endswith("-eps"))
+        raise OptionError(f"{flag} must be above 0, got {tolerance}")
     try:
         return SolverConfig.from_options(options)
     except ValueError as error:
@@ -192,13 +199,18 @@ def check_options(cfg: DEQLanguageModelConfig, vocabulary: int) -> None:
 
 def cutoffs(text: str) -> list[int]:
     """The numbers of a cut-off option."""
-    return [int(number) for number in options.eval_str_list(text, type=int)]
+    return [int(number) for number in text.split(",")]
 
 
 def _check_cutoff(name: str, text: str, vocabulary: int) -> None:
-    numbers = cutoffs(text)
-    if numbers != sorted(set(numbers)) or numbers[0] < 1:
-        raise OptionError(f"--{name.replace('_', '-')} must be increasing positive numbers, got {text}")
+    try:
+        numbers = [int(number) for number in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or numbers != sorted(set(numbers)) or numbers[0] < 1:
+        raise OptionError(
+            f"--{name.replace('_', '-')} must be increasing positive numbers with commas between, got {text}"
+        )
     if numbers[-1] > vocabulary:
         raise OptionError(
             f"--{name.replace('_', '-')} {text} goes beyond the dictionary of {vocabulary} types; "

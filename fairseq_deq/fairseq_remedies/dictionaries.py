@@ -1,0 +1,92 @@
+"""A checkpoint says nothing of the dictionary it was trained with."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from typing import Any
+
+from ..errors import OptionError
+from ._patch import replace
+
+_KEY = "fairseq_deq.dictionary"
+
+# The task whose training a checkpoint is being read for; the function that reads does not know it.
+_resuming: ContextVar[Any] = ContextVar("fairseq_deq_resuming", default=None)
+
+
+def refuse_other_dictionaries() -> None:
+    """Refuse to evaluate, generate or go on training with a dictionary that is not the checkpoint's.
+
+    The fault: a dictionary of another size ends in a tensor size mismatch, and one of the same size with
+    other words, or the same words in another order, silently in a meaningless perplexity. Checkpoints keep a
+    hash of the words here; those without one are taken as they are.
+    """
+    from fairseq import checkpoint_utils
+    from fairseq.tasks.language_modeling import LanguageModelingTask
+    from fairseq.trainer import Trainer
+
+    replace(LanguageModelingTask, "state_dict", _with_dictionary)
+    replace(LanguageModelingTask, "load_state_dict", _after_checking_dictionary)
+    replace(checkpoint_utils, "load_checkpoint_to_cpu", _checking_resumed_dictionary)
+    replace(Trainer, "load_checkpoint", _telling_its_task)
+
+
+def _with_dictionary(state_dict: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def wrapper(self: Any) -> dict[str, Any]:
+        return {**(state_dict(self) or {}), _KEY: _describe(self.source_dictionary)}
+
+    return wrapper
+
+
+def _after_checking_dictionary(load_state_dict: Callable[..., None]) -> Callable[..., None]:
+    def wrapper(self: Any, state_dict: Mapping[str, Any]) -> None:
+        _check(self, state_dict)
+        load_state_dict(self, {key: value for key, value in state_dict.items() if key != _KEY})
+
+    return wrapper
+
+
+def _checking_resumed_dictionary(load: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        state = load(*args, **kwargs)
+        task = _resuming.get()
+        if task is not None:
+            _check(task, state.get("task_state") or {})
+        return state
+
+    return wrapper
+
+
+def _telling_its_task(load_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        token = _resuming.set(self.task)
+        try:
+            return load_checkpoint(self, *args, **kwargs)
+        finally:
+            _resuming.reset(token)
+
+    return wrapper
+
+
+def _describe(dictionary: Any) -> dict[str, Any]:
+    words = "\n".join(dictionary.symbols)
+    return {"types": len(dictionary), "sha256": hashlib.sha256(words.encode()).hexdigest()}
+
+
+def _check(task: Any, state_dict: Mapping[str, Any]) -> None:
+    trained = state_dict.get(_KEY)
+    if trained is None or getattr(task, "source_dictionary", None) is None:
+        return
+    found = _describe(task.source_dictionary)
+    if found == trained:
+        return
+    difference = f"has {found['types']}"
+    if found["types"] == trained["types"]:
+        difference = "has other words or another order"
+    data = getattr(getattr(task, "cfg", None) or task.args, "data", "the data folder")
+    raise OptionError(
+        f"the checkpoint was trained with a dictionary of {trained['types']} types, and the one in {data} "
+        f"{difference}; prepare the text with fairseq-preprocess --srcdict and the dict.txt of the training"
+    )
