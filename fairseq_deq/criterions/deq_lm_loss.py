@@ -73,7 +73,7 @@ class DEQLanguageModelLoss(FairseqCriterion):
         reduction = "sum" if reduce else "none"
         softmax = getattr(decoder, "adaptive_softmax", None)
         if softmax is None:
-            log_probs = F.log_softmax(output.float(), -1).flatten(0, 1)
+            log_probs = F.log_softmax(_widened(output), -1).flatten(0, 1)
             return F.nll_loss(log_probs, target.flatten(), ignore_index=self.padding_idx, reduction=reduction)
         loss = _adaptive_cross_entropy(softmax, output, target.flatten(), self.padding_idx)
         if _is_distributed():
@@ -112,13 +112,18 @@ class DEQLanguageModelLoss(FairseqCriterion):
 def _adaptive_cross_entropy(softmax: Any, output: Tensor, target: Tensor, padding_idx: int) -> Tensor:
     """Loss of every token, (n,), 0 at padding, in the order of `target` (n,)."""
     logits, targets = softmax(output, target)
-    loss = F.cross_entropy(logits[0].float(), targets[0], reduction="none")
+    loss = F.cross_entropy(_widened(logits[0]), targets[0], reduction="none")
     for i, (tail, tail_target) in enumerate(zip(logits[1:], targets[1:], strict=True)):
         if tail_target is not None:
             inside = (target >= softmax.cutoff[i]) & (target < softmax.cutoff[i + 1])
-            tail_loss = F.cross_entropy(tail.float(), tail_target, reduction="none")
+            tail_loss = F.cross_entropy(_widened(tail), tail_target, reduction="none")
             loss = loss.index_add(0, inside.nonzero().squeeze(1), tail_loss)
     return loss.masked_fill(target == padding_idx, 0.0)
+
+
+def _widened(x: Tensor) -> Tensor:
+    """x in float32 at least."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _is_distributed() -> bool:

@@ -123,7 +123,8 @@ class TransformerCell(nn.Module):
         return PreparedCell(
             cell=self,
             masks=masks,
-            qkv=torch.cat([qkv[:inner] * scale, qkv[inner:]]),
+            query=qkv[:inner] * scale,
+            key_value=qkv[inner:],
             relative=self.relative.weight(),
             out=self.out.weight(),
             ffn_in=self.ffn_in.weight(),
@@ -145,11 +146,12 @@ class DropoutMasks:
 
 @dataclass(frozen=True)
 class PreparedCell:
-    """A cell with the weights of one forward pass; the query rows of `qkv` carry the factor 1/sqrt(D)."""
+    """A cell with the weights of one forward pass; `query` carries the factor 1/sqrt(D)."""
 
     cell: TransformerCell
     masks: DropoutMasks
-    qkv: Tensor
+    query: Tensor
+    key_value: Tensor
     relative: Tensor
     out: Tensor
     ffn_in: Tensor
@@ -165,7 +167,7 @@ class PreparedCell:
         """
         inner = self.cell.heads * self.cell.head_dim
         normed = F.layer_norm(state, state.shape[-1:]) if self.cell.pre_norm else state
-        kv = F.linear(normed, self.qkv[inner:]) + injection[..., inner:]
+        kv = F.linear(normed, self.key_value) + injection[..., inner:]
         keys, values = kv.chunk(2, -1)
         return KeysValues(self.split_heads(keys), self.split_heads(values))
 
@@ -204,32 +206,43 @@ class BoundCell:
         self.memory = past.length if past is not None else 0
         inner = cell.heads * cell.head_dim
         # (q + r_w)/sqrt(D): the bias joins the injection of the (scaled) query.
-        query = (injection[..., :inner] + cell.content_bias.flatten()) * prepared.scale
-        self.injection = torch.cat([query, injection[..., inner:]], -1)  # (B, T, 3*H*D)
+        self.query_injection = (injection[..., :inner] + cell.content_bias.flatten()) * prepared.scale
+        self.kv_injection = injection[..., inner:]
+        # Queries and keys that stand for nothing make up the last multiple, as in `_pad_rows`.
+        self.columns = -(-(self.memory + self.length) // ROW_MULTIPLE) * ROW_MULTIPLE
+        self.missing = -self.length % ROW_MULTIPLE
         self.relative, self.bias = self._positions(injection, padding)
+        self.padded_bias = F.pad(self.bias, (0, 0, 0, self.missing)) if self.missing else self.bias
         attention = prepared.masks.attention
         if attention is not None:
             end = attention.shape[-1] - attention.shape[-2] + start + self.length
             attention = attention[..., start : start + self.length, end - self.memory - self.length : end]
+            attention = F.pad(attention, (0, self.columns - attention.shape[-1]))
         self.attention_mask = attention
+        self.padded_mask = (
+            F.pad(attention, (0, 0, 0, self.missing)) if attention is not None and self.missing else attention
+        )
 
     def __call__(self, z: Tensor) -> Tensor:
         rows = z.reshape(-1, z.shape[-1])  # (B*T, C)
         samples = _SampleRows(self.batch, self.length)
-        padded = _pad_rows(rows)
-        qkv = F.linear(self._normed(padded), self.p.qkv)[: rows.shape[0]]
-        qkv = qkv.view(self.batch, self.length, -1) + self.injection
-        query, keys, values = (self.p.split_heads(x) for x in qkv.chunk(3, -1))  # (B, H, T, D)
-        if self.past is not None:
-            keys, values = torch.cat([self.past.keys, keys], 2), torch.cat([self.past.values, values], 2)
-        relative = torch.matmul(query, self.relative)  # (B, H, T, M + T + 1)
-        # Row i of the product holds distances M+T-1+..; a shift by T-1-i lines them up with the keys.
-        shifted = relative.flatten(2)[..., self.length - 1 :]
-        columns = self.memory + self.length
-        shifted = shifted[..., : self.length * columns].unflatten(-1, (self.length, columns))
-        scores = torch.matmul(query, keys.transpose(2, 3)) + shifted + self.bias
-        weights = apply_mask(scores.softmax(-1), self.attention_mask)
-        attended = torch.matmul(weights, values).transpose(1, 2).reshape(rows.shape[0], -1)
+        normed = self._normed(_pad_rows(rows))
+        query = F.linear(normed, self.p.query)[: rows.shape[0]].view(self.batch, self.length, -1)
+        query = self.p.split_heads(query + self.query_injection)  # (B, H, T, D)
+        own = self._own_keys_values(normed)
+        keys, values = self._with_past(own.keys, own.values, self.past)
+        queries = self.length + self.missing
+        if self.missing:
+            query = F.pad(query, (0, 0, 0, self.missing))
+        relative = torch.matmul(query, self.relative)  # (B, H, T, W)
+        # Column j of the product is distance M+T-1-j; shifting row i by T-1-i lines it up with key j.
+        stride = relative.shape[-1] - 1
+        shifted = relative.flatten(2)[..., self.length - 1 :][..., : queries * stride]
+        shifted = shifted.unflatten(-1, (queries, stride))[..., : self.columns]
+        scores = torch.matmul(query, keys.transpose(2, 3)) + shifted + self.padded_bias
+        weights = apply_mask(scores.softmax(-1), self.padded_mask)
+        attended = torch.matmul(weights, values)[:, :, : self.length]
+        attended = attended.transpose(1, 2).reshape(rows.shape[0], -1)
         return self._after_attention(rows, attended, samples).view_as(z)
 
     def restrict(self, z: Tensor, positions: Tensor) -> Callable[[Tensor], Tensor]:
@@ -238,11 +251,11 @@ class BoundCell:
 
     def keys_values(self, z: Tensor) -> KeysValues:
         """Keys and values of the segment's own positions at z (B, T, C)."""
-        inner = self.p.cell.heads * self.p.cell.head_dim
-        rows = self._normed(_pad_rows(z.reshape(-1, z.shape[-1])))
-        kv = F.linear(rows, self.p.qkv[inner:])[: self.batch * self.length]
-        kv = kv.view(self.batch, self.length, -1) + self.injection[..., inner:]
-        keys, values = kv.chunk(2, -1)
+        return self._own_keys_values(self._normed(_pad_rows(z.reshape(-1, z.shape[-1]))))
+
+    def _own_keys_values(self, normed: Tensor) -> KeysValues:
+        kv = F.linear(normed, self.p.key_value)[: self.batch * self.length]
+        keys, values = (kv.view(self.batch, self.length, -1) + self.kv_injection).chunk(2, -1)
         return KeysValues(self.p.split_heads(keys), self.p.split_heads(values))
 
     # ------------------------------------------------------------------ shared with the restricted cell
@@ -265,17 +278,35 @@ class BoundCell:
         o = samples.masked(F.linear(inner, p.ffn_out, cell.ffn_out.bias)[:n], masks.ffn_outer)
         return F.layer_norm(h + o, width)
 
+    def _with_past(self, keys: Tensor, values: Tensor, past: KeysValues | None) -> tuple[Tensor, Tensor]:
+        """The segment's keys and values after those of the past, and before those that stand for nothing."""
+        before = [] if past is None else [past]
+        missing = self.columns - self.memory - self.length
+        zeros = [keys.new_zeros(*keys.shape[:2], missing, keys.shape[3])] if missing else []
+        if not before and not zeros:
+            return keys, values
+        return (
+            torch.cat([*(p.keys for p in before), keys, *zeros], 2),
+            torch.cat([*(p.values for p in before), values, *zeros], 2),
+        )
+
     def _positions(self, like: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
-        """W_r R, (H, D, S + 1), and the z-independent part of the scores with the mask, (1 or B, H, T, S)."""
+        """W_r R, (H, D, W), and the z-independent part of the scores with the mask, (1 or B, H, T, columns).
+
+        W exceeds the number of columns by at least one: the shift of the scores reads past their end, where
+        the mask hides what it finds.
+        """
         p, cell = self.p, self.p.cell
         total, device = self.memory + self.length, like.device
-        # Distances S-1 ... 0, and one past the end that the shift only ever reads under the mask.
-        distance = torch.arange(total - 1, -2, -1, device=device)
-        table = apply_mask(_sinusoid(distance, cell.dim).to(like.dtype), p.masks.relative)  # (S + 1, C)
+        distance = torch.arange(total - 1, -1, -1, device=device)  # S-1 ... 0
+        table = apply_mask(_sinusoid(distance, cell.dim).to(like.dtype), p.masks.relative)  # (S, C)
+        table = F.pad(table, (0, 0, 0, self.columns + ROW_MULTIPLE - total))
         relative = F.linear(table, p.relative).unflatten(-1, (cell.heads, cell.head_dim)).permute(1, 2, 0)
         # (q + r_r) = (q + r_w) + (r_r - r_w): the second part is the same for every query.
         extra = ((cell.position_bias - cell.content_bias) * p.scale).unsqueeze(1)  # (H, 1, D)
-        by_distance = torch.bmm(extra, relative).squeeze(1).flip(-1)[:, 1:]  # (H, S), by distance 0 ... S-1
+        by_distance = (
+            torch.bmm(extra, relative).squeeze(1)[:, :total].flip(-1)
+        )  # (H, S), by distance 0 ... S-1
         query = torch.arange(self.length, device=device).unsqueeze(1) + self.memory
         gap = query - torch.arange(total, device=device)  # (T, S)
         bias = by_distance[:, gap.clamp(min=0)]  # (H, T, S)
@@ -287,7 +318,7 @@ class BoundCell:
             # A padded query still sees itself, so that no row of the softmax is empty.
             blind = padding[:, None, None, :] & (gap != 0)
             bias = bias.masked_fill(blind, float("-inf"))
-        return relative, bias
+        return relative, F.pad(bias, (0, self.columns - total), value=float("-inf"))
 
 
 class _RestrictedCell:
@@ -305,8 +336,10 @@ class _RestrictedCell:
         self.queries, self.width = live.numel(), width
         self.key_slot = row * bound.length + time
         self.samples = _SampleRows(bound.batch, 1, sample)
-        injection = bound.injection.reshape(-1, bound.injection.shape[-1])
-        self.injection = injection.index_select(0, positions)
+        self.query_injection, self.kv_injection = (
+            u.reshape(-1, u.shape[-1]).index_select(0, positions)
+            for u in (bound.query_injection, bound.kv_injection)
+        )
         settled = bound.keys_values(z)
         everyone = live.numel() == bound.batch
         self.keys, self.values = (
@@ -323,15 +356,13 @@ class _RestrictedCell:
         query_time = (
             time.new_zeros(self.queries * width).index_copy(0, self.slot, time).view(self.queries, width)
         )
-        columns = bound.memory + bound.length
         offset = bound.length - 1 - query_time  # shift of the relative scores
-        shift = offset.unsqueeze(-1) + torch.arange(columns, device=z.device)
-        self.gather = shift.clamp(max=columns).unsqueeze(1)  # (b, 1, Q, S)
-        bias = bound.bias.expand(bound.batch, -1, -1, -1) if bound.bias.shape[0] > 1 else bound.bias[0]
-        if bias.dim() == 4:
-            self.bias = bias[live.unsqueeze(1), :, query_time].transpose(1, 2)  # (b, H, Q, S)
+        shift = offset.unsqueeze(-1) + torch.arange(bound.columns, device=z.device)
+        self.gather = shift.clamp(max=bound.columns).unsqueeze(1)  # (b, 1, Q, columns)
+        if bound.bias.shape[0] > 1:
+            self.bias = bound.bias[live.unsqueeze(1), :, query_time].transpose(1, 2)  # (b, H, Q, S)
         else:
-            self.bias = bias[:, query_time].transpose(0, 1)
+            self.bias = bound.bias[0][:, query_time].transpose(0, 1)
         mask = bound.attention_mask
         self.attention_mask = None if mask is None else mask[live.unsqueeze(1), :, query_time].transpose(1, 2)
         self.p = p
@@ -339,17 +370,17 @@ class _RestrictedCell:
     def __call__(self, rows: Tensor) -> Tensor:
         bound, p = self.bound, self.p
         n, heads = rows.shape[0], p.cell.heads
-        qkv = F.linear(bound._normed(_pad_rows(rows)), p.qkv)[:n] + self.injection  # (n, 3*H*D)
-        query, keys, values = qkv.chunk(3, -1)
+        normed = bound._normed(_pad_rows(rows))
+        query = F.linear(normed, p.query)[:n] + self.query_injection  # (n, H*D)
+        keys, values = (F.linear(normed, p.key_value)[:n] + self.kv_injection).chunk(2, -1)
         padded = query.new_zeros(self.queries * self.width, query.shape[-1]).index_copy(0, self.slot, query)
         query = p.split_heads(padded.view(self.queries, self.width, -1))  # (b, H, Q, D)
         keys, values = (
             p.split_heads(held.index_copy(0, self.key_slot, new).view(self.queries, bound.length, -1))
             for held, new in ((self.keys, keys), (self.values, values))
         )
-        if self.past is not None:
-            keys, values = torch.cat([self.past.keys, keys], 2), torch.cat([self.past.values, values], 2)
-        relative = torch.matmul(query, bound.relative)  # (b, H, Q, S + 1)
+        keys, values = bound._with_past(keys, values, self.past)
+        relative = torch.matmul(query, bound.relative)  # (b, H, Q, W)
         shifted = relative.gather(-1, self.gather.expand(-1, heads, -1, -1))
         scores = torch.matmul(query, keys.transpose(2, 3)) + shifted + self.bias
         weights = apply_mask(scores.softmax(-1), self.attention_mask)

@@ -1,0 +1,55 @@
+"""Small models for the tests, with weights that are far from a trivial equilibrium."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from fairseq.data import Dictionary
+
+import fairseq_deq  # noqa: F401  (registers the models)
+from fairseq_deq.models.deq_transformer_lm import DEQTransformerConfig, DEQTransformerLanguageModel
+
+VOCABULARY = 52
+
+
+def dictionary(types: int = VOCABULARY - 4) -> Dictionary:
+    """A dictionary of made-up words; fairseq adds four symbols."""
+    words = Dictionary()
+    for i in range(types):
+        words.add_symbol(f"word{i}")
+    return words
+
+
+def task(types: int = VOCABULARY - 4) -> Any:
+    """What a model asks of a task."""
+    words = dictionary(types)
+    return SimpleNamespace(source_dictionary=words, target_dictionary=words)
+
+
+def build(seed: int = 0, dtype: torch.dtype = torch.float64, **options: Any) -> DEQTransformerLanguageModel:
+    """A model of width 16 in evaluation mode, random weights; `options` are those of the command line."""
+    small = {
+        "decoder_embed_dim": 16,
+        "decoder_ffn_embed_dim": 32,
+        "decoder_attention_heads": 2,
+        "init_std": 0.2,
+        "f_solver": "broyden",
+        "b_solver": "broyden",
+        "f_thres": 300,
+        "f_eps": 1e-10,
+        "b_thres": 300,
+        "b_eps": 1e-10,
+        "tokens_per_sample": 16,
+        "max_target_positions": None,
+        "add_bos_token": False,
+    }
+    torch.manual_seed(seed)
+    model = DEQTransformerLanguageModel.build_model(DEQTransformerConfig(**(small | options)), task())
+    return model.to(dtype).eval()
+
+
+def tokens(batch: int, length: int, seed: int = 1) -> torch.Tensor:
+    """Random tokens (B, T), no special symbols."""
+    return torch.randint(4, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))
