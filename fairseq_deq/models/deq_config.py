@@ -171,6 +171,8 @@ def check_options(cfg: DEQLanguageModelConfig, vocabulary: int) -> None:
         _require(getattr(cfg, name) >= 1, name, "at least 1", getattr(cfg, name))
     for name in ("dropout", "adaptive_softmax_dropout"):
         _require(0 <= getattr(cfg, name) < 1, name, "in [0, 1)", getattr(cfg, name))
+    for name in ("f_eps", "b_eps"):
+        _require(getattr(cfg, name) > 0, name, "above 0", getattr(cfg, name))
     if is_on(cfg.adaptive_input) and not cfg.adaptive_input_cutoff:
         raise OptionError("--adaptive-input needs --adaptive-input-cutoff, for example 20000,40000,200000")
     for name in ("adaptive_input_cutoff", "adaptive_softmax_cutoff"):

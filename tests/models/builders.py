@@ -29,7 +29,11 @@ def task(types: int = VOCABULARY - 4) -> Any:
 
 
 def build(seed: int = 0, dtype: torch.dtype = torch.float64, **options: Any) -> DEQTransformerLanguageModel:
-    """A model of width 16 in evaluation mode, random weights; `options` are those of the command line."""
+    """A model of width 16 in evaluation mode; `options` are those of the command line.
+
+    A random cell can have several equilibria. Here attention speaks louder than the residual path, and the
+    input louder than the state, so that f contracts and the equilibrium is the only one.
+    """
     small = {
         "decoder_embed_dim": 16,
         "decoder_ffn_embed_dim": 32,
@@ -47,6 +51,11 @@ def build(seed: int = 0, dtype: torch.dtype = torch.float64, **options: Any) -> 
     }
     torch.manual_seed(seed)
     model = DEQTransformerLanguageModel.build_model(DEQTransformerConfig(**(small | options)), task())
+    cell = model.decoder.cell
+    with torch.no_grad():
+        model.decoder.injection.weight.mul_(2.0)
+        for linear, gain in ((cell.qkv, 0.5), (cell.out, 8.0), (cell.ffn_out, 0.5)):
+            (linear.weight_v if linear.weight_g is None else linear.weight_g).mul_(gain)
     return model.to(dtype).eval()
 
 
