@@ -242,5 +242,5 @@ def deq_checkpoint(deq_training: tuple[str, ...], tmp_path_factory: pytest.TempP
 
 @pytest.fixture(scope="session")
 def evaluation() -> tuple[str, ...]:
-    """Arguments of fairseq-eval-lm and its like that fit both checkpoints; data and `--path` are to be added."""
+    """Arguments of fairseq-eval-lm and its like for both checkpoints, without data and `--path`."""
     return ("--task", "language_modeling", "--tokens-per-sample", "32", "--num-workers", "0", "--cpu")
