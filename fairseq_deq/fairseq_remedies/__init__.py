@@ -28,6 +28,7 @@ from .options import (
     check_syntax_of_model_overrides,
     explain_precision_without_device,
 )
+from .prompts import warn_of_unknown_words
 from .sentences import say_option_errors_in_one_sentence
 from .updates import announce_finished_updates
 
@@ -53,6 +54,7 @@ REMEDIES = (
     check_syntax_of_model_overrides,
     wrap_cpu_models_without_devices,
     announce_finished_updates,
+    warn_of_unknown_words,
     say_option_errors_in_one_sentence,  # last: it catches what the others raise
 )
 

@@ -22,7 +22,7 @@ from .deq_config import DEQLanguageModelConfig, check_options, cutoffs, forward_
 
 @dataclass(frozen=True)
 class DecodingCache:
-    """What incremental decoding keeps: one layer of keys and values of the tokens seen, at their equilibria."""
+    """What incremental decoding keeps: one layer of keys and values of the tokens seen, at equilibrium."""
 
     past: KeysValues
     padding: Tensor | None  # (B, S) bool
