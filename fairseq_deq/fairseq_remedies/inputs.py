@@ -122,7 +122,7 @@ def _explaining_other_weights(load: Callable[..., Any]) -> Callable[..., Any]:
                 raise
             raise OptionError(
                 f"the weights in {', '.join(filenames)} do not fit the model ({_first_difference(error)}): "
-                "is this the dictionary it was trained with, and does --model-overrides leave its sizes alone?"
+                "is this the dictionary it was trained with, and does --model-overrides keep its sizes?"
             ) from error
 
     return wrapper

@@ -141,7 +141,8 @@ def explain_precision_without_device() -> None:
     """Run `--bf16` without a TPU, and refuse `--fp16` on a CPU in words.
 
     The fault: the command line turns `--bf16` into "use a TPU", and without one (on a GPU as on a CPU) the
-    trainer dies with an AttributeError about None; `--fp16` on a CPU dies in an assertion about CUDA.
+    trainer dies with an AttributeError about None (and Adam has become AdamW before that); `--fp16` on a CPU
+    dies in an assertion about CUDA.
     """
     from fairseq.distributed import utils as distributed_utils
 
@@ -163,6 +164,8 @@ def _check_precision(cfg: Any) -> None:
         if not common.bf16:
             raise OptionError("--tpu needs the package torch_xla, which is not installed; leave --tpu out")
         common.tpu = False
-        cfg.distributed_training.tpu = False
+        for group in ("distributed_training", "task", "model", "optimizer"):  # each has a copy of the option
+            if getattr(cfg.get(group), "tpu", False):
+                cfg[group].tpu = False
     if common.fp16 and on_cpu:
         raise OptionError("--fp16 needs a GPU; on a CPU leave it out, or train with --bf16")
