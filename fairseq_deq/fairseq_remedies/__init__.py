@@ -7,7 +7,7 @@ the fault is absent, or acts twice; `install` applies all of them.
 from __future__ import annotations
 
 from .adaptive import initialise_float_tensors, make_adaptive_log_prob_differentiable
-from .batching import keep_last_batch
+from .batching import batch_alike_after_resuming, keep_last_batch
 from .checkpoints import (
     broadcast_checkpoints_with_safe_globals,
     copy_and_rename_atomically,
@@ -42,6 +42,7 @@ REMEDIES = (
     explain_unusable_checkpoints,
     explain_missing_text,
     keep_last_batch,
+    batch_alike_after_resuming,
     make_adaptive_log_prob_differentiable,
     initialise_float_tensors,
     refuse_to_skip_blocks,

@@ -1,0 +1,259 @@
+"""The whole way through fairseq's own tools on real text: train, resume, validate, evaluate, generate."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+TINY = (
+    *("--task", "language_modeling", "--arch", "deq_transformer_lm_tiny", "--criterion", "deq_lm_loss"),
+    *("--decoder-embed-dim", "32", "--decoder-ffn-embed-dim", "64", "--decoder-attention-heads", "2"),
+    *("--optimizer", "adam", "--lr", "0.005", "--clip-norm", "0.5", "--tokens-per-sample", "32"),
+    *("--batch-size", "8", "--required-batch-size-multiple", "1", "--num-workers", "0", "--cpu"),
+    *("--log-format", "json", "--log-interval", "2", "--seed", "3"),
+)
+STATISTICS = ("f_nfe", "f_lane_nfe", "f_res", "f_conv", "b_nfe", "b_lane_nfe", "b_res", "b_conv")
+
+
+def _json_lines(text: str) -> list[dict[str, str]]:
+    return [json.loads(line[line.index("{") :]) for line in text.splitlines() if '{"epoch"' in line]
+
+
+def _weights(path: Path) -> dict[str, torch.Tensor]:
+    state = torch.load(path, weights_only=False)["model"]
+    return {name: tensor for name, tensor in state.items() if "_float_tensor" not in name}
+
+
+def _train(in_process, data_bin: Path, folder: Path, *options: str) -> str:
+    return in_process("fairseq-train", data_bin, *TINY, "--save-dir", folder, *options).checked().text
+
+
+def _perplexity(text: str) -> tuple[int, float]:
+    tokens = re.search(r"Evaluated ([\d,]+) tokens", text)
+    perplexity = re.search(r"Perplexity: ([\d.]+)", text)
+    assert tokens, text
+    assert perplexity, text
+    return int(tokens.group(1).replace(",", "")), float(perplexity.group(1))
+
+
+@pytest.fixture(scope="module")
+def trained(in_process, data_bin, tmp_path_factory):
+    """A model trained for 30 updates, 10 of them as a stack, and the log of the run."""
+    folder = tmp_path_factory.mktemp("deq")
+    log = _train(
+        in_process,
+        data_bin,
+        folder,
+        "--max-update",
+        "30",
+        "--pretrain-steps",
+        "10",
+        "--pretrain-layers",
+        "2",
+        "--tensorboard-logdir",
+        str(folder / "tensorboard"),
+    )
+    return folder, log
+
+
+def test_training_learns_and_logs_both_solves(trained):
+    _, log = trained
+    lines = [line for line in _json_lines(log) if "loss" in line]
+    first, last = float(lines[0]["loss"]), float(lines[-1]["loss"])
+    assert last < first - 1.0
+    assert "f_nfe" not in lines[0]  # a stack has no solve
+    equilibrium = [line for line in lines if "f_nfe" in line]
+    for name in STATISTICS:
+        assert all(math.isfinite(float(line[name])) for line in equilibrium), name
+    assert 1 < float(equilibrium[-1]["f_lane_nfe"]) <= float(equilibrium[-1]["f_nfe"]) <= 30
+    assert 0.9 < float(equilibrium[-1]["f_conv"]) <= 1
+    assert 0.9 < float(equilibrium[-1]["b_conv"]) <= 1
+
+
+def test_perplexity_is_that_of_the_loss_alone(trained):
+    _, log = trained
+    for line in _json_lines(log):
+        if "loss" in line:
+            assert float(line["ppl"]) == pytest.approx(2 ** float(line["loss"]), rel=2e-3)
+
+
+def test_tensorboard_holds_the_solver_columns(trained):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = event_accumulator.EventAccumulator(str(trained[0] / "tensorboard" / "train_inner"))
+    events.Reload()
+    assert set(STATISTICS) <= set(events.Tags()["scalars"])
+
+
+def test_validation_in_training_fairseq_validate_and_eval_lm_agree(trained, in_process, data_bin):
+    folder, log = trained
+    valid = next(float(line["valid_loss"]) for line in reversed(_json_lines(log)) if "valid_loss" in line)
+    path = ("--path", folder / "checkpoint_last.pt")
+    checked = (
+        in_process(
+            "fairseq-validate",
+            data_bin,
+            "--task",
+            "language_modeling",
+            *path,
+            "--batch-size",
+            "8",
+            "--required-batch-size-multiple",
+            "1",
+            "--num-workers",
+            "0",
+            "--cpu",
+            "--valid-subset",
+            "valid",
+        )
+        .checked()
+        .text
+    )
+    (again,) = re.findall(r"loss ([\d.]+) \|", checked)[-1:]
+    assert float(again) == pytest.approx(valid, abs=2e-3)
+    tokens, perplexity = _perplexity(
+        in_process(
+            "fairseq-eval-lm",
+            data_bin,
+            *path,
+            "--gen-subset",
+            "valid",
+            "--tokens-per-sample",
+            "32",
+            "--batch-size",
+            "4",
+            "--num-workers",
+            "0",
+            "--cpu",
+        )
+        .checked()
+        .text
+    )
+    assert math.log2(perplexity) == pytest.approx(valid, abs=2e-3)
+    words = (Path(__file__).parent / "data" / "text" / "valid.txt").read_text(encoding="utf-8")
+    assert tokens == len(words.split()) + len(words.splitlines())
+
+
+def test_solver_options_can_be_changed_at_evaluation(trained, in_process, data_bin):
+    def evaluate(overrides: str) -> float:
+        return _perplexity(
+            in_process(
+                "fairseq-eval-lm",
+                data_bin,
+                "--path",
+                trained[0] / "checkpoint_last.pt",
+                "--gen-subset",
+                "test",
+                "--tokens-per-sample",
+                "32",
+                "--num-workers",
+                "0",
+                "--cpu",
+                "--model-overrides",
+                overrides,
+            )
+            .checked()
+            .text
+        )[1]
+
+    converged, crude = evaluate("{'f_thres': 60, 'f_eps': 1e-5}"), evaluate("{'f_thres': 2}")
+    assert evaluate("{}") == pytest.approx(converged, rel=1e-3)
+    assert abs(crude - converged) > 1e-2 * converged
+
+
+@pytest.mark.parametrize("stop", [6, 14])
+def test_resuming_on_either_side_of_the_switch_gives_the_uninterrupted_run(
+    stop, in_process, data_bin, tmp_path
+):
+    options = ("--pretrain-steps", "10", "--disable-validation", "--dropout", "0.1", "--wnorm")
+    _train(in_process, data_bin, tmp_path / "whole", *options, "--max-update", "16")
+    _train(in_process, data_bin, tmp_path / "parts", *options, "--max-update", str(stop))
+    _train(in_process, data_bin, tmp_path / "parts", *options, "--max-update", "16")
+    whole = _weights(tmp_path / "whole" / "checkpoint_last.pt")
+    parts = _weights(tmp_path / "parts" / "checkpoint_last.pt")
+    assert whole.keys() == parts.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, parts[name]), name
+
+
+def test_adaptive_input_and_softmax_train_and_evaluate(in_process, data_bin, tmp_path):
+    adaptive = (
+        *("--share-decoder-input-output-embed", "false", "--adaptive-input", "--tie-adaptive-weights"),
+        *("--tie-adaptive-proj", "--adaptive-input-cutoff", "50,200", "--adaptive-softmax-cutoff", "50,200"),
+    )
+    log = _train(in_process, data_bin, tmp_path, *adaptive, "--max-update", "12", "--disable-validation")
+    losses = [float(line["loss"]) for line in _json_lines(log) if "loss" in line]
+    assert losses[-1] < losses[0]
+    _, perplexity = _perplexity(
+        in_process(
+            "fairseq-eval-lm",
+            data_bin,
+            "--path",
+            tmp_path / "checkpoint_last.pt",
+            "--gen-subset",
+            "test",
+            "--tokens-per-sample",
+            "32",
+            "--num-workers",
+            "0",
+            "--cpu",
+        )
+        .checked()
+        .text
+    )
+    assert 1 < perplexity < 2 ** losses[0]
+
+
+@pytest.mark.parametrize("gradient", ["phantom", "jfb", "unroll"])
+def test_every_gradient_trains(gradient, in_process, data_bin, tmp_path):
+    log = _train(
+        in_process,
+        data_bin,
+        tmp_path,
+        "--gradient",
+        gradient,
+        "--max-update",
+        "8",
+        "--disable-validation",
+        "--f-thres",
+        "8",
+    )
+    losses = [float(line["loss"]) for line in _json_lines(log) if "loss" in line]
+    assert losses[-1] < losses[0]
+
+
+def test_interactive_continues_prompts_and_warns_of_unknown_words(trained, command, data_bin):
+    output = (
+        command(
+            "fairseq-interactive",
+            data_bin,
+            "--task",
+            "language_modeling",
+            "--path",
+            trained[0] / "checkpoint_last.pt",
+            "--beam",
+            "2",
+            "--nbest",
+            "1",
+            "--max-len-a",
+            "1",
+            "--max-len-b",
+            "8",
+            "--buffer-size",
+            "2",
+            "--batch-size",
+            "2",
+            "--cpu",
+            stdin="the people of\nxyzzy plugh\n",
+        )
+        .checked()
+        .text
+    )
+    continuations = re.findall(r"^D-(\d)\t(-[\d.]+)\t(.+)$", output, re.MULTILINE)
+    assert [number for number, _, _ in continuations] == ["0", "1"]
+    assert all(len(text.split()) > 3 for _, _, text in continuations)
+    assert "2 of 2 words are not in the dictionary" in output
