@@ -49,13 +49,7 @@ def trained(in_process, data_bin, tmp_path_factory):
         in_process,
         data_bin,
         folder,
-        "--max-update",
-        "30",
-        "--pretrain-steps",
-        "10",
-        "--pretrain-layers",
-        "2",
-        "--tensorboard-logdir",
+        *"--max-update 30 --pretrain-steps 10 --pretrain-layers 2 --tensorboard-logdir".split(),
         str(folder / "tensorboard"),
     )
     return folder, log
@@ -97,18 +91,10 @@ def test_validation_in_training_fairseq_validate_and_eval_lm_agree(trained, in_p
         in_process(
             "fairseq-validate",
             data_bin,
-            "--task",
-            "language_modeling",
+            *"--task language_modeling".split(),
             *path,
-            "--batch-size",
-            "8",
-            "--required-batch-size-multiple",
-            "1",
-            "--num-workers",
-            "0",
-            "--cpu",
-            "--valid-subset",
-            "valid",
+            *"--batch-size 8 --required-batch-size-multiple 1".split(),
+            *"--num-workers 0 --cpu --valid-subset valid".split(),
         )
         .checked()
         .text
@@ -120,15 +106,7 @@ def test_validation_in_training_fairseq_validate_and_eval_lm_agree(trained, in_p
             "fairseq-eval-lm",
             data_bin,
             *path,
-            "--gen-subset",
-            "valid",
-            "--tokens-per-sample",
-            "32",
-            "--batch-size",
-            "4",
-            "--num-workers",
-            "0",
-            "--cpu",
+            *"--gen-subset valid --tokens-per-sample 32 --batch-size 4 --num-workers 0 --cpu".split(),
         )
         .checked()
         .text
@@ -146,14 +124,8 @@ def test_solver_options_can_be_changed_at_evaluation(trained, in_process, data_b
                 data_bin,
                 "--path",
                 trained[0] / "checkpoint_last.pt",
-                "--gen-subset",
-                "test",
-                "--tokens-per-sample",
-                "32",
-                "--num-workers",
-                "0",
-                "--cpu",
-                "--model-overrides",
+                *"--gen-subset test --tokens-per-sample 32".split(),
+                *"--num-workers 0 --cpu --model-overrides".split(),
                 overrides,
             )
             .checked()
@@ -194,13 +166,7 @@ def test_adaptive_input_and_softmax_train_and_evaluate(in_process, data_bin, tmp
             data_bin,
             "--path",
             tmp_path / "checkpoint_last.pt",
-            "--gen-subset",
-            "test",
-            "--tokens-per-sample",
-            "32",
-            "--num-workers",
-            "0",
-            "--cpu",
+            *"--gen-subset test --tokens-per-sample 32 --num-workers 0 --cpu".split(),
         )
         .checked()
         .text
@@ -216,11 +182,7 @@ def test_every_gradient_trains(gradient, in_process, data_bin, tmp_path):
         tmp_path,
         "--gradient",
         gradient,
-        "--max-update",
-        "8",
-        "--disable-validation",
-        "--f-thres",
-        "8",
+        *"--max-update 8 --disable-validation --f-thres 8".split(),
     )
     losses = [float(line["loss"]) for line in _json_lines(log) if "loss" in line]
     assert losses[-1] < losses[0]
@@ -231,23 +193,10 @@ def test_interactive_continues_prompts_and_warns_of_unknown_words(trained, comma
         command(
             "fairseq-interactive",
             data_bin,
-            "--task",
-            "language_modeling",
-            "--path",
+            *"--task language_modeling --path".split(),
             trained[0] / "checkpoint_last.pt",
-            "--beam",
-            "2",
-            "--nbest",
-            "1",
-            "--max-len-a",
-            "1",
-            "--max-len-b",
-            "8",
-            "--buffer-size",
-            "2",
-            "--batch-size",
-            "2",
-            "--cpu",
+            *"--beam 2 --nbest 1 --max-len-a 1".split(),
+            *"--max-len-b 8 --buffer-size 2 --batch-size 2 --cpu".split(),
             stdin="the people of\nxyzzy plugh\n",
         )
         .checked()
