@@ -14,7 +14,7 @@ from .checkpoints import (
     load_checkpoints_with_safe_globals,
 )
 from .dictionaries import refuse_other_dictionaries
-from .distributed import start_processes_as_asked, wrap_cpu_models_without_devices
+from .distributed import leave_process_groups, start_processes_as_asked, wrap_cpu_models_without_devices
 from .evaluation import (
     evaluate_context_windows_in_order,
     refuse_scores_that_are_not_finite,
@@ -51,6 +51,7 @@ REMEDIES = (
     check_model_overrides,
     accept_user_dir_of_imported_package,
     start_processes_as_asked,
+    leave_process_groups,
     explain_precision_without_device,  # before processes start
     check_syntax_of_model_overrides,
     wrap_cpu_models_without_devices,

@@ -68,6 +68,7 @@ def _with_safe_globals(load: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _safe_globals() -> list[Any]:
+    from fairseq.distributed import utils as distributed_utils
     from omegaconf import DictConfig, ListConfig, base, nodes
 
     nodes_of_config = [value for value in vars(nodes).values() if isinstance(value, type)]
@@ -83,6 +84,7 @@ def _safe_globals() -> list[Any]:
     return [
         argparse.Namespace,
         collections.defaultdict,
+        distributed_utils._TensorPlaceholder,  # stands for each tensor in what rank 0 sends
         DictConfig,
         ListConfig,
         base.ContainerMetadata,

@@ -37,6 +37,15 @@ def start_processes_as_asked() -> None:
 def _with_processes_as_asked(call_main: Callable[..., None]) -> Callable[..., None]:
     def wrapper(cfg: Any, main: Callable[..., Any], **kwargs: Any) -> None:
         distributed = cfg.distributed_training
+        if (
+            getattr(main, "__module__", "") == "fairseq_cli.eval_lm"
+            and distributed.distributed_world_size > 1
+        ):
+            raise OptionError(
+                "--distributed-world-size must be 1 for fairseq-eval-lm: with "
+                f"{distributed.distributed_world_size}, each process would print the perplexity of its own "
+                "part of the text"
+            )
         trains = cfg.common_eval.path is None  # the tools that evaluate need --path
         if trains and distributed.distributed_world_size == 1 and _launched_processes() > 1:
             distributed.distributed_world_size = _launched_processes()
@@ -76,8 +85,6 @@ def _must_spawn(distributed: Any) -> bool:
 
 
 def _spawn_on_cpu(cfg: Any, main: Callable[..., Any], kwargs: dict[str, Any]) -> None:
-    from fairseq.distributed.utils import distributed_main
-
     distributed = cfg.distributed_training
     port = distributed.distributed_port
     if port <= 0:
@@ -89,11 +96,18 @@ def _spawn_on_cpu(cfg: Any, main: Callable[..., Any], kwargs: dict[str, Any]) ->
     distributed.distributed_num_procs = distributed.distributed_world_size
     distributed.distributed_rank = None  # each process takes its own number
     torch.multiprocessing.spawn(
-        fn=distributed_main,
+        fn=_run_process,
         args=(main, cfg, {**kwargs, "start_rank": 0}),
         nprocs=distributed.distributed_world_size,
         join=True,
     )
+
+
+def _run_process(i: int, main: Callable[..., Any], cfg: Any, kwargs: dict[str, Any]) -> None:
+    # A function of this module, so that a new process has the remedies before it runs anything of fairseq.
+    from fairseq.distributed import utils as distributed_utils
+
+    distributed_utils.distributed_main(i, main, cfg, kwargs)
 
 
 def _without_division_by_zero(infer: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -106,6 +120,30 @@ def _without_division_by_zero(infer: Callable[[Any], None]) -> Callable[[Any], N
         cfg.distributed_rank = int(os.environ["RANK"])
         cfg.device_id = 0
         cfg.distributed_no_spawn = True  # torchrun has started them
+
+    return wrapper
+
+
+def leave_process_groups() -> None:
+    """End a run of several processes with the status that it deserves.
+
+    The fault: fairseq never leaves the process group, so that now and then a process aborts in the threads
+    of gloo when it ends ("terminate called without an active exception"), and a finished run has status 1.
+    """
+    from fairseq.distributed import utils as distributed_utils
+
+    replace(distributed_utils, "distributed_main", _then_leaving_the_group)
+
+
+def _then_leaving_the_group(distributed_main: Callable[..., None]) -> Callable[..., None]:
+    from fairseq.distributed.utils import get_global_group
+
+    def wrapper(i: int, main: Callable[..., Any], cfg: Any, kwargs: dict[str, Any]) -> None:
+        distributed_main(i, main, cfg, kwargs)
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+            # fairseq keeps the group, which another run in this process could not use
+            vars(get_global_group).pop("_global_group", None)
 
     return wrapper
 
