@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -80,6 +80,18 @@ def _fall_back(f: Callable[[Tensor], Tensor], first: FixedPoint, config: SolverC
     )
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """State of one solve: `rows` are evaluated between rechecks, all other tensors cover all lanes."""
+
+    distance: Tensor
+    residual: Tensor
+    passed: Tensor
+
+    def rows(self, index: Tensor) -> _Measured:
+        return _Measured(self.distance[index], self.residual[index], self.passed[index])
+
+
 class _Loop:
     """State of one solve: `rows` are the lanes evaluated between rechecks, other tensors cover all lanes."""
 
@@ -96,8 +108,11 @@ class _Loop:
 
         self.best = self.z.clone()
         self.best_residual = lane_tensor(float("inf"), self.z.dtype)
-        self.first_residual = lane_tensor(float("inf"), self.z.dtype)
-        self.last_residual = lane_tensor(float("inf"), self.z.dtype)
+        # Which state is best, and which is lost, goes by |f(z) - z|: relative to |f(z)| a state that
+        # explodes looks no worse than the start.
+        self.best_distance = lane_tensor(float("inf"), self.z.dtype)
+        self.first_distance = lane_tensor(float("inf"), self.z.dtype)
+        self.last_distance = lane_tensor(float("inf"), self.z.dtype)
         self.moving = lane_tensor(True, torch.bool)
         self.live = lane_tensor(True, torch.bool)  # lanes of samples that have not ended
         self.given_up = lane_tensor(False, torch.bool)
@@ -132,7 +147,7 @@ class _Loop:
                 continue
             else:
                 fz = self._evaluate_rows()
-                self._advance(fz, *self._residual(self._at(self.rows), fz))
+                self._advance(fz, self._measure(self._at(self.rows), fz))
             self._shrink()
             k += 1
         return self._result()
@@ -141,39 +156,41 @@ class _Loop:
         """Evaluate every lane of the samples still going; wake lanes, end samples, step the moving lanes."""
         lanes = (self.live if self.can_restrict else torch.ones_like(self.live)).nonzero().squeeze(1)
         fz = self._evaluate(lanes)
-        residual, passed = self._residual(self._at(lanes), fz)
-        self._settle(lanes, residual, passed)
+        measured = self._measure(self._at(lanes), fz)
+        self._settle(lanes, measured)
+        passed = measured.passed
         self._end_samples(lanes[~(passed | self.given_up[lanes])])
         if self.can_restrict:
             keep = torch.zeros_like(self.live)
             keep[self.rows] = True
             self._hold(((keep | self.moving) & self.live).nonzero().squeeze(1))
         if self.rows.numel() == lanes.numel():
-            self._advance(fz, residual, passed)
+            self._advance(fz, measured)
         elif self.rows.numel():
             position = self._positions_in(lanes)[self.rows]
-            self._advance(fz.index_select(0, position), residual[position], passed[position])
+            self._advance(fz.index_select(0, position), measured.rows(position))
         else:
             self.moving_count = 0
 
-    def _settle(self, lanes: Tensor, residual: Tensor, passed: Tensor) -> None:
+    def _settle(self, lanes: Tensor, measured: _Measured) -> None:
         """Freeze the lanes that pass, wake the frozen ones that do not, forget best residuals that are stale.
 
         The lanes before a lane have moved since its best residual was measured; unless the lane has since
         lost its way, its state now is the better one.
         """
-        moving = self.moving[lanes]
+        moving, passed = self.moving[lanes], measured.passed
         self.evaluations[lanes] += (moving & passed).to(torch.int32)
         self.best[lanes] = torch.where(passed.unsqueeze(1), self._at(lanes), self.best[lanes])
-        best = torch.where(passed, residual, self.best_residual[lanes])
+        best = torch.where(passed, measured.distance, self.best_distance[lanes])
         woken = ~moving & ~passed & ~self.given_up[lanes] & self.live[lanes]
         moving = (moving & ~passed) | woken
         self.moving[lanes] = moving
         self.fresh[lanes] |= woken
         self.some_fresh = True
-        stale = moving & (residual <= 10 * best)
-        self.best_residual[lanes] = torch.where(stale, float("inf"), best)
-        self.last_residual[lanes] = residual
+        stale = moving & (measured.distance <= 10 * best)
+        self.best_distance[lanes] = torch.where(stale, float("inf"), best)
+        self.best_residual[lanes] = torch.where(passed, measured.residual, self.best_residual[lanes])
+        self.last_distance[lanes] = measured.distance
 
     def _end_samples(self, unsettled: Tensor) -> None:
         """A sample ends at a recheck that all its lanes pass: from there on nothing would change."""
@@ -182,24 +199,24 @@ class _Loop:
         self.live &= going.repeat_interleave(self.lanes.count // self.lanes.samples)
         self.moving &= self.live
 
-    def _advance(self, fz: Tensor, residual: Tensor, passed: Tensor) -> None:
+    def _advance(self, fz: Tensor, measured: _Measured) -> None:
         """Freezing, best states and the next states of the lanes `rows`, given f and its residual there."""
-        rows = self.rows
-        z, moving, finite = self._at(rows), self.moving[rows], torch.isfinite(residual)
-        best_residual, first_residual = self.best_residual[rows], self.first_residual[rows]
-        better = moving & (residual < best_residual)
+        rows, distance = self.rows, measured.distance
+        z, moving, finite = self._at(rows), self.moving[rows], torch.isfinite(distance)
+        best_distance, first_distance = self.best_distance[rows], self.first_distance[rows]
+        better = moving & (distance < best_distance)
         self.best[rows] = torch.where(better.unsqueeze(1), z, self.best[rows])
-        self.best_residual[rows] = torch.where(better, residual, best_residual)
-        self.first_residual[rows] = torch.where(torch.isinf(first_residual), residual, first_residual)
-        self.last_residual[rows] = torch.where(moving, residual, self.last_residual[rows])
+        self.best_distance[rows] = torch.where(better, distance, best_distance)
+        self.best_residual[rows] = torch.where(better, measured.residual, self.best_residual[rows])
+        self.first_distance[rows] = torch.where(torch.isinf(first_distance), distance, first_distance)
+        self.last_distance[rows] = torch.where(moving, distance, self.last_distance[rows])
         self.evaluations[rows] += moving.to(torch.int32)
         since = self.since_best[rows]
         since = torch.where(moving, torch.where(better, 0, since + 1), since)
         self.since_best[rows] = since
-        moving = moving & ~passed
-        lost = moving & (
-            ~finite | (residual > _GROWTH_LIMIT * best_residual) | (since >= self.config.patience)
-        )
+        moving = moving & ~measured.passed
+        grown = distance > _GROWTH_LIMIT * best_distance
+        lost = moving & (~finite | grown | (since >= self.config.patience))
 
         usable = torch.where(finite.unsqueeze(1), fz, z)
         fresh = self.fresh[rows].unsqueeze(1) if self.some_fresh else None
@@ -226,15 +243,14 @@ class _Loop:
         self.moving[lost] = ~hopeless
         self.moving_count -= int(hopeless.sum())
 
-    def _residual(self, z: Tensor, fz: Tensor) -> tuple[Tensor, Tensor]:
-        """Relative residual of each row (inf where not finite), and whether it is within the tolerance."""
+    def _measure(self, z: Tensor, fz: Tensor) -> _Measured:
+        """Residuals of the rows, and whether they are within the tolerance (never where not finite)."""
         size = torch.linalg.vector_norm(fz, dim=1)
         distance = torch.linalg.vector_norm(fz - z, dim=1)
         limit = self.config.atol * fz.shape[1] ** 0.5 + self.config.rtol * size
         finite = torch.isfinite(distance)
-        return torch.where(finite, distance / size.clamp(min=1e-30), float("inf")), finite & (
-            distance <= limit
-        )
+        distance = torch.where(finite, distance, float("inf"))
+        return _Measured(distance, distance / size.clamp(min=1e-30), finite & (distance <= limit))
 
     # ------------------------------------------------------------------ evaluation and the active set
 
@@ -295,8 +311,8 @@ class _Loop:
     def _result(self) -> FixedPoint:
         status = torch.full_like(self.evaluations, Status.MAX_ITER, dtype=torch.uint8)
         status[self.given_up | (self.since_best > self.config.patience // 2)] = Status.STALLED
-        status[self.last_residual > 1e2 * self.first_residual] = Status.DIVERGED
-        status[~torch.isfinite(self.last_residual)] = Status.NON_FINITE
+        status[self.last_distance > 1e2 * self.first_distance] = Status.DIVERGED
+        status[~torch.isfinite(self.last_distance)] = Status.NON_FINITE
         status[~self.moving & ~self.given_up] = Status.CONVERGED
         return FixedPoint(
             state=self.lanes.unflatten(self.best).to(self.dtype),
