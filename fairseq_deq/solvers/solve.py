@@ -82,7 +82,7 @@ def _fall_back(f: Callable[[Tensor], Tensor], first: FixedPoint, config: SolverC
 
 @dataclass(frozen=True)
 class _Measured:
-    """State of one solve: `rows` are evaluated between rechecks, all other tensors cover all lanes."""
+    """|f(z) - z|, that relative to |f(z)|, and whether it is good enough; (n,) each, inf: not finite."""
 
     distance: Tensor
     residual: Tensor
