@@ -1,5 +1,13 @@
 """The models, registered with fairseq under the names of their architectures."""
 
+import os
+
+if "." not in __name__:  # --user-dir imports a folder under its own name
+    raise ImportError(
+        f"{os.path.dirname(__file__)} is a part of the package; type --user-dir "
+        f"{os.path.dirname(os.path.dirname(__file__))}"
+    )
+
 from .._requirements import require_fairseq
 
 require_fairseq()
