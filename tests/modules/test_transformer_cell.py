@@ -1,0 +1,131 @@
+"""The layer against its definition, position by position."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fairseq_deq.modules.transformer_cell import TransformerCell, _sinusoid
+from fairseq_deq.modules.weight_norm import Initializer
+
+B, T, M, C, HEADS, D = 3, 7, 5, 12, 2, 4
+OPTIONS = {"dropout": 0.0, "attention_dropout": 0.0, "local_size": 0, "weight_norm": True, "pre_norm": False}
+
+
+def _cell(**options) -> TransformerCell:
+    torch.manual_seed(0)
+    cell = TransformerCell(dim=C, ffn_dim=20, heads=HEADS, head_dim=D, **(OPTIONS | options)).double()
+    cell.initialize(Initializer("normal", 0.4, 1.0))
+    with torch.no_grad():
+        for linear in (cell.out, cell.ffn_in, cell.ffn_out):
+            linear.bias.normal_()
+    return cell
+
+
+def _inputs():
+    generator = torch.Generator().manual_seed(1)
+    shapes = ((B, T, C), (B, T, 3 * HEADS * D), (B, M, C), (B, M, 3 * HEADS * D))
+    return [torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in shapes]
+
+
+def _by_hand(cell, z, u, past, past_u, masks, padding=None):
+    """f(z) with a loop over queries and keys."""
+    norm = (lambda x: F.layer_norm(x, (C,))) if cell.pre_norm else (lambda x: x)
+    w = norm(torch.cat([past, z], 1)) @ cell.qkv.weight().T + torch.cat([past_u, u], 1)
+    q, k, v = (x.unflatten(-1, (HEADS, D)) for x in w.chunk(3, -1))
+    scores = torch.full((B, HEADS, T, M + T), float("-inf"), dtype=torch.float64)
+    for i in range(T):
+        for j in range(M + i + 1):
+            gap = M + i - j
+            if cell.local_size and gap >= cell.local_size:
+                continue
+            table = _sinusoid(torch.tensor([gap]), C)[0].double()
+            if masks.relative is not None:
+                table = table * masks.relative[0]
+            r = (cell.relative.weight() @ table).view(HEADS, D)
+            content = ((q[:, M + i] + cell.content_bias) * k[:, j]).sum(-1)
+            position = ((q[:, M + i] + cell.position_bias) * r).sum(-1)
+            scores[:, :, i, j] = (content + position) / D**0.5
+    if padding is not None:
+        own = torch.eye(T, M + T, dtype=torch.bool).roll(M, 1)
+        scores = scores.masked_fill(padding[:, None, None, :] & ~own, float("-inf"))
+    weights = scores.softmax(-1)
+    if masks.attention is not None:
+        weights = weights * masks.attention
+
+    def drop(x, mask):
+        return x if mask is None else x * mask.unsqueeze(1)
+
+    attended = torch.einsum("bhij,bjhd->bihd", weights, v).flatten(2)
+    a = drop(attended @ cell.out.weight().T + cell.out.bias, masks.hidden)
+    h = a + z
+    if not cell.pre_norm:
+        h = F.layer_norm(h, (C,))
+    inner = drop(torch.relu(norm(h) @ cell.ffn_in.weight().T + cell.ffn_in.bias), masks.ffn_inner)
+    o = drop(inner @ cell.ffn_out.weight().T + cell.ffn_out.bias, masks.ffn_outer)
+    return F.layer_norm(h + o, (C,))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"pre_norm": True},
+        {"weight_norm": False},
+        {"local_size": 4},
+        {"dropout": 0.3, "attention_dropout": 0.3},
+    ],
+    ids=str,
+)
+def test_f_is_its_definition(options):
+    cell, (z, u, past, past_u) = _cell(**options).train(), _inputs()
+    masks = cell.draw(B, T, M, z)
+    prepared = cell.prepare(masks)
+    f = prepared.bind(u, prepared.keys_values(past, past_u))
+    assert torch.allclose(f(z), _by_hand(cell, z, u, past, past_u, masks), atol=1e-12)
+
+
+def test_padding_is_not_attended_to():
+    cell, (z, u, past, past_u) = _cell(), _inputs()
+    padding = torch.zeros(B, M + T, dtype=torch.bool)
+    padding[1, 2:6] = True
+    prepared = cell.prepare(masks := cell.draw(B, T, M, z))
+    f = prepared.bind(u, prepared.keys_values(past, past_u), padding)
+    assert torch.allclose(f(z), _by_hand(cell, z, u, past, past_u, masks, padding), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"pre_norm": True}, {"dropout": 0.3, "attention_dropout": 0.3}], ids=str
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rows", [[0, 3, 6], [7, 8, 9, 13], list(range(21)), [20]], ids=str)
+def test_f_at_some_positions_is_f_there_bitwise(rows, dtype, options):
+    cell, (z, u, past, past_u) = _cell(**options).to(dtype).train(), [x.to(dtype) for x in _inputs()]
+    with torch.no_grad():
+        prepared = cell.prepare(cell.draw(B, T, M, z))
+        f = prepared.bind(u, prepared.keys_values(past, past_u))
+        positions = torch.tensor(rows)
+        part = f.restrict(z, positions)(z.view(-1, C)[positions])
+        assert torch.equal(part, f(z).view(-1, C)[positions])
+
+
+def test_f_at_some_positions_holds_the_others():
+    cell, (z, u, _, _) = _cell(), _inputs()
+    f = cell.prepare(cell.draw(B, T, 0, z)).bind(u, None)
+    positions = torch.tensor([2, 5])
+    rows = z.view(-1, C)[positions] + 1.0
+    moved = z.view(-1, C).index_copy(0, positions, rows).view_as(z)
+    assert torch.allclose(f.restrict(z, positions)(rows), f(moved).view(-1, C)[positions], atol=1e-12)
+
+
+def test_masks_drop_channels_of_a_sample_for_all_positions():
+    masks = _cell(dropout=0.5).train().draw(B, T, M, torch.zeros(1))
+    assert masks.hidden.shape == (B, C)
+    assert set(masks.hidden.unique().tolist()) == {0.0, 2.0}
+    assert not torch.equal(masks.hidden[0], masks.hidden[1])
+
+
+def test_nothing_is_dropped_in_evaluation():
+    masks = _cell(dropout=0.5, attention_dropout=0.5).eval().draw(B, T, M, torch.zeros(1))
+    assert vars(masks) == dict.fromkeys(vars(masks))
