@@ -19,7 +19,6 @@ StopMode = ChoiceEnum(list(STOP_MODES))
 Scope = ChoiceEnum(list(SCOPES))
 Policy = ChoiceEnum(list(POLICIES))
 Gradient = ChoiceEnum(list(GRADIENTS))
-Switch = ChoiceEnum(["true", "false"])
 
 
 def option(default: Any, text: str) -> Any:
@@ -37,7 +36,13 @@ def switch(default: bool, text: str) -> Any:
 
 
 def is_on(value: Any) -> bool:
-    """Whether a `switch` is on; YAML may hold a bool."""
+    """Whether a `switch` is on; from YAML it may come as a bool.
+
+    Raises:
+        OptionError: it is neither true nor false.
+    """
+    if str(value).lower() not in ("true", "false"):
+        raise OptionError(f"a switch such as --wnorm takes true or false, or nothing at all; got {value!r}")
     return str(value).lower() == "true"
 
 
@@ -47,13 +52,13 @@ class DEQLanguageModelConfig(FairseqDataclass):
 
     decoder_embed_dim: int = option(256, "width of the model, and of its embeddings")
     dropout: float = option(0.0, "variational dropout, one mask a sample held through a whole solve")
-    wnorm: Switch = switch(False, "normalise the weights inside the layer (weight norm)")
+    wnorm: str = switch(False, "normalise the weights inside the layer (weight norm)")
     init: Init = option("normal", "initial weights: N(0, std), U(-range, range), or U(+-1/sqrt(fan_in))")
     init_std: float = option(0.02, "standard deviation of --init normal")
     init_range: float = option(0.05, "bound of --init uniform")
 
-    share_decoder_input_output_embed: Switch = switch(False, "tie the softmax to the input embedding")
-    adaptive_input: Switch = switch(False, "use fairseq's adaptive input")
+    share_decoder_input_output_embed: str = switch(False, "tie the softmax to the input embedding")
+    adaptive_input: str = switch(False, "use fairseq's adaptive input")
     adaptive_input_cutoff: Optional[str] = option(None, "comma separated cut-offs of the adaptive input")
     adaptive_input_factor: float = option(4.0, "factor by which the adaptive input's bands narrow")
     adaptive_softmax_cutoff: Optional[str] = option(
@@ -61,8 +66,8 @@ class DEQLanguageModelConfig(FairseqDataclass):
     )
     adaptive_softmax_factor: float = option(4.0, "factor by which the adaptive softmax's tails narrow")
     adaptive_softmax_dropout: float = option(0.0, "dropout in the tails of the adaptive softmax")
-    tie_adaptive_weights: Switch = switch(False, "tie the words of adaptive softmax and adaptive input")
-    tie_adaptive_proj: Switch = switch(False, "tie the projections of adaptive softmax and adaptive input")
+    tie_adaptive_weights: str = switch(False, "tie the words of adaptive softmax and adaptive input")
+    tie_adaptive_proj: str = switch(False, "tie the projections of adaptive softmax and adaptive input")
 
     f_solver: str = option("anderson", f"solver of the forward pass: {', '.join(solver_names())}")
     b_solver: str = option("anderson", f"solver of the backward pass: {', '.join(solver_names())}")
@@ -78,7 +83,7 @@ class DEQLanguageModelConfig(FairseqDataclass):
     f_memory: int = option(0, "states the forward solver keeps; 0: the solver's default")
     b_memory: int = option(0, "states the backward solver keeps; 0: the solver's default")
     f_damping: float = option(1.0, "step length of the forward solver, in (0, 1]")
-    no_active_set: Switch = switch(False, "evaluate f at converged positions too")
+    no_active_set: str = switch(False, "evaluate f at converged positions too")
     solver_policy: Policy = option("best", "when a solve fails: best, raise, fallback")
     gradient: Gradient = option("ift", "how to differentiate the fixed point")
     phantom_steps: int = option(5, "steps of --gradient phantom")

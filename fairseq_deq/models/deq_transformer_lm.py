@@ -7,7 +7,7 @@ from fairseq.models import FairseqLanguageModel, register_model
 
 from ..errors import OptionError
 from ..modules.transformer_cell import TransformerCell
-from .deq_config import DEQLanguageModelConfig, Init, Switch, is_on, option, switch
+from .deq_config import DEQLanguageModelConfig, Init, is_on, option, switch
 from .deq_decoder import DEQTransformerDecoder
 
 
@@ -18,7 +18,7 @@ class DEQTransformerConfig(DEQLanguageModelConfig):
     decoder_ffn_embed_dim: int = option(1024, "channels of the feed-forward part")
     decoder_attention_heads: int = option(8, "attention heads")
     decoder_head_dim: int = option(0, "channels of a head; 0: width / heads")
-    decoder_normalize_before: Switch = switch(False, "normalise before attention and feed-forward (pre-norm)")
+    decoder_normalize_before: str = switch(False, "normalise before attention and feed-forward (pre-norm)")
     attention_dropout: float = option(0.0, "dropout of attention weights, held through a whole solve")
     local_size: int = option(0, "positions a query looks back at most; 0: no limit")
 
@@ -81,7 +81,7 @@ class TinyConfig(DEQTransformerConfig):
     decoder_embed_dim: int = option(128, "width of the model, and of its embeddings")
     decoder_ffn_embed_dim: int = option(512, "channels of the feed-forward part")
     decoder_attention_heads: int = option(4, "attention heads")
-    share_decoder_input_output_embed: Switch = switch(True, "tie the softmax to the input embedding")
+    share_decoder_input_output_embed: str = switch(True, "tie the softmax to the input embedding")
     init_std: float = option(0.05, "standard deviation of --init normal")
 
 
@@ -99,13 +99,13 @@ class WikiText103Config(DEQTransformerConfig):
     decoder_attention_heads: int = option(10, "attention heads")
     decoder_head_dim: int = option(70, "channels of a head; 0: width / heads")
     dropout: float = option(0.05, "variational dropout, one mask a sample held through a whole solve")
-    wnorm: Switch = switch(True, "normalise the weights inside the layer (weight norm)")
+    wnorm: str = switch(True, "normalise the weights inside the layer (weight norm)")
     init: Init = option("fan_in", "initial weights: N(0, std), U(-range, range), or U(+-1/sqrt(fan_in))")
-    adaptive_input: Switch = switch(True, "use fairseq's adaptive input")
+    adaptive_input: str = switch(True, "use fairseq's adaptive input")
     adaptive_input_cutoff: Optional[str] = option("20000,40000,200000", "comma separated cut-offs")
     adaptive_softmax_cutoff: Optional[str] = option("20000,40000,200000", "comma separated cut-offs")
-    tie_adaptive_weights: Switch = switch(True, "tie the words of adaptive softmax and adaptive input")
-    tie_adaptive_proj: Switch = switch(True, "tie the projections of adaptive softmax and adaptive input")
+    tie_adaptive_weights: str = switch(True, "tie the words of adaptive softmax and adaptive input")
+    tie_adaptive_proj: str = switch(True, "tie the projections of adaptive softmax and adaptive input")
     f_thres: int = option(30, "evaluations of f at most, in the forward pass")
     b_thres: int = option(40, "vector-Jacobian products at most, in the backward pass")
     pretrain_steps: int = option(16000, "updates trained as a tied stack before the equilibrium phase")

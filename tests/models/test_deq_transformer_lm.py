@@ -82,9 +82,15 @@ def test_initial_weights_have_the_asked_for_spread():
         ({"adaptive_softmax_cutoff": "20,10"}, "increasing"),
         ({"tie_adaptive_proj": "true"}, "--tie-adaptive-proj needs --tie-adaptive-weights"),
         ({"tie_adaptive_weights": "true"}, "--tie-adaptive-weights needs --adaptive-input"),
+        ({"wnorm": "maybe"}, "takes true or false"),
         ({"phantom_damping": 0.0, "gradient": "phantom"}, "damping must lie in"),
     ],
 )
 def test_options_that_cannot_work_are_refused_by_name(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         build(**options)
+
+
+@pytest.mark.parametrize(("value", "norms"), [(True, True), ("true", True), (False, False), ("false", False)])
+def test_a_switch_may_come_from_yaml(value, norms):
+    assert (build(wnorm=value).decoder.cell.qkv.weight_g is not None) == norms
