@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -163,6 +164,9 @@ def _without_devices_on_cpu(data_parallel: Callable[..., Any]) -> Callable[..., 
     def wrapper(module: torch.nn.Module, **options: Any) -> Any:
         if all(parameter.device.type == "cpu" for parameter in module.parameters()):
             options = {**options, "device_ids": None, "output_device": None}
-        return data_parallel(module=module, **options)
+        with warnings.catch_warnings():
+            # torch deprecates an option that fairseq always passes; nobody can type anything against that
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            return data_parallel(module=module, **options)
 
     return wrapper
