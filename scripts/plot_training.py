@@ -304,7 +304,7 @@ def draw(runs: Sequence[Run], out: Path, title: str = "") -> list[str]:
                         linestyle=style,
                         marker=dots or ("." if len(points) == 1 else None),
                         markersize=4,
-                        color=colour if dots is None or len(runs) > 1 else f"C{len(panel.columns)}",
+                        color="C1" if dots and len(runs) == len(panel.columns) == 1 else colour,
                         linewidth=1.2,
                         label=", ".join(text for text in (label, part) if text) or "training",
                     )
