@@ -59,7 +59,7 @@ WRONG_OPTIONS = [
         "--decoder-attention-heads 3",
         "--decoder-embed-dim 16 is not a multiple of --decoder-attention-heads 3",
     ),
-    ("--wnorm maybe", "takes true or false, or nothing at all; got 'maybe'"),
+    ("--wnorm maybe", "--wnorm must be true or false, or stand alone; got 'maybe'"),
     ("--adaptive-softmax-cutoff 100,9000", "--adaptive-softmax-cutoff 100,9000 goes beyond the dictionary"),
     ("--adaptive-softmax-cutoff 200,100", "--adaptive-softmax-cutoff must be increasing positive numbers"),
     ("--adaptive-softmax-cutoff a,b", "--adaptive-softmax-cutoff must be increasing positive numbers"),

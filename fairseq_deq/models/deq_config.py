@@ -35,15 +35,16 @@ def switch(default: bool, text: str) -> Any:
     return field(default="true" if default else "false", metadata=metadata)
 
 
-def is_on(value: Any) -> bool:
-    """Whether a `switch` is on; from YAML it may come as a bool.
+def is_on(cfg: Any, name: str) -> bool:
+    """Whether the switch `name` of `cfg` is on; from YAML it may come as a bool.
 
     Raises:
         OptionError: it is neither true nor false.
     """
-    if str(value).lower() not in ("true", "false"):
-        raise OptionError(f"a switch such as --wnorm takes true or false, or nothing at all; got {value!r}")
-    return str(value).lower() == "true"
+    value = str(getattr(cfg, name)).lower()
+    if value not in ("true", "false"):
+        raise OptionError(f"--{name.replace('_', '-')} must be true or false, or stand alone; got {value!r}")
+    return value == "true"
 
 
 @dataclass
@@ -118,7 +119,7 @@ def forward_solver(cfg: DEQLanguageModelConfig) -> SolverConfig:
         memory=cfg.f_memory,
         damping=cfg.f_damping,
         scope=str(cfg.solver_scope),
-        active_set=not is_on(cfg.no_active_set),
+        active_set=not is_on(cfg, "no_active_set"),
         policy=str(cfg.solver_policy),
     )
 
@@ -137,7 +138,7 @@ def gradient_config(cfg: DEQLanguageModelConfig) -> GradientConfig:
         atol=0.0,
         memory=cfg.b_memory or (5 if cfg.b_solver == "anderson" else 0),
         scope=str(cfg.solver_scope),
-        active_set=not is_on(cfg.no_active_set),
+        active_set=not is_on(cfg, "no_active_set"),
         policy=str(cfg.solver_policy),
     )
     if cfg.phantom_steps < 1:
@@ -178,14 +179,14 @@ def check_options(cfg: DEQLanguageModelConfig, vocabulary: int) -> None:
         _require(0 <= getattr(cfg, name) < 1, name, "in [0, 1)", getattr(cfg, name))
     for name in ("f_eps", "b_eps"):
         _require(getattr(cfg, name) > 0, name, "above 0", getattr(cfg, name))
-    if is_on(cfg.adaptive_input) and not cfg.adaptive_input_cutoff:
+    if is_on(cfg, "adaptive_input") and not cfg.adaptive_input_cutoff:
         raise OptionError("--adaptive-input needs --adaptive-input-cutoff, for example 20000,40000,200000")
     for name in ("adaptive_input_cutoff", "adaptive_softmax_cutoff"):
         if getattr(cfg, name):
             _check_cutoff(name, getattr(cfg, name), vocabulary)
-    if is_on(cfg.tie_adaptive_weights):
+    if is_on(cfg, "tie_adaptive_weights"):
         same = (cfg.adaptive_input_cutoff, cfg.adaptive_input_factor)
-        if not is_on(cfg.adaptive_input) or same != (
+        if not is_on(cfg, "adaptive_input") or same != (
             cfg.adaptive_softmax_cutoff,
             cfg.adaptive_softmax_factor,
         ):
@@ -193,10 +194,10 @@ def check_options(cfg: DEQLanguageModelConfig, vocabulary: int) -> None:
                 "--tie-adaptive-weights needs --adaptive-input, and the same cut-offs and factor in "
                 "--adaptive-input-cutoff/-factor and --adaptive-softmax-cutoff/-factor"
             )
-    if is_on(cfg.tie_adaptive_proj) and not is_on(cfg.tie_adaptive_weights):
+    if is_on(cfg, "tie_adaptive_proj") and not is_on(cfg, "tie_adaptive_weights"):
         raise OptionError("--tie-adaptive-proj needs --tie-adaptive-weights")
-    if is_on(cfg.share_decoder_input_output_embed) and (
-        is_on(cfg.adaptive_input) or cfg.adaptive_softmax_cutoff
+    if is_on(cfg, "share_decoder_input_output_embed") and (
+        is_on(cfg, "adaptive_input") or cfg.adaptive_softmax_cutoff
     ):
         raise OptionError(
             "--share-decoder-input-output-embed is for the full softmax; with the adaptive one use "

@@ -240,7 +240,7 @@ class DEQTransformerDecoder(FairseqIncrementalDecoder):
 
 def _embedding(cfg: DEQLanguageModelConfig, dictionary: Any) -> nn.Module:
     size, pad, dim = len(dictionary), dictionary.pad(), cfg.decoder_embed_dim
-    if is_on(cfg.adaptive_input):
+    if is_on(cfg, "adaptive_input"):
         assert cfg.adaptive_input_cutoff is not None
         bands = cutoffs(cfg.adaptive_input_cutoff)
         return AdaptiveInput(size, pad, dim, cfg.adaptive_input_factor, dim, bands)
@@ -260,12 +260,12 @@ def _softmax(
             dim,
             cutoffs(cfg.adaptive_softmax_cutoff),
             dropout=cfg.adaptive_softmax_dropout,
-            adaptive_inputs=embedding if is_on(cfg.tie_adaptive_weights) else None,
+            adaptive_inputs=embedding if is_on(cfg, "tie_adaptive_weights") else None,
             factor=cfg.adaptive_softmax_factor,
-            tie_proj=is_on(cfg.tie_adaptive_proj),
+            tie_proj=is_on(cfg, "tie_adaptive_proj"),
         )
         return softmax, None
-    if is_on(cfg.share_decoder_input_output_embed):
+    if is_on(cfg, "share_decoder_input_output_embed"):
         return None, None
     projection = nn.Linear(dim, size, bias=False)
     nn.init.normal_(projection.weight, std=dim**-0.5)

@@ -113,6 +113,7 @@ class _Loop:
         self.best_distance = lane_tensor(float("inf"), self.z.dtype)
         self.first_distance = lane_tensor(float("inf"), self.z.dtype)
         self.last_distance = lane_tensor(float("inf"), self.z.dtype)
+        self.peak_distance = lane_tensor(0.0, self.z.dtype)
         self.moving = lane_tensor(True, torch.bool)
         self.live = lane_tensor(True, torch.bool)  # lanes of samples that have not ended
         self.given_up = lane_tensor(False, torch.bool)
@@ -134,8 +135,7 @@ class _Loop:
 
     def run(self) -> FixedPoint:
         budget, every = self.config.max_evals, self.config.recheck_every
-        k = 0
-        while k < budget:
+        for k in range(budget):
             if self.lanes.coupled and (k % every == 0 or k == budget - 1):
                 self._recheck()
                 if self.moving_count == 0 and not bool(self.live.any()):
@@ -143,14 +143,21 @@ class _Loop:
             elif self.moving_count == 0:
                 if not self.lanes.coupled:
                     break
-                k = min((k // every + 1) * every, budget - 1)  # nothing moves before the next recheck
-                continue
+                self._idle()
             else:
                 fz = self._evaluate_rows()
                 self._advance(fz, self._measure(self._at(self.rows), fz))
             self._shrink()
-            k += 1
         return self._result()
+
+    def _idle(self) -> None:
+        """An iteration in which nothing moves, without an evaluation of f.
+
+        It takes its place in the solver's history, so that a lane woken later finds its own where it would be
+        had any other lane been moving.
+        """
+        z = self._at(self.rows)
+        self.stepper.step(z, z, None, self.tau[self.rows].unsqueeze(1))
 
     def _recheck(self) -> None:
         """Evaluate every lane of the samples still going; wake lanes, end samples, step the moving lanes."""
@@ -179,6 +186,7 @@ class _Loop:
         lost its way, its state now is the better one.
         """
         moving, passed = self.moving[lanes], measured.passed
+        self.given_up[lanes] &= ~passed
         self.evaluations[lanes] += (moving & passed).to(torch.int32)
         self.best[lanes] = torch.where(passed.unsqueeze(1), self._at(lanes), self.best[lanes])
         best = torch.where(passed, measured.distance, self.best_distance[lanes])
@@ -204,12 +212,13 @@ class _Loop:
         rows, distance = self.rows, measured.distance
         z, moving, finite = self._at(rows), self.moving[rows], torch.isfinite(distance)
         best_distance, first_distance = self.best_distance[rows], self.first_distance[rows]
-        better = moving & (distance < best_distance)
+        better = moving & ((distance < best_distance) | measured.passed)
         self.best[rows] = torch.where(better.unsqueeze(1), z, self.best[rows])
         self.best_distance[rows] = torch.where(better, distance, best_distance)
         self.best_residual[rows] = torch.where(better, measured.residual, self.best_residual[rows])
         self.first_distance[rows] = torch.where(torch.isinf(first_distance), distance, first_distance)
         self.last_distance[rows] = torch.where(moving, distance, self.last_distance[rows])
+        self.peak_distance[rows] = torch.maximum(self.peak_distance[rows], self.last_distance[rows])
         self.evaluations[rows] += moving.to(torch.int32)
         since = self.since_best[rows]
         since = torch.where(moving, torch.where(better, 0, since + 1), since)
@@ -310,9 +319,13 @@ class _Loop:
 
     def _result(self) -> FixedPoint:
         status = torch.full_like(self.evaluations, Status.MAX_ITER, dtype=torch.uint8)
-        status[self.given_up | (self.since_best > self.config.patience // 2)] = Status.STALLED
-        status[self.last_distance > 1e2 * self.first_distance] = Status.DIVERGED
-        status[~torch.isfinite(self.last_distance)] = Status.NON_FINITE
+        stuck = self.given_up | (self.since_best > self.config.patience // 2)
+        status[stuck] = Status.STALLED
+        # A lane that ends at its best state may have got there by restarts only: see how far it went.
+        grown = (self.peak_distance > 1e2 * self.first_distance) & (self.best_distance >= self.first_distance)
+        status[(stuck & grown) | (self.last_distance > 1e2 * self.first_distance)] = Status.DIVERGED
+        exploded = stuck & torch.isinf(self.peak_distance)
+        status[exploded | torch.isinf(self.last_distance)] = Status.NON_FINITE
         status[~self.moving & ~self.given_up] = Status.CONVERGED
         return FixedPoint(
             state=self.lanes.unflatten(self.best).to(self.dtype),

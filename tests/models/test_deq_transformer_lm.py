@@ -82,7 +82,7 @@ def test_initial_weights_have_the_asked_for_spread():
         ({"adaptive_softmax_cutoff": "20,10"}, "increasing"),
         ({"tie_adaptive_proj": "true"}, "--tie-adaptive-proj needs --tie-adaptive-weights"),
         ({"tie_adaptive_weights": "true"}, "--tie-adaptive-weights needs --adaptive-input"),
-        ({"wnorm": "maybe"}, "takes true or false"),
+        ({"wnorm": "maybe"}, "--wnorm must be true or false"),
         ({"phantom_damping": 0.0, "gradient": "phantom"}, "damping must lie in"),
     ],
 )

@@ -4,6 +4,7 @@ import collections
 import importlib.util
 import itertools
 import json
+import logging
 import math
 import re
 from pathlib import Path
@@ -19,6 +20,16 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "unigram.py"
 spec = importlib.util.spec_from_file_location("unigram", SCRIPT)
 unigram = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(unigram)
+
+
+@pytest.fixture(autouse=True)
+def _fairseq_logs_again():
+    """The script silences fairseq's log, which the tests after it read."""
+    logger = logging.getLogger("fairseq")
+    level = logger.level
+    yield
+    logger.setLevel(level)
+
 
 # Jane Austen, Pride and Prejudice (1813), the beginning, tokenised by hand; test has words that train lacks.
 TRAIN = """\

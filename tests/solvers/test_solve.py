@@ -12,6 +12,7 @@ from fairseq_deq.solvers import (
     SolverConfig,
     Status,
     register_solver,
+    registry,
     solve,
     solver_names,
 )
@@ -218,7 +219,9 @@ def test_policy_raise_says_why():
         solve(lambda z: z + 1.0, torch.zeros(2, 3, 1), SolverConfig(max_evals=5, policy="raise"))
 
 
-def test_policy_fallback_saves_what_the_first_solver_could_not():
+def test_policy_fallback_saves_what_the_first_solver_could_not(monkeypatch):
+    monkeypatch.setattr(registry, "_SOLVERS", dict(registry._SOLVERS))
+
     @register_solver("wrong_way")
     class WrongWay:
         default_memory = 1
