@@ -89,3 +89,23 @@ class CausalMap:
 def _rowwise(z: Tensor, matrix: Tensor) -> Tensor:
     """z @ matrix.T, rounded for each row alone."""
     return (z.unsqueeze(-2) * matrix).sum(-1)
+
+
+class Relay:
+    """Three positions: the second rests at zero until the first has moved, the third moves if `third` is 1.
+
+    f_0 = 1, f_1 = z_0 * tanh(A z_1 + d), f_2 = third * tanh(A z_2 + d), with A of spectral radius above 1.
+    From zero the first settles at once, all rest, and the second is woken later, alone or beside the third.
+    """
+
+    def __init__(self, third: Tensor) -> None:
+        width, generator = 5, torch.Generator().manual_seed(3)
+        own = torch.randn(width, width, generator=generator, dtype=torch.float64)
+        self.own = (1.5 * own / torch.linalg.matrix_norm(own, 2)).to(third.dtype)
+        self.shift = torch.randn(width, generator=generator, dtype=torch.float64).to(third.dtype)
+        self.third = third.view(-1, 1)
+        self.z0 = third.new_zeros(third.shape[0], 3, width)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        own = torch.tanh(_rowwise(z, self.own) + self.shift)
+        return torch.stack([torch.ones_like(z[:, 0]), z[:, 0] * own[:, 1], self.third * own[:, 2]], 1)

@@ -166,9 +166,10 @@ class PreparedCell:
             injection: their injections, (B, S, 3*H*D).
         """
         inner = self.cell.heads * self.cell.head_dim
-        normed = F.layer_norm(state, state.shape[-1:]) if self.cell.pre_norm else state
-        kv = F.linear(normed, self.key_value) + injection[..., inner:]
-        keys, values = kv.chunk(2, -1)
+        rows = _pad_rows(state.reshape(-1, state.shape[-1]))
+        normed = F.layer_norm(rows, rows.shape[-1:]) if self.cell.pre_norm else rows
+        kv = F.linear(normed, self.key_value)[: state.shape[:-1].numel()].view_as(injection[..., inner:])
+        keys, values = (kv + injection[..., inner:]).chunk(2, -1)
         return KeysValues(self.split_heads(keys), self.split_heads(values))
 
     def split_heads(self, x: Tensor) -> Tensor:
@@ -241,7 +242,7 @@ class BoundCell:
         shifted = shifted.unflatten(-1, (queries, stride))[..., : self.columns]
         scores = torch.matmul(query, keys.transpose(2, 3)) + shifted + self.padded_bias
         weights = apply_mask(scores.softmax(-1), self.padded_mask)
-        attended = torch.matmul(weights, values)[:, :, : self.length]
+        attended = _weighted(weights, values)[:, :, : self.length]
         attended = attended.transpose(1, 2).reshape(rows.shape[0], -1)
         return self._after_attention(rows, attended, samples).view_as(z)
 
@@ -384,7 +385,7 @@ class _RestrictedCell:
         shifted = relative.gather(-1, self.gather.expand(-1, heads, -1, -1))
         scores = torch.matmul(query, keys.transpose(2, 3)) + shifted + self.bias
         weights = apply_mask(scores.softmax(-1), self.attention_mask)
-        attended = torch.matmul(weights, values).transpose(1, 2).reshape(self.queries * self.width, -1)
+        attended = _weighted(weights, values).transpose(1, 2).reshape(self.queries * self.width, -1)
         return bound._after_attention(rows, attended.index_select(0, self.slot), self.samples)
 
 
@@ -407,6 +408,14 @@ def _pad_rows(rows: Tensor) -> Tensor:
     """Zero rows up to a multiple of 16: a matrix product then rounds a row the same in any company."""
     missing = -rows.shape[0] % ROW_MULTIPLE
     return F.pad(rows, (0, 0, 0, missing)) if missing else rows
+
+
+def _weighted(weights: Tensor, values: Tensor) -> Tensor:
+    """weights (..., Q, S) @ values (..., S, D), D filled up to a multiple of 4: the same care as `_pad_rows`."""
+    missing = -values.shape[-1] % 4
+    if not missing:
+        return torch.matmul(weights, values)
+    return torch.matmul(weights, F.pad(values, (0, missing)))[..., :-missing]
 
 
 def _sinusoid(distance: Tensor, dim: int) -> Tensor:

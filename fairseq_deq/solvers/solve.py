@@ -180,25 +180,28 @@ class _Loop:
             self.moving_count = 0
 
     def _settle(self, lanes: Tensor, measured: _Measured) -> None:
-        """Freeze the lanes that pass, wake the frozen ones that do not, forget best residuals that are stale.
+        """Freeze the lanes that pass, wake the frozen ones that do not, renew best residuals that are stale.
 
         The lanes before a lane have moved since its best residual was measured; unless the lane has since
-        lost its way, its state now is the better one.
+        lost its way, its state now is the better one. That it is no progress still counts against its
+        patience. A woken lane starts again: what it rested at solved another equation.
         """
-        moving, passed = self.moving[lanes], measured.passed
+        moving, passed, distance = self.moving[lanes], measured.passed, measured.distance
         self.given_up[lanes] &= ~passed
         self.evaluations[lanes] += (moving & passed).to(torch.int32)
-        self.best[lanes] = torch.where(passed.unsqueeze(1), self._at(lanes), self.best[lanes])
-        best = torch.where(passed, measured.distance, self.best_distance[lanes])
         woken = ~moving & ~passed & ~self.given_up[lanes] & self.live[lanes]
-        moving = (moving & ~passed) | woken
-        self.moving[lanes] = moving
+        best = self.best_distance[lanes]
+        stale = moving & ~passed & (distance >= best) & (distance <= 10 * best)
+        self.moving[lanes] = (moving & ~passed) | woken
         self.fresh[lanes] |= woken
         self.some_fresh = True
-        stale = moving & (measured.distance <= 10 * best)
-        self.best_distance[lanes] = torch.where(stale, float("inf"), best)
-        self.best_residual[lanes] = torch.where(passed, measured.residual, self.best_residual[lanes])
-        self.last_distance[lanes] = measured.distance
+        here = passed | stale | woken
+        self.best[lanes] = torch.where(here.unsqueeze(1), self._at(lanes), self.best[lanes])
+        self.best_residual[lanes] = torch.where(here, measured.residual, self.best_residual[lanes])
+        self.best_distance[lanes] = torch.where(here, distance, best).masked_fill(woken, float("inf"))
+        self.first_distance[lanes] = self.first_distance[lanes].masked_fill(woken, float("inf"))
+        self.peak_distance[lanes] = self.peak_distance[lanes].masked_fill(woken, 0.0)
+        self.last_distance[lanes] = distance
 
     def _end_samples(self, unsettled: Tensor) -> None:
         """A sample ends at a recheck that all its lanes pass: from there on nothing would change."""
@@ -259,7 +262,8 @@ class _Loop:
         limit = self.config.atol * fz.shape[1] ** 0.5 + self.config.rtol * size
         finite = torch.isfinite(distance)
         distance = torch.where(finite, distance, float("inf"))
-        return _Measured(distance, distance / size.clamp(min=1e-30), finite & (distance <= limit))
+        residual = torch.where(finite, distance / size.clamp(min=1e-30), float("inf"))
+        return _Measured(distance, residual, finite & (distance <= limit))
 
     # ------------------------------------------------------------------ evaluation and the active set
 
