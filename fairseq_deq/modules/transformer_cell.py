@@ -411,7 +411,7 @@ def _pad_rows(rows: Tensor) -> Tensor:
 
 
 def _weighted(weights: Tensor, values: Tensor) -> Tensor:
-    """weights (..., Q, S) @ values (..., S, D), D filled up to a multiple of 4: the same care as `_pad_rows`."""
+    """weights (..., Q, S) @ values (..., S, D), D filled up to a multiple of 4: cf. `_pad_rows`."""
     missing = -values.shape[-1] % 4
     if not missing:
         return torch.matmul(weights, values)
