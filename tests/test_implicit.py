@@ -8,6 +8,8 @@ from models.builders import build, tokens
 from torch.utils.checkpoint import checkpoint
 
 from fairseq_deq.implicit import GradientConfig, SolveStats, fixed_point, unroll
+from fairseq_deq.modules.transformer_cell import TransformerCell
+from fairseq_deq.modules.weight_norm import Initializer
 from fairseq_deq.solvers import SolverConfig
 
 TIGHT = SolverConfig(solver="broyden", max_evals=300, rtol=1e-12, atol=0.0)
@@ -172,3 +174,125 @@ def test_statistics_of_both_solves_are_recorded():
 def test_gradient_options_are_refused_by_name(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         GradientConfig(**options)
+
+
+# ---------------------------------------------------------------------- through the layer itself
+
+
+def _layer(weight_norm: bool, pre_norm: bool):
+    """A contracting layer, two rows of four positions, and the tensors that get gradients, by name."""
+    torch.manual_seed(0)
+    cell = TransformerCell(
+        dim=6,
+        ffn_dim=8,
+        heads=2,
+        head_dim=3,
+        pre_norm=pre_norm,
+        weight_norm=weight_norm,
+        dropout=0.0,
+        attention_dropout=0.0,
+        local_size=0,
+    ).double()
+    cell.initialize(Initializer("normal", 0.3, 1.0))
+    with torch.no_grad():
+        (cell.out.weight_v if cell.out.weight_g is None else cell.out.weight_g).mul_(8.0)
+        (cell.qkv.weight_v if cell.qkv.weight_g is None else cell.qkv.weight_g).mul_(0.3)
+    u = torch.randn(2, 4, cell.injection_dim, dtype=torch.float64, requires_grad=True)
+    return cell, u, {**dict(cell.named_parameters()), "injection": u}
+
+
+def _weighting() -> torch.Tensor:
+    return torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+
+
+def _bind(cell: TransformerCell, u: torch.Tensor):
+    return cell.prepare(cell.draw(2, 4, 0, u)).bind(u, None)
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+@pytest.mark.parametrize("weight_norm", [False, True])
+@pytest.mark.parametrize("active_set", [False, True])
+@pytest.mark.parametrize("backward_solver", ["anderson", "broyden", "picard"])
+def test_ift_through_the_layer_is_a_dense_solve(backward_solver, active_set, weight_norm, pre_norm):
+    cell, u, wanted = _layer(weight_norm, pre_norm)
+    f, z0, weighting = _bind(cell, u), torch.zeros(2, 4, 6, dtype=torch.float64), _weighting()
+    backward = SolverConfig(backward_solver, max_evals=400, rtol=1e-11, atol=0.0, active_set=active_set)
+    state = fixed_point(f, z0, TIGHT, GradientConfig(solver=backward)).state
+    found = torch.autograd.grad((state * weighting).sum(), list(wanted.values()))
+    star = state.detach()
+    jacobian = torch.autograd.functional.jacobian(f, star).reshape(48, 48)
+    identity = torch.eye(48, dtype=torch.float64)
+    adjoint = torch.linalg.solve(identity - jacobian.T, weighting.flatten()).view_as(star)
+    expected = torch.autograd.grad(_bind(cell, u)(star), list(wanted.values()), adjoint)
+    for name, a, b in zip(wanted, found, expected):
+        assert (a - b).norm() <= 1e-8 * (1e-8 + b.norm()), name
+    assert torch.linalg.vector_norm(found[-1]) > 1e-3
+
+
+@pytest.mark.parametrize("weight_norm", [False, True])
+def test_ift_through_the_layer_is_a_long_unroll(weight_norm):
+    cell, u, wanted = _layer(weight_norm, pre_norm=False)
+    z0, weighting = torch.zeros(2, 4, 6, dtype=torch.float64), _weighting()
+    state = fixed_point(_bind(cell, u), z0, TIGHT, IFT).state
+    found = torch.autograd.grad((state * weighting).sum(), list(wanted.values()))
+    last = unroll(_bind(cell, u), z0, 200)
+    expected = torch.autograd.grad((last * weighting).sum(), list(wanted.values()))
+    for name, a, b in zip(wanted, found, expected):
+        assert (a - b).norm() <= 1e-8 * (1e-8 + b.norm()), name
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activation_checkpointing_of_the_layer_gives_the_same_gradient(reentrant):
+    cell, u, wanted = _layer(weight_norm=True, pre_norm=False)
+    z0, weighting = torch.zeros(2, 4, 6, dtype=torch.float64), _weighting()
+
+    def layer(u):
+        return fixed_point(_bind(cell, u), z0, TIGHT, IFT).state
+
+    expected = torch.autograd.grad((layer(u) * weighting).sum(), list(wanted.values()))
+    (checkpoint(layer, u, use_reentrant=reentrant) * weighting).sum().backward()
+    for (name, tensor), b in zip(wanted.items(), expected):
+        assert (tensor.grad - b).norm() <= 1e-10 * (1e-8 + b.norm()), name
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch():
+    cell, u, wanted = _layer(weight_norm=True, pre_norm=False)
+    z0, weighting = torch.zeros(2, 4, 6, dtype=torch.float64), _weighting()
+    state = fixed_point(_bind(cell, u), z0, TIGHT, IFT).state
+    expected = torch.autograd.grad((state * weighting).sum(), list(wanted.values()))
+    for row in range(2):
+        f = cell.prepare(cell.draw(1, 4, 0, u)).bind(u[row : row + 1], None)
+        part = fixed_point(f, z0[:1], TIGHT, IFT).state
+        (part * weighting[row : row + 1]).sum().backward()
+    for (name, tensor), b in zip(wanted.items(), expected):
+        assert (tensor.grad - b).norm() <= 1e-10 * (1e-8 + b.norm()), name
+
+
+@pytest.mark.parametrize("mode", ["ift", "phantom", "jfb", "unroll"])
+@pytest.mark.parametrize("training", [True, False])
+def test_every_mode_tracks_when_gradients_are_enabled_and_only_then(mode, training):
+    cell, u, _ = _layer(weight_norm=True, pre_norm=False)
+    cell.train(training)
+    z0 = torch.zeros(2, 4, 6, dtype=torch.float64)
+    assert fixed_point(_bind(cell, u), z0, TIGHT, GradientConfig(mode)).state.requires_grad
+    with torch.no_grad():
+        assert not fixed_point(_bind(cell, u), z0, TIGHT, GradientConfig(mode)).state.requires_grad
+
+
+@pytest.mark.parametrize("mode", ["ift", "phantom", "jfb"])
+def test_what_autograd_keeps_does_not_grow_with_the_budget(mode):
+    def kept(max_evals: int) -> int:
+        cell, u, _ = _layer(weight_norm=True, pre_norm=False)
+        sizes: list[int] = []
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        solver = SolverConfig("picard", max_evals=max_evals, rtol=1e-30, atol=0.0)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            z0 = torch.zeros(2, 4, 6, dtype=torch.float64)
+            fixed_point(_bind(cell, u), z0, solver, GradientConfig(mode, steps=2))
+        return sum(sizes)
+
+    assert kept(20) == kept(200) > 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -129,3 +131,50 @@ def test_masks_drop_channels_of_a_sample_for_all_positions():
 def test_nothing_is_dropped_in_evaluation():
     masks = _cell(dropout=0.5, attention_dropout=0.5).eval().draw(B, T, M, torch.zeros(1))
     assert vars(masks) == dict.fromkeys(vars(masks))
+
+
+@pytest.mark.parametrize("place", ["hidden", "ffn_inner", "ffn_outer"])
+def test_a_dropped_channel_is_dropped_at_every_position_of_every_evaluation(place):
+    cell, (z, u, _, _) = _cell(), _inputs()
+    mask = torch.ones(B, {"hidden": C, "ffn_inner": 20, "ffn_outer": C}[place], dtype=z.dtype)
+    mask[1, 3] = 0.0
+    masks = replace(cell.draw(B, T, 0, z), **{place: mask})
+    f = cell.prepare(masks).bind(u, None)
+    whole = cell.prepare(cell.draw(B, T, 0, z)).bind(u, None)
+    assert torch.equal(f(z), f(z))
+    changed = (f(z) != whole(z)).any(-1)
+    assert not changed[[0, 2]].any()
+    # A channel of the rectifier may be silent at a position anyway.
+    assert changed[1].all() or (place == "ffn_inner" and changed[1].any())
+
+
+@pytest.mark.parametrize("local_size", [1, 3])
+def test_local_attention_does_not_see_further_back(local_size):
+    cell, (z, u, _, _) = _cell(local_size=local_size), _inputs()
+    f = cell.prepare(cell.draw(B, T, 0, z)).bind(u, None)
+    moved = z.clone()
+    moved[:, 0] += 1.0
+    changed = (f(moved) != f(z)).any(-1).any(0)
+    assert changed.tolist() == [t < local_size for t in range(T)]
+
+
+def test_left_padding_of_any_content_changes_nothing():
+    cell, (z, u, _, _) = _cell(), _inputs()
+    padding = torch.zeros(B, T, dtype=torch.bool)
+    padding[:, :3] = True
+    prepared = cell.prepare(cell.draw(B, T, 0, z))
+    other_z, other_u = z.clone(), u.clone()
+    other_z[:, :3] += 1.0
+    other_u[:, :3] -= 1.0
+    a, b = prepared.bind(u, None, padding)(z), prepared.bind(other_u, None, padding)(other_z)
+    assert torch.equal(a[:, 3:], b[:, 3:])
+    assert torch.isfinite(a).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_keys_and_values_of_the_past_are_bitwise_those_of_the_row_alone(dtype):
+    cell, (_, _, past, past_u) = _cell().to(dtype), [x.to(dtype) for x in _inputs()]
+    prepared = cell.prepare(cell.draw(B, T, M, past))
+    together, alone = prepared.keys_values(past, past_u), prepared.keys_values(past[1:2], past_u[1:2])
+    assert torch.equal(together.keys[1], alone.keys[0])
+    assert torch.equal(together.values[1], alone.values[0])

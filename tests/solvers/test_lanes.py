@@ -166,3 +166,12 @@ def test_a_woken_lane_has_not_diverged_for_having_rested_at_zero_residual():
     f = Relay(torch.zeros(1, dtype=torch.float64))
     result = solve(f, f.z0, SolverConfig("picard", max_evals=9, rtol=1e-9, atol=0.0))
     assert result.status[0].tolist() == [Status.CONVERGED, Status.MAX_ITER, Status.CONVERGED]
+
+
+@pytest.mark.parametrize("budget", [2, 3, 4, 5])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_lane_at_rest_whose_inputs_moved_on_is_not_called_converged(solver, budget):
+    f = Relay(torch.zeros(1, dtype=torch.float64))
+    result = solve(f, f.z0, SolverConfig(solver, max_evals=budget, rtol=1e-9, atol=0.0))
+    assert result.converged[0].tolist() == [True, False, True]
+    assert result.residual[0, 1] > 0.1
