@@ -12,4 +12,4 @@ from .._requirements import require_fairseq
 
 require_fairseq()
 
-from . import deq_transformer_lm  # noqa: E402, F401
+from . import deq_transformer_lm, deq_trellisnet_lm  # noqa: E402, F401

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,43 +12,60 @@ from fairseq.modules import AdaptiveInput, AdaptiveSoftmax
 from torch import Tensor, nn
 
 from ..implicit import Equilibrium, SolveStats, fixed_point, unroll
+from ..modules.cell import Cell, Past, Prepared
 from ..modules.dropout import apply_mask, variational_mask
+from ..modules.injection import Injection
 from ..modules.memory import Memory
-from ..modules.transformer_cell import KeysValues, PreparedCell, TransformerCell
 from ..modules.weight_norm import Initializer
 from .deq_config import DEQLanguageModelConfig, check_options, cutoffs, forward_solver, gradient_config, is_on
 
 
 @dataclass(frozen=True)
 class DecodingCache:
-    """What incremental decoding keeps: one layer of keys and values of the tokens seen, at equilibrium."""
+    """What incremental decoding keeps: what f needs of the tokens seen, at equilibrium, and their number."""
 
-    past: KeysValues
-    padding: Tensor | None  # (B, S) bool
-
-    @property
-    def length(self) -> int:
-        """Number of tokens seen, S."""
-        return self.past.length
+    past: Past
+    length: int
 
     def rows(self, index: Tensor) -> DecodingCache:
         """The hypotheses `index`, in that order."""
-        padding = None if self.padding is None else self.padding.index_select(0, index)
-        return DecodingCache(self.past.rows(index), padding)
+        return DecodingCache(self.past.rows(index), self.length)
 
 
-class DEQTransformerDecoder(FairseqIncrementalDecoder):
+@dataclass(frozen=True)
+class InputOptions:
+    """How tokens become the injection.
+
+    Attributes:
+        scale: factor of the embeddings.
+        dropout: probability of dropping a channel of the embeddings, at all positions of a sample.
+        word_dropout: probability of dropping a type of the dictionary, wherever it occurs.
+        window: tokens that one injection is made of.
+        weight_norm: whether the injection's weight is normalised.
+    """
+
+    scale: float
+    dropout: float
+    word_dropout: float = 0.0
+    window: int = 1
+    weight_norm: bool = False
+
+
+class DEQDecoder(FairseqIncrementalDecoder):
     """Embeds tokens, injects them into the cell, solves for its equilibrium, and scores the next token.
 
     Args:
         cfg: options of the model.
         dictionary: fairseq's dictionary.
         cell: the layer f.
+        inputs: how tokens become its injection.
     Raises:
         ValueError: an option cannot work; the sentence names it and the valid values.
     """
 
-    def __init__(self, cfg: DEQLanguageModelConfig, dictionary: Any, cell: TransformerCell) -> None:
+    def __init__(
+        self, cfg: DEQLanguageModelConfig, dictionary: Any, cell: Cell, inputs: InputOptions
+    ) -> None:
         super().__init__(dictionary)
         check_options(cfg, len(dictionary))
         self.solver, self.gradient = forward_solver(cfg), gradient_config(cfg)
@@ -59,16 +75,16 @@ class DEQTransformerDecoder(FairseqIncrementalDecoder):
         self.num_updates = 0
         self.padding_idx = dictionary.pad()
         self.dim = cfg.decoder_embed_dim
-        self.embed_scale = math.sqrt(self.dim)
+        self.inputs = inputs
         self.cell = cell
-        self.injection = nn.Linear(self.dim, cell.injection_dim)
+        self.injection = Injection(self.dim, cell.injection_dim, inputs.window, inputs.weight_norm)
         initializer = Initializer(str(cfg.init), cfg.init_std, cfg.init_range)
         cell.initialize(initializer)
-        with torch.no_grad():
-            initializer.fill(self.injection.weight)
-            self.injection.bias.zero_()
+        self.injection.initialize(initializer)
         self.embed_tokens = _embedding(cfg, dictionary)
-        self.adaptive_softmax, self.output_projection = _softmax(cfg, dictionary, self.embed_tokens)
+        self.adaptive_softmax, self.output_projection = _softmax(
+            cfg, dictionary, self.embed_tokens, cell.output_dim
+        )
 
     # ------------------------------------------------------------------ fairseq's interface
 
@@ -152,9 +168,12 @@ class DEQTransformerDecoder(FairseqIncrementalDecoder):
         self, tokens: Tensor, memory: Memory | None, padding: Tensor | None
     ) -> tuple[Tensor, dict[str, Any]]:
         length, before = tokens.shape[1], memory.length if memory is not None else 0
-        injection = self._inject(tokens)
+        embedded = self._embed(tokens)
+        injection = self._inject(embedded, memory.injection if memory is not None else None)
         prepared = self.cell.prepare(self.cell.draw(tokens.shape[0], length, before, injection))
-        past = prepared.keys_values(memory.state, memory.injection) if memory is not None and before else None
+        past = (
+            prepared.settled(memory.state, memory.injection, None) if memory is not None and before else None
+        )
         stats = SolveStats.empty(tokens.device), SolveStats.empty(tokens.device)
         equilibria: list[Equilibrium] = []
         step = length if self.pretraining or not self.subseq_len else self.subseq_len
@@ -163,40 +182,55 @@ class DEQTransformerDecoder(FairseqIncrementalDecoder):
             hidden = None if padding is None else padding[:, : before + start + u.shape[1]]
             equilibria.append(self._equilibrium(prepared, u, past, hidden, start, stats))
             if start + step < length:
-                settled = prepared.keys_values(equilibria[-1].state, u)
-                past = settled if past is None else past.followed_by(settled)
+                past = prepared.settled(equilibria[-1].state, u, past)
         state = torch.cat([e.state for e in equilibria], 1) if len(equilibria) > 1 else equilibria[0].state
-        extra = self._extra(equilibria, stats, self._remember(memory, state, injection))
-        mask = variational_mask(state, (state.shape[0], 1, self.dim), self.dropout, self.training)
-        return apply_mask(state, mask), extra
+        # A convolution over the tokens needs the embeddings themselves; a linear map is not computed again.
+        carried = embedded if self.injection.window > 1 else injection
+        extra = self._extra(equilibria, stats, self._remember(memory, state, carried))
+        x = self.cell.output(state)
+        mask = variational_mask(x, (x.shape[0], 1, x.shape[2]), self.dropout, self.training)
+        return apply_mask(x, mask), extra
 
     def _equilibrium(
         self,
-        prepared: PreparedCell,
+        prepared: Prepared,
         injection: Tensor,
-        past: KeysValues | None,
+        past: Past | None,
         padding: Tensor | None,
         start: int,
         stats: tuple[SolveStats, SolveStats],
     ) -> Equilibrium:
         f = prepared.bind(injection, past, padding, start)
-        z0 = injection.new_zeros(*injection.shape[:2], self.dim)
+        z0 = injection.new_zeros(*injection.shape[:2], self.cell.state_dim)
         if self.pretraining:
             return Equilibrium(unroll(f, z0, self.pretrain_layers), None, *stats)
         return fixed_point(f, z0, self.solver, self.gradient, *stats)
 
-    def _inject(self, tokens: Tensor) -> Tensor:
-        """u, (B, T, D), from tokens (B, T)."""
-        embedded = self.embed_tokens(tokens) * self.embed_scale
-        mask = variational_mask(embedded, (tokens.shape[0], 1, self.dim), self.dropout, self.training)
-        return self.injection(apply_mask(embedded, mask))
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """Embeddings (B, T, D) of tokens (B, T); nothing at padding."""
+        embedded = self.embed_tokens(tokens) * self.inputs.scale
+        types = variational_mask(embedded, (len(self.dictionary), 1), self.inputs.word_dropout, self.training)
+        if types is not None:
+            embedded = embedded * F.embedding(tokens, types)
+        return (
+            embedded if self.injection.window == 1 else embedded * tokens.ne(self.padding_idx).unsqueeze(-1)
+        )
 
-    def _remember(self, memory: Memory | None, state: Tensor, injection: Tensor) -> Memory | None:
-        if self.mem_len == 0:
+    def _inject(self, embedded: Tensor, before: Tensor | None) -> Tensor:
+        """u, (B, T, injection_dim), from embeddings (B, T, D) and those `before` them, (B, S, D)."""
+        shape = (embedded.shape[0], 1, self.dim)
+        mask = variational_mask(embedded, shape, self.inputs.dropout, self.training)
+        if self.injection.window == 1 or before is None:
+            return self.injection(apply_mask(embedded, mask))
+        return self.injection(apply_mask(embedded, mask), apply_mask(before.to(embedded.dtype), mask))
+
+    def _remember(self, memory: Memory | None, state: Tensor, carried: Tensor) -> Memory | None:
+        keep = self.cell.remembered(self.mem_len)
+        if keep == 0:
             return None
         if memory is None:
-            memory = Memory(state[:, :0], injection[:, :0])
-        return memory.extended(state, injection, self.mem_len).detached()
+            memory = Memory(state[:, :0], carried[:, :0])
+        return memory.extended(state, carried, keep).detached()
 
     def _padding(self, tokens: Tensor, before: int) -> Tensor | None:
         """(B, M + T), True at padding; None where no row begins with it, since f looks back only."""
@@ -223,19 +257,20 @@ class DEQTransformerDecoder(FairseqIncrementalDecoder):
         return self.get_incremental_state(incremental_state, "cache")
 
     def _decode(self, tokens: Tensor, incremental_state: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """Solve for the tokens not seen yet, all at once, against the settled keys and values of the rest."""
+        """Solve for the tokens not seen yet, all at once, against what is settled of the rest."""
         cache = self._cache(incremental_state)
         seen = cache.length if cache is not None else 0
-        padding = self._padding(tokens, 0)
-        injection = self._inject(tokens[:, seen:])
+        first = max(0, seen - self.injection.window + 1)
+        embedded = self._embed(tokens[:, first:])
+        injection = self._inject(embedded[:, seen - first :], embedded[:, : seen - first])
         prepared = self.cell.prepare(self.cell.draw(tokens.shape[0], injection.shape[1], seen, injection))
         stats = SolveStats.empty(tokens.device), SolveStats.empty(tokens.device)
         past = cache.past if cache is not None else None
-        equilibrium = self._equilibrium(prepared, injection, past, padding, 0, stats)
-        settled = prepared.keys_values(equilibrium.state, injection)
-        past = settled if past is None else past.followed_by(settled)
-        self.set_incremental_state(incremental_state, "cache", DecodingCache(past, padding))
-        return equilibrium.state[:, -1:].clone(), self._extra([equilibrium], stats, None)
+        equilibrium = self._equilibrium(prepared, injection, past, self._padding(tokens, 0), 0, stats)
+        settled = prepared.settled(equilibrium.state, injection, past)
+        self.set_incremental_state(incremental_state, "cache", DecodingCache(settled, tokens.shape[1]))
+        last = self.cell.output(equilibrium.state)[:, -1:].clone()
+        return last, self._extra([equilibrium], stats, None)
 
 
 def _embedding(cfg: DEQLanguageModelConfig, dictionary: Any) -> nn.Module:
@@ -251,9 +286,9 @@ def _embedding(cfg: DEQLanguageModelConfig, dictionary: Any) -> nn.Module:
 
 
 def _softmax(
-    cfg: DEQLanguageModelConfig, dictionary: Any, embedding: nn.Module
+    cfg: DEQLanguageModelConfig, dictionary: Any, embedding: nn.Module, dim: int
 ) -> tuple[AdaptiveSoftmax | None, nn.Linear | None]:
-    size, dim = len(dictionary), cfg.decoder_embed_dim
+    size = len(dictionary)
     if cfg.adaptive_softmax_cutoff:
         softmax = AdaptiveSoftmax(
             size,

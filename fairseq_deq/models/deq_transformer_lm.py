@@ -8,7 +8,7 @@ from fairseq.models import FairseqLanguageModel, register_model
 from ..errors import OptionError
 from ..modules.transformer_cell import TransformerCell
 from .deq_config import DEQLanguageModelConfig, Init, is_on, option, switch
-from .deq_decoder import DEQTransformerDecoder
+from .deq_decoder import DEQDecoder, InputOptions
 
 
 @dataclass
@@ -51,7 +51,8 @@ class DEQTransformerLanguageModel(FairseqLanguageModel):
             attention_dropout=cfg.attention_dropout,
             local_size=cfg.local_size,
         )
-        return cls(DEQTransformerDecoder(cfg, task.source_dictionary, cell))
+        inputs = InputOptions(scale=cfg.decoder_embed_dim**0.5, dropout=cfg.dropout)
+        return cls(DEQDecoder(cfg, task.source_dictionary, cell, inputs))
 
 
 def _head_dim(cfg: DEQTransformerConfig) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..solvers.solve import ROW_MULTIPLE
 from .dropout import apply_mask, variational_mask
+from .rows import pad_rows
 from .weight_norm import Initializer, WeightNormLinear
 
 
@@ -84,9 +85,27 @@ class TransformerCell(nn.Module):
         self.position_bias = nn.Parameter(torch.zeros(heads, head_dim))  # r_r
 
     @property
+    def state_dim(self) -> int:
+        """Channels of the state z, C."""
+        return self.dim
+
+    @property
+    def output_dim(self) -> int:
+        """Channels that the softmax sees."""
+        return self.dim
+
+    @property
     def injection_dim(self) -> int:
         """Channels of the injection u."""
         return 3 * self.heads * self.head_dim
+
+    def output(self, state: Tensor) -> Tensor:
+        """The features that the softmax sees: the states (B, T, C) themselves."""
+        return state
+
+    def remembered(self, mem_len: int) -> int:
+        """Positions to keep where `mem_len` are asked for."""
+        return mem_len
 
     def initialize(self, initializer: Initializer) -> None:
         """Draw every weight from `initializer`; biases of linear maps start at 0."""
@@ -166,11 +185,16 @@ class PreparedCell:
             injection: their injections, (B, S, 3*H*D).
         """
         inner = self.cell.heads * self.cell.head_dim
-        rows = _pad_rows(state.reshape(-1, state.shape[-1]))
+        rows = pad_rows(state.reshape(-1, state.shape[-1]))
         normed = F.layer_norm(rows, rows.shape[-1:]) if self.cell.pre_norm else rows
         kv = F.linear(normed, self.key_value)[: state.shape[:-1].numel()].view_as(injection[..., inner:])
         keys, values = (kv + injection[..., inner:]).chunk(2, -1)
         return KeysValues(self.split_heads(keys), self.split_heads(values))
+
+    def settled(self, state: Tensor, injection: Tensor, past: KeysValues | None) -> KeysValues:
+        """Keys and values of settled positions, arguments as in `keys_values`, after those of `past`."""
+        own = self.keys_values(state, injection)
+        return own if past is None else past.followed_by(own)
 
     def split_heads(self, x: Tensor) -> Tensor:
         """(B, S, H*D) -> (B, H, S, D)."""
@@ -209,7 +233,7 @@ class BoundCell:
         # (q + r_w)/sqrt(D): the bias joins the injection of the (scaled) query.
         self.query_injection = (injection[..., :inner] + cell.content_bias.flatten()) * prepared.scale
         self.kv_injection = injection[..., inner:]
-        # Queries and keys that stand for nothing make up the last multiple, as in `_pad_rows`.
+        # Queries and keys that stand for nothing make up the last multiple, as in `pad_rows`.
         self.columns = -(-(self.memory + self.length) // ROW_MULTIPLE) * ROW_MULTIPLE
         self.missing = -self.length % ROW_MULTIPLE
         self.relative, self.bias = self._positions(injection, padding)
@@ -227,7 +251,7 @@ class BoundCell:
     def __call__(self, z: Tensor) -> Tensor:
         rows = z.reshape(-1, z.shape[-1])  # (B*T, C)
         samples = _SampleRows(self.batch, self.length)
-        normed = self._normed(_pad_rows(rows))
+        normed = self._normed(pad_rows(rows))
         query = F.linear(normed, self.p.query)[: rows.shape[0]].view(self.batch, self.length, -1)
         query = self.p.split_heads(query + self.query_injection)  # (B, H, T, D)
         own = self._own_keys_values(normed)
@@ -252,7 +276,7 @@ class BoundCell:
 
     def keys_values(self, z: Tensor) -> KeysValues:
         """Keys and values of the segment's own positions at z (B, T, C)."""
-        return self._own_keys_values(self._normed(_pad_rows(z.reshape(-1, z.shape[-1]))))
+        return self._own_keys_values(self._normed(pad_rows(z.reshape(-1, z.shape[-1]))))
 
     def _own_keys_values(self, normed: Tensor) -> KeysValues:
         kv = F.linear(normed, self.p.key_value)[: self.batch * self.length]
@@ -268,14 +292,14 @@ class BoundCell:
         """Output projection, residual, feed-forward: everything that stays within a position. (n, C)."""
         p, cell, masks = self.p, self.p.cell, self.p.masks
         n, width = rows.shape[0], rows.shape[-1:]
-        a = samples.masked(F.linear(_pad_rows(attended), p.out, cell.out.bias)[:n], masks.hidden)
+        a = samples.masked(F.linear(pad_rows(attended), p.out, cell.out.bias)[:n], masks.hidden)
         h = a + rows
         if not cell.pre_norm:
             h = F.layer_norm(h, width)
-        inner = F.linear(_pad_rows(self._normed(h)), p.ffn_in, cell.ffn_in.bias).relu_()
+        inner = F.linear(pad_rows(self._normed(h)), p.ffn_in, cell.ffn_in.bias).relu_()
         if masks.ffn_inner is not None:
             inner = samples.masked(inner[:n], masks.ffn_inner)
-            inner = _pad_rows(inner)
+            inner = pad_rows(inner)
         o = samples.masked(F.linear(inner, p.ffn_out, cell.ffn_out.bias)[:n], masks.ffn_outer)
         return F.layer_norm(h + o, width)
 
@@ -371,7 +395,7 @@ class _RestrictedCell:
     def __call__(self, rows: Tensor) -> Tensor:
         bound, p = self.bound, self.p
         n, heads = rows.shape[0], p.cell.heads
-        normed = bound._normed(_pad_rows(rows))
+        normed = bound._normed(pad_rows(rows))
         query = F.linear(normed, p.query)[:n] + self.query_injection  # (n, H*D)
         keys, values = (F.linear(normed, p.key_value)[:n] + self.kv_injection).chunk(2, -1)
         padded = query.new_zeros(self.queries * self.width, query.shape[-1]).index_copy(0, self.slot, query)
@@ -404,14 +428,8 @@ class _SampleRows:
         return (rows.view(self.batch, self.length, -1) * mask.unsqueeze(1)).view_as(rows)
 
 
-def _pad_rows(rows: Tensor) -> Tensor:
-    """Zero rows up to a multiple of 16: a matrix product then rounds a row the same in any company."""
-    missing = -rows.shape[0] % ROW_MULTIPLE
-    return F.pad(rows, (0, 0, 0, missing)) if missing else rows
-
-
 def _weighted(weights: Tensor, values: Tensor) -> Tensor:
-    """weights (..., Q, S) @ values (..., S, D), D filled up to a multiple of 4: cf. `_pad_rows`."""
+    """weights (..., Q, S) @ values (..., S, D), D filled up to a multiple of 4: cf. `pad_rows`."""
     missing = -values.shape[-1] % 4
     if not missing:
         return torch.matmul(weights, values)

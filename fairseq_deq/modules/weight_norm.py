@@ -58,8 +58,9 @@ class WeightNormLinear(nn.Module):
         if self.weight_g is not None:
             self.weight_g.copy_(self.weight_v.norm(dim=1, keepdim=True))
 
-    def weight(self) -> Tensor:
-        """W, (out_features, in_features)."""
+    def weight(self, mask: Tensor | None = None) -> Tensor:
+        """W, (out_features, in_features); V times `mask` (out_features, in_features) in the place of V."""
+        v = self.weight_v if mask is None else self.weight_v * mask
         if self.weight_g is None:
-            return self.weight_v
-        return torch._weight_norm(self.weight_v, self.weight_g, 0)
+            return v
+        return torch._weight_norm(v, self.weight_g, 0)

@@ -5,20 +5,20 @@ import argparse
 import pytest
 from fairseq.tasks.fairseq_task import FairseqTask
 
-from fairseq_deq.models.deq_decoder import DEQTransformerDecoder
+from fairseq_deq.models.deq_decoder import DEQDecoder
 
 
 @pytest.fixture
 def phases(monkeypatch):
     """What the decoder sees in each forward pass: (training, updates finished, pretraining)."""
     seen = []
-    forward = DEQTransformerDecoder.forward
+    forward = DEQDecoder.forward
 
     def recording(self, *args, **kwargs):
         seen.append((self.training, self.num_updates, self.pretraining))
         return forward(self, *args, **kwargs)
 
-    monkeypatch.setattr(DEQTransformerDecoder, "forward", recording)
+    monkeypatch.setattr(DEQDecoder, "forward", recording)
     return seen
 
 

@@ -10,6 +10,7 @@ from fairseq.data import Dictionary
 
 import fairseq_deq  # noqa: F401  (registers the models)
 from fairseq_deq.models.deq_transformer_lm import DEQTransformerConfig, DEQTransformerLanguageModel
+from fairseq_deq.models.deq_trellisnet_lm import DEQTrellisNetConfig, DEQTrellisNetLanguageModel
 
 VOCABULARY = 52
 
@@ -28,27 +29,29 @@ def task(types: int = VOCABULARY - 4) -> Any:
     return SimpleNamespace(source_dictionary=words, target_dictionary=words)
 
 
+# Options that both families have, for solves to full precision.
+EXACT = {
+    "decoder_embed_dim": 16,
+    "init_std": 0.2,
+    "f_solver": "broyden",
+    "b_solver": "broyden",
+    "f_thres": 300,
+    "f_eps": 1e-10,
+    "b_thres": 300,
+    "b_eps": 1e-10,
+    "tokens_per_sample": 16,
+    "max_target_positions": None,
+    "add_bos_token": False,
+}
+
+
 def build(seed: int = 0, dtype: torch.dtype = torch.float64, **options: Any) -> DEQTransformerLanguageModel:
     """A model of width 16 in evaluation mode; `options` are those of the command line.
 
     A random cell can have several equilibria. Here attention speaks louder than the residual path, and the
     input louder than the state, so that f contracts and the equilibrium is the only one.
     """
-    small = {
-        "decoder_embed_dim": 16,
-        "decoder_ffn_embed_dim": 32,
-        "decoder_attention_heads": 2,
-        "init_std": 0.2,
-        "f_solver": "broyden",
-        "b_solver": "broyden",
-        "f_thres": 300,
-        "f_eps": 1e-10,
-        "b_thres": 300,
-        "b_eps": 1e-10,
-        "tokens_per_sample": 16,
-        "max_target_positions": None,
-        "add_bos_token": False,
-    }
+    small = EXACT | {"decoder_ffn_embed_dim": 32, "decoder_attention_heads": 2}
     torch.manual_seed(seed)
     model = DEQTransformerLanguageModel.build_model(DEQTransformerConfig(**(small | options)), task())
     cell = model.decoder.cell
@@ -56,6 +59,16 @@ def build(seed: int = 0, dtype: torch.dtype = torch.float64, **options: Any) -> 
         model.decoder.injection.weight.mul_(2.0)
         for linear, gain in ((cell.qkv, 0.5), (cell.out, 8.0), (cell.ffn_out, 0.5)):
             (linear.weight_v if linear.weight_g is None else linear.weight_g).mul_(gain)
+    return model.to(dtype).eval()
+
+
+def build_trellis(
+    seed: int = 0, dtype: torch.dtype = torch.float64, **options: Any
+) -> DEQTrellisNetLanguageModel:
+    """A TrellisNet of width 16 and state 2*24 in evaluation mode; `options` are those of the command line."""
+    torch.manual_seed(seed)
+    small = EXACT | {"nhid": 8, "init_std": 0.4}
+    model = DEQTrellisNetLanguageModel.build_model(DEQTrellisNetConfig(**(small | options)), task())
     return model.to(dtype).eval()
 
 

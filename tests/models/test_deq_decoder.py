@@ -102,7 +102,7 @@ def test_pretraining_computes_two_layers():
     model = build(pretrain_steps=3, pretrain_layers=2)
     source = tokens(2, 8)
     decoder = model.decoder
-    u = decoder.injection(decoder.embed_tokens(source) * decoder.embed_scale)
+    u = decoder.injection(decoder.embed_tokens(source) * decoder.inputs.scale)
     f = decoder.cell.prepare(decoder.cell.draw(2, 8, 0, u)).bind(u, None)
     assert torch.equal(_features(model, source), unroll(f, torch.zeros(2, 8, 16, dtype=u.dtype), 2))
 

@@ -1,0 +1,93 @@
+"""The transposed Jacobian of the TrellisNet layer, position by position."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .dropout import apply_mask
+from .rows import rowwise_linear
+
+
+class TrellisAdjoint:
+    """lambda -> J^T lambda + grad for the layer of `TrellisCell`, as a recurrence from the last position.
+
+    With lambda = (l, m) for (h, c), s = sigma' and so on at the equilibrium, and
+        n_t = m_t + l_t * o * (1 - tanh(c)^2)                     (what reaches c'_t),
+        e_t = (n * g*i*(1-i), l * tanh(c)*o*(1-o), n * i*(1-g^2), n * c_{t-1}*f*(1-f))   (the gates),
+    position t of J^T lambda is (d * sum_{j<k} W_j^T e_{t+j}, f_{t+1} * n_{t+1}). So l_t depends on itself
+    and on the next k-1 positions, m_t on the next one alone.
+
+    Args:
+        gates: gates before their nonlinearities, (B, T, 4H).
+        before: c_{t-1}, (B, T, H).
+        taps: (4H, k, H), tap j at index j.
+        mask: the dropout mask d, (B, 1, H), or None.
+        keep: (B, T), 0 at padding; None: 1 everywhere.
+        grad: (B, T, 2H).
+    """
+
+    def __init__(
+        self,
+        gates: Tensor,
+        before: Tensor,
+        taps: Tensor,
+        mask: Tensor | None,
+        keep: Tensor | None,
+        grad: Tensor,
+    ) -> None:
+        self.width, self.reach, self.length = before.shape[-1], taps.shape[1] - 1, gates.shape[1]
+        self.mask = None if mask is None else mask[:, 0]
+        self.grad = grad
+        i, o, g, f = gates.chunk(4, -1)
+        i, o, g, f = i.sigmoid(), o.sigmoid(), g.tanh(), f.sigmoid()
+        tanh_cell = (f * before + i * g).tanh()
+        share = o * (1 - tanh_cell.square())  # of l_t in n_t
+        of_cell = torch.stack(
+            [g * i * (1 - i), torch.zeros_like(i), i * (1 - g * g), before * f * (1 - f)], 2
+        )
+        of_hidden = share.unsqueeze(2) * of_cell
+        of_hidden[:, :, 1] = tanh_cell * o * (1 - o)
+        # e_t = of_hidden * l_t + of_cell * m_t, (B, T, 4, H); f_t * n_t = forget_hidden * l_t + forget * m_t.
+        self.of_hidden, self.of_cell, self.forget_hidden, self.forget = of_hidden, of_cell, f * share, f
+        if keep is not None:
+            for factor in (self.of_hidden, self.of_cell, self.forget_hidden, self.forget):
+                factor *= keep.view(*keep.shape, *[1] * (factor.dim() - 2))
+        self.own_tap = taps[:, 0].T.contiguous()  # (H, 4H)
+        self.next_taps = taps[:, 1:].permute(2, 1, 0).reshape(self.width, -1)  # (H, (k-1)4H), tap 1 first
+
+    @property
+    def own(self) -> int:
+        """Leading channels of a position through which it depends on itself."""
+        return self.width
+
+    @property
+    def order(self) -> range:
+        """The positions, each after all that it depends on."""
+        return range(self.length - 1, -1, -1)
+
+    def column(self, adjoint: Tensor, t: int) -> Callable[[Tensor], Tensor]:
+        """The map at position t, as one of its l, with those after it held at `adjoint` (B, T, 2H)."""
+        held, cell = self.grad[:, t].split(self.width, -1)  # (B, H) each
+        after = slice(t + 1, t + 1 + self.reach)
+        hidden_after, cell_after = adjoint[:, after].split(self.width, -1)
+        seen = hidden_after.shape[1]
+        if seen:
+            errors = self.of_hidden[:, after] * hidden_after.unsqueeze(2)
+            errors += self.of_cell[:, after] * cell_after.unsqueeze(2)
+            taps = self.next_taps[:, : seen * 4 * self.width]
+            held = held + apply_mask(rowwise_linear(errors.flatten(1), taps), self.mask)
+            forget, forget_hidden = self.forget[:, t + 1], self.forget_hidden[:, t + 1]
+            cell = cell + forget * cell_after[:, 0] + forget_hidden * hidden_after[:, 0]
+        of_cell = (self.of_cell[:, t] * cell.unsqueeze(1)).flatten(1)
+        held = held + apply_mask(rowwise_linear(of_cell, self.own_tap), self.mask)
+        of_hidden = self.of_hidden[:, t]
+
+        def f(adjoint_hidden: Tensor) -> Tensor:
+            errors = (of_hidden * adjoint_hidden.unsqueeze(1)).flatten(1)
+            own = apply_mask(rowwise_linear(errors, self.own_tap), self.mask)
+            return torch.cat([own + held, cell], -1)
+
+        return f
