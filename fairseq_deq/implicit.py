@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .solvers import FixedPoint, Restrictable, SolverConfig, solve
+from .solvers import (
+    FixedPoint,
+    Restrictable,
+    SolverConfig,
+    linear_solver_names,
+    solve,
+    solve_keeping_inverse,
+)
 
-GRADIENTS = ("ift", "phantom", "jfb", "unroll")
+GRADIENTS = ("ift", "shine", "phantom", "jfb", "unroll")
 
 
 @dataclass(frozen=True)
@@ -19,22 +26,28 @@ class GradientConfig:
     """How to differentiate a fixed point.
 
     Attributes:
-        mode: `ift`, exact through the implicit function theorem; `phantom`, `steps` damped steps at the
-            fixed point; `jfb`, one undamped step; `unroll`, ordinary autograd through every evaluation.
-        solver: options of the linear solve behind `ift`.
+        mode: `ift`, exact through the implicit function theorem; `shine`, the forward solver's estimate of
+            the inverse Jacobian, refined by `refine` evaluations of the linear solve; `phantom`, `steps`
+            damped steps at the fixed point; `jfb`, one undamped step; `unroll`, ordinary autograd through
+            every evaluation.
+        solver: options of the linear solve behind `ift` and `shine`.
         steps, damping: number of steps k and step length tau of `phantom`.
+        refine: evaluations of the linear solve in `shine`; 0 takes the estimate as it is.
     """
 
     mode: str = "ift"
     solver: SolverConfig = field(default_factory=lambda: SolverConfig(max_evals=35, memory=5, atol=0.0))
     steps: int = 5
     damping: float = 1.0
+    refine: int = 5
 
     def __post_init__(self) -> None:
         if self.mode not in GRADIENTS:
             raise ValueError(f"gradient must be one of {', '.join(GRADIENTS)}; got {self.mode!r}")
         if self.steps < 1:
             raise ValueError(f"phantom needs at least 1 step, got {self.steps}")
+        if self.refine < 0:
+            raise ValueError(f"shine refine must be at least 0, got {self.refine}")
         if not 0 < self.damping <= 1:
             raise ValueError(f"phantom damping must lie in (0, 1], got {self.damping!r}")
 
@@ -71,7 +84,8 @@ class Equilibrium:
         state: z*, shaped as z0; its gradient is the one that was asked for.
         result: the forward solve; None after `unroll`, which solves nothing.
         forward, backward: statistics of the two solves; `backward` fills when the backward pass runs.
-        taped: f(z*) with its graph, and the leaf z* it was evaluated at; None where f was not taped there.
+        taped: f(z*) with its graph, and the leaf z* it was evaluated at; None without gradients, and after
+            `unroll`.
     """
 
     state: Tensor
@@ -103,23 +117,28 @@ def fixed_point(
     Returns:
         the `Equilibrium`.
     Source: Bai, Kolter, Koltun (2019, arXiv 1909.01377); phantom: Geng et al. (2021, arXiv 2111.05177);
-        jfb: Fung et al. (2021, arXiv 2103.12803).
+        jfb: Fung et al. (2021, arXiv 2103.12803); shine: Ramzi et al. (2022, arXiv 2106.00553).
     """
     forward = forward or SolveStats.empty(z0.device)
     backward = backward or SolveStats.empty(z0.device)
     if gradient.mode == "unroll":
         return Equilibrium(unroll(f, z0, solver.max_evals, solver.damping), None, forward, backward)
-    result = solve(f, z0, solver)
+    inverse: Callable[[Tensor], Tensor] | None = None
+    if gradient.mode == "shine" and torch.is_grad_enabled():
+        result, inverse = solve_keeping_inverse(f, z0, solver)
+    else:
+        result = solve(f, z0, solver)
     forward.record(result)
     if not torch.is_grad_enabled():
         return Equilibrium(result.state, result, forward, backward)
     leaf = result.state.detach().requires_grad_()
-    if gradient.mode == "ift":
-        fz = f(leaf)
-        state = _ImplicitGradient.apply(fz, leaf, f, gradient.solver, backward)
+    fz = f(leaf)
+    if gradient.mode in ("ift", "shine"):
+        state = _ImplicitGradient.apply(fz, leaf, f, gradient, inverse, backward)
         return Equilibrium(state, result, forward, backward, taped=(fz, leaf))
     steps, damping = (1, 1.0) if gradient.mode == "jfb" else (gradient.steps, gradient.damping)
-    return Equilibrium(unroll(f, result.state, steps, damping), result, forward, backward)
+    state = unroll(f, _stepped(result.state, fz, damping), steps - 1, damping)
+    return Equilibrium(state, result, forward, backward, taped=(fz, leaf))
 
 
 def unroll(f: Callable[[Tensor], Tensor], z: Tensor, steps: int, damping: float = 1.0) -> Tensor:
@@ -134,9 +153,12 @@ def unroll(f: Callable[[Tensor], Tensor], z: Tensor, steps: int, damping: float 
         the last state.
     """
     for _ in range(steps):
-        fz = f(z)
-        z = fz if damping == 1.0 else z + damping * (fz - z)
+        z = _stepped(z, f(z), damping)
     return z
+
+
+def _stepped(z: Tensor, fz: Tensor, damping: float) -> Tensor:
+    return fz if damping == 1.0 else z + damping * (fz - z)
 
 
 class _AdjointMap:
@@ -156,16 +178,18 @@ class _RestrictableAdjointMap(_AdjointMap):
         super().__init__(fz, leaf, grad)
         self.f = f
 
-    def restrict(self, adjoint: Tensor, positions: Tensor) -> Callable[[Tensor], Tensor]:
+    def restrict(
+        self, adjoint: Tensor, positions: Tensor, value: Tensor | None
+    ) -> Callable[[Tensor], Tensor]:
         """The map at `positions`: the share of the other positions is computed once, from `adjoint`."""
-        width = self.leaf.shape[-1]
-        others = adjoint.reshape(-1, width).index_fill(0, positions, 0.0).view_as(adjoint)
-        held = self(others).reshape(-1, width).index_select(0, positions)
-        state = self.leaf.detach()
+        width, state = self.leaf.shape[-1], self.leaf.detach()
+        own = adjoint.reshape(-1, width).index_select(0, positions)
         with torch.enable_grad():
             leaf = state.reshape(-1, width).index_select(0, positions).requires_grad_()
-            fz = self.f.restrict(state, positions)(leaf)
-        return _AdjointMap(fz, leaf, held)
+            fz = self.f.restrict(state, positions, None)(leaf)
+        if value is None:
+            value = self(adjoint).reshape(-1, width).index_select(0, positions)
+        return _AdjointMap(fz, leaf, value - _vjp(fz, leaf, own))
 
 
 def _vjp(out: Tensor, leaf: Tensor, vector: Tensor) -> Tensor:
@@ -182,15 +206,16 @@ class _ImplicitGradient(torch.autograd.Function):
         fz: Tensor,
         leaf: Tensor,
         f: Callable[[Tensor], Tensor],
-        solver: SolverConfig,
+        gradient: GradientConfig,
+        inverse: Callable[[Tensor], Tensor] | None,
         stats: SolveStats,
     ) -> Tensor:
         ctx.save_for_backward(fz, leaf)
-        ctx.f, ctx.solver, ctx.stats = f, solver, stats
+        ctx.f, ctx.gradient, ctx.inverse, ctx.stats = f, gradient, inverse, stats
         return leaf.detach().clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "the implicit gradient cannot be differentiated again (create_graph=True); "
@@ -203,10 +228,20 @@ class _ImplicitGradient(torch.autograd.Function):
                 leaf = leaf.detach().requires_grad_()
                 fz = ctx.f(leaf)
         grad = grad.to(leaf.dtype)
-        restrictable = ctx.solver.active_set and isinstance(ctx.f, Restrictable)
+        solver, start = ctx.gradient.solver, grad
+        if ctx.inverse is not None:
+            start = ctx.inverse(grad)
+            if ctx.gradient.refine == 0:
+                return start.to(dtype), None, None, None, None, None
+            solver = replace(solver, max_evals=ctx.gradient.refine, policy="best")
+        restrictable = solver.active_set != "never" and isinstance(ctx.f, Restrictable)
         adjoint = (
             _RestrictableAdjointMap(ctx.f, fz, leaf, grad) if restrictable else _AdjointMap(fz, leaf, grad)
         )
-        result = solve(adjoint, grad, ctx.solver)
+        if solver.solver in linear_solver_names():
+            # From zero its first evaluation gives the constant of the map; one Krylov space a sample.
+            start = torch.zeros_like(grad)
+            solver = replace(solver, scope="sample" if solver.scope == "position" else solver.scope)
+        result = solve(adjoint, start, solver)
         ctx.stats.record(result)
-        return result.state.to(dtype), None, None, None, None
+        return result.state.to(dtype), None, None, None, None, None

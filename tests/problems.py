@@ -70,7 +70,7 @@ class CausalMap:
         self.rows += z.shape[0] * z.shape[1]
         return torch.tanh(_rowwise(z, self.own) + self._past(z) + self.b)
 
-    def restrict(self, z: Tensor, positions: Tensor) -> Callable[[Tensor], Tensor]:
+    def restrict(self, z: Tensor, positions: Tensor, value: Tensor | None) -> Callable[[Tensor], Tensor]:
         shape = z.shape
 
         def f(rows: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from omegaconf import II
 from ..errors import OptionError
 from ..implicit import GRADIENTS, GradientConfig
 from ..modules.weight_norm import Initializer
-from ..solvers import SolverConfig, solver_names
-from ..solvers.config import POLICIES, SCOPES
+from ..solvers import SolverConfig, linear_solver_names, solver_names
+from ..solvers.config import ACTIVE_SETS, POLICIES, SCOPES
 
 STOP_MODES = ("rel", "abs")
 
@@ -18,6 +18,7 @@ Init = ChoiceEnum(list(Initializer.NAMES))
 StopMode = ChoiceEnum(list(STOP_MODES))
 Scope = ChoiceEnum(list(SCOPES))
 Policy = ChoiceEnum(list(POLICIES))
+ActiveSet = ChoiceEnum(list(ACTIVE_SETS))
 Gradient = ChoiceEnum(list(GRADIENTS))
 
 
@@ -71,7 +72,10 @@ class DEQLanguageModelConfig(FairseqDataclass):
     tie_adaptive_proj: str = switch(False, "tie the projections of adaptive softmax and adaptive input")
 
     f_solver: str = option("anderson", f"solver of the forward pass: {', '.join(solver_names())}")
-    b_solver: str = option("anderson", f"solver of the backward pass: {', '.join(solver_names())}")
+    b_solver: str = option(
+        "anderson",
+        f"solver of the backward pass: {', '.join((*solver_names(), *linear_solver_names()))}",
+    )
     f_thres: int = option(30, "evaluations of f at most, in the forward pass")
     b_thres: int = option(35, "vector-Jacobian products at most, in the backward pass")
     f_eps: float = option(1e-3, "tolerance of the forward solve")
@@ -84,7 +88,9 @@ class DEQLanguageModelConfig(FairseqDataclass):
     f_memory: int = option(0, "states the forward solver keeps; 0: the solver's default")
     b_memory: int = option(0, "states the backward solver keeps; 0: the solver's default")
     f_damping: float = option(1.0, "step length of the forward solver, in (0, 1]")
-    no_active_set: str = switch(False, "evaluate f at converged positions too")
+    active_set: ActiveSet = option(
+        "auto", "evaluate f at unconverged positions only: where it pays (auto), always, never"
+    )
     solver_policy: Policy = option("best", "when a solve fails: best, raise, fallback")
     gradient: Gradient = option("ift", "how to differentiate the fixed point")
     phantom_steps: int = option(5, "steps of --gradient phantom")
@@ -119,7 +125,7 @@ def forward_solver(cfg: DEQLanguageModelConfig) -> SolverConfig:
         memory=cfg.f_memory,
         damping=cfg.f_damping,
         scope=str(cfg.solver_scope),
-        active_set=not is_on(cfg, "no_active_set"),
+        active_set=str(cfg.active_set),
         policy=str(cfg.solver_policy),
     )
 
@@ -138,7 +144,7 @@ def gradient_config(cfg: DEQLanguageModelConfig) -> GradientConfig:
         atol=0.0,
         memory=cfg.b_memory or (5 if cfg.b_solver == "anderson" else 0),
         scope=str(cfg.solver_scope),
-        active_set=not is_on(cfg, "no_active_set"),
+        active_set=str(cfg.active_set),
         policy=str(cfg.solver_policy),
     )
     if cfg.phantom_steps < 1:

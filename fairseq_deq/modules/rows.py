@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..solvers.solve import ROW_MULTIPLE
+from ..solvers.loop import ROW_MULTIPLE
 
 
 def pad_rows(rows: Tensor) -> Tensor:

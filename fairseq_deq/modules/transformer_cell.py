@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..solvers.solve import ROW_MULTIPLE
+from ..solvers.loop import ROW_MULTIPLE
 from .dropout import apply_mask, variational_mask
 from .rows import pad_rows
 from .weight_norm import Initializer, WeightNormLinear
@@ -254,7 +254,7 @@ class BoundCell:
         normed = self._normed(pad_rows(rows))
         query = F.linear(normed, self.p.query)[: rows.shape[0]].view(self.batch, self.length, -1)
         query = self.p.split_heads(query + self.query_injection)  # (B, H, T, D)
-        own = self._own_keys_values(normed)
+        own = self._own_keys_values(normed, self.kv_injection)
         keys, values = self._with_past(own.keys, own.values, self.past)
         queries = self.length + self.missing
         if self.missing:
@@ -270,17 +270,22 @@ class BoundCell:
         attended = attended.transpose(1, 2).reshape(rows.shape[0], -1)
         return self._after_attention(rows, attended, samples).view_as(z)
 
-    def restrict(self, z: Tensor, positions: Tensor) -> Callable[[Tensor], Tensor]:
+    def restrict(
+        self, z: Tensor, positions: Tensor, value: Tensor | None = None
+    ) -> Callable[[Tensor], Tensor]:
         """f at the flat `positions` (n,), sorted, with the others held at z (B, T, C): (n, C) -> (n, C)."""
         return _RestrictedCell(self, z, positions)
 
-    def keys_values(self, z: Tensor) -> KeysValues:
-        """Keys and values of the segment's own positions at z (B, T, C)."""
-        return self._own_keys_values(self._normed(pad_rows(z.reshape(-1, z.shape[-1]))))
+    def keys_values(self, z: Tensor, live: Tensor | None = None) -> KeysValues:
+        """Keys and values of the segment's own positions at z (B, T, C), all samples or the `live`."""
+        injection = self.kv_injection
+        if live is not None:
+            z, injection = z.index_select(0, live), injection.index_select(0, live)
+        return self._own_keys_values(self._normed(pad_rows(z.reshape(-1, z.shape[-1]))), injection)
 
-    def _own_keys_values(self, normed: Tensor) -> KeysValues:
-        kv = F.linear(normed, self.p.key_value)[: self.batch * self.length]
-        keys, values = (kv.view(self.batch, self.length, -1) + self.kv_injection).chunk(2, -1)
+    def _own_keys_values(self, normed: Tensor, injection: Tensor) -> KeysValues:
+        kv = F.linear(normed, self.p.key_value)[: injection.shape[:2].numel()]
+        keys, values = (kv.view(injection.shape) + injection).chunk(2, -1)
         return KeysValues(self.p.split_heads(keys), self.p.split_heads(values))
 
     # ------------------------------------------------------------------ shared with the restricted cell
@@ -359,24 +364,21 @@ class _RestrictedCell:
         width = min(-(-width // ROW_MULTIPLE) * ROW_MULTIPLE, -(-bound.length // ROW_MULTIPLE) * ROW_MULTIPLE)
         self.slot = row * width + place  # where each position stands among the padded queries
         self.queries, self.width = live.numel(), width
-        self.key_slot = row * bound.length + time
         self.samples = _SampleRows(bound.batch, 1, sample)
         self.query_injection, self.kv_injection = (
             u.reshape(-1, u.shape[-1]).index_select(0, positions)
             for u in (bound.query_injection, bound.kv_injection)
         )
-        settled = bound.keys_values(z)
         everyone = live.numel() == bound.batch
-        self.keys, self.values = (
-            (x if everyone else x.index_select(0, live))
-            .transpose(1, 2)
-            .reshape(live.numel() * bound.length, -1)
-            for x in (settled.keys, settled.values)
-        )
-        past = bound.past
-        self.past = past
+        past, settled = bound.past, bound.keys_values(z, None if everyone else live)
         if past is not None and not everyone:
-            self.past = past.rows(live)
+            past = past.rows(live)
+        keys, values = bound._with_past(settled.keys, settled.values, past)
+        self.shape = keys.shape  # (b, H, S, D)
+        self.keys, self.values = keys.reshape(-1, keys.shape[-1]), values.reshape(-1, values.shape[-1])
+        head = torch.arange(keys.shape[1], device=z.device)
+        key_slot = (row.unsqueeze(1) * keys.shape[1] + head) * keys.shape[2]
+        self.key_slot = (key_slot + bound.memory + time.unsqueeze(1)).flatten()  # (n*H,)
         # For every padded query its time; the rows that stand for nothing repeat time 0.
         query_time = (
             time.new_zeros(self.queries * width).index_copy(0, self.slot, time).view(self.queries, width)
@@ -397,20 +399,26 @@ class _RestrictedCell:
         n, heads = rows.shape[0], p.cell.heads
         normed = bound._normed(pad_rows(rows))
         query = F.linear(normed, p.query)[:n] + self.query_injection  # (n, H*D)
-        keys, values = (F.linear(normed, p.key_value)[:n] + self.kv_injection).chunk(2, -1)
-        padded = query.new_zeros(self.queries * self.width, query.shape[-1]).index_copy(0, self.slot, query)
-        query = p.split_heads(padded.view(self.queries, self.width, -1))  # (b, H, Q, D)
+        own = F.linear(normed, p.key_value)[:n] + self.kv_injection
         keys, values = (
-            p.split_heads(held.index_copy(0, self.key_slot, new).view(self.queries, bound.length, -1))
-            for held, new in ((self.keys, keys), (self.values, values))
+            self._with_own(held, new) for held, new in zip((self.keys, self.values), own.chunk(2, -1))
         )
-        keys, values = bound._with_past(keys, values, self.past)
+        padded = query.new_zeros(self.queries * self.width, query.shape[-1]).index_copy(0, self.slot, query)
+        query = p.split_heads(padded.view(self.queries, self.width, -1)).contiguous()  # (b, H, Q, D)
         relative = torch.matmul(query, bound.relative)  # (b, H, Q, W)
         shifted = relative.gather(-1, self.gather.expand(-1, heads, -1, -1))
         scores = torch.matmul(query, keys.transpose(2, 3)) + shifted + self.bias
         weights = apply_mask(scores.softmax(-1), self.attention_mask)
         attended = _weighted(weights, values).transpose(1, 2).reshape(self.queries * self.width, -1)
         return bound._after_attention(rows, attended.index_select(0, self.slot), self.samples)
+
+    def _with_own(self, held: Tensor, new: Tensor) -> Tensor:
+        """Keys or values of all positions, (b, H, S, D), those evaluated (n, H*D) in their places."""
+        new = new.reshape(-1, held.shape[-1])
+        if torch.is_grad_enabled():
+            return held.index_copy(0, self.key_slot, new).view(self.shape)
+        # Every evaluation overwrites the same rows, so that nobody sees what an earlier one left there.
+        return held.index_copy_(0, self.key_slot, new).view(self.shape)
 
 
 class _SampleRows:

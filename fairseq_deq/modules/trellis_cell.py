@@ -240,7 +240,9 @@ class BoundTrellis:
 
     # ------------------------------------------------------------------ at some positions only
 
-    def restrict(self, z: Tensor, positions: Tensor) -> Callable[[Tensor], Tensor]:
+    def restrict(
+        self, z: Tensor, positions: Tensor, value: Tensor | None = None
+    ) -> Callable[[Tensor], Tensor]:
         """f at the flat `positions` (n,), sorted, with the others held at z (B, T, C): (n, C) -> (n, C)."""
         return _RestrictedTrellis(self, z, positions)
 

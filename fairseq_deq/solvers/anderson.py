@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
+from torch.linalg import vecdot
 
 from .config import SolverConfig
 from .registry import register_solver, select_rows
@@ -13,8 +16,8 @@ from .registry import register_solver, select_rows
 class Anderson:
     """Type-II Anderson acceleration in its difference form.
 
-    With g_k = f(z_k) - z_k, DG = [g_k - g_{k-1}, ...] and DZ alike, over the last `memory` states:
-    gamma = argmin |g_k - DG*gamma|, z_{k+1} = z_k + tau*g_k - (DZ + tau*DG)*gamma.
+    With g_k = f(z_k) - z_k, DG = [g_k - g_{k-1}, ...] and DF = [f_k - f_{k-1}, ...] over the last
+    `memory` states: gamma = argmin |g_k - DG*gamma|, z_{k+1} = f_k - DF*gamma - (1-tau)*(g_k - DG*gamma).
 
     The least squares is solved through its Gram matrix, columns scaled to length one, with a relative
     ridge, in float32 or better; lanes for which that fails are solved by `lstsq`.
@@ -26,58 +29,81 @@ class Anderson:
     def __init__(self, config: SolverConfig, like: Tensor) -> None:
         n, dim = like.shape
         self.ridge = config.ridge
-        self.slots = (config.memory or self.default_memory) - 1
+        slots = (config.memory or self.default_memory) - 1
         self.slot = 0
-        self.dz = like.new_zeros(n, self.slots, dim)
-        self.dg = like.new_zeros(n, self.slots, dim)
-        self.gram = like.new_zeros(n, self.slots, self.slots)  # DG^T DG
-        self.last_z = like.new_zeros(n, dim)
+        # One tensor a slot: rows stay contiguous, and inner products run at the speed of memory.
+        self.df = [like.new_zeros(n, dim) for _ in range(slots)]
+        self.dg = [like.new_zeros(n, dim) for _ in range(slots)]
+        self.gram = like.new_zeros(n, slots, slots)  # DG^T DG
+        self.last_f = like.new_zeros(n, dim)
         self.last_g = like.new_zeros(n, dim)
 
-    def step(self, z: Tensor, fz: Tensor, fresh: Tensor | None, tau: Tensor) -> Tensor:
-        g = fz - z  # (n, D)
-        self._remember(z, g, fresh)
-        rhs = torch.matmul(self.dg, g.unsqueeze(-1)).squeeze(-1)  # (n, slots)
-        gamma = self._least_squares(rhs, g).unsqueeze(1)  # (n, 1, slots)
-        plain = torch.addcmul(z, g, tau)
-        correction = torch.bmm(gamma, self.dz).squeeze(1)
-        correction.addcmul_(torch.bmm(gamma, self.dg).squeeze(1), tau)
-        return plain.sub_(correction)
+    def step(self, z: Tensor, fz: Tensor, g: Tensor, fresh: Tensor | None, tau: Tensor | None) -> Tensor:
+        self._remember(fz, g, fresh)
+        rhs = torch.stack([vecdot(d, g) for d in self.dg], 1)  # (n, slots)
+        weights = self._least_squares(rhs, g).neg_()
+        # A lane of step length 1 gets the same numbers whether or not another lane has a shorter one.
+        following = fz.clone() if tau is None else torch.addcmul(fz, g, tau - 1)
+        for i, (df, dg) in enumerate(zip(self.df, self.dg)):
+            gamma = weights[:, i : i + 1]
+            following.addcmul_(df, gamma)
+            if tau is not None:
+                following.addcmul_(dg, gamma * (tau - 1))
+        return following
 
-    def select(self, source: Tensor) -> None:
-        for name in ("dz", "dg", "gram", "last_z", "last_g"):
-            setattr(self, name, select_rows(getattr(self, name), source))
+    def skip(self) -> None:
+        self.slot = (self.slot + 1) % len(self.dg)
 
-    def _remember(self, z: Tensor, g: Tensor, fresh: Tensor | None) -> None:
+    def subset(self, source: Tensor) -> Anderson:
+        part = copy.copy(self)
+        part.df = [select_rows(d, source) for d in self.df]
+        part.dg = [select_rows(d, source) for d in self.dg]
+        for name in ("gram", "last_f", "last_g"):
+            setattr(part, name, select_rows(getattr(self, name), source))
+        return part
+
+    def inverse_transpose(self, vector: Tensor) -> Tensor:
+        """v + DG (DG^T DG)^{-1} (-DF)^T v: the transpose of g -> g - DF*gamma, which is the step."""
+        along = torch.stack([vecdot(d, vector) for d in self.df], 1)
+        weights = self._least_squares(along, None)
+        estimate = vector.clone()
+        for i, dg in enumerate(self.dg):
+            estimate.addcmul_(dg, weights[:, i : i + 1], value=-1)
+        return estimate
+
+    def _remember(self, fz: Tensor, g: Tensor, fresh: Tensor | None) -> None:
         """Put the newest differences in the oldest slot; a fresh lane has none at all."""
         i = self.slot
-        self.slot = (i + 1) % self.slots
-        self.dz[:, i] = z - self.last_z
-        self.dg[:, i] = g - self.last_g
+        self.skip()
+        torch.sub(fz, self.last_f, out=self.df[i])
+        torch.sub(g, self.last_g, out=self.dg[i])
         if fresh is not None:
-            for history in (self.dz, self.dg, self.gram):
-                history.masked_fill_(fresh.unsqueeze(-1), 0)
-        row = torch.matmul(self.dg, self.dg[:, i].unsqueeze(-1)).squeeze(-1)  # (n, slots)
+            for history in (*self.df, *self.dg):
+                history.masked_fill_(fresh, 0)
+            self.gram.masked_fill_(fresh.unsqueeze(-1), 0)
+        row = torch.stack([vecdot(d, self.dg[i]) for d in self.dg], 1)  # (n, slots)
         self.gram[:, i, :] = row
         self.gram[:, :, i] = row
-        self.last_z = z.clone()
-        self.last_g = g
+        self.last_f, self.last_g = fz, g
 
-    def _least_squares(self, rhs: Tensor, g: Tensor) -> Tensor:
+    def _least_squares(self, rhs: Tensor, g: Tensor | None) -> Tensor:
+        """gamma, (n, slots): DG^T DG gamma = rhs; where that fails, argmin |g - DG gamma|, or 0 without g."""
         scale = self.gram.diagonal(dim1=1, dim2=2).sqrt()  # (n, slots): lengths of the columns of DG
-        inverse = torch.where(scale > 0, 1 / scale, torch.zeros_like(scale))
+        inverse = torch.where(scale > 0, 1 / scale, 0.0)
         normal = self.gram * inverse.unsqueeze(1) * inverse.unsqueeze(2)
-        normal.diagonal(dim1=1, dim2=2).copy_(torch.full_like(scale, 1 + self.ridge))
+        normal.diagonal(dim1=1, dim2=2).fill_(1 + self.ridge)
         solution, info = torch.linalg.solve_ex(normal, (rhs * inverse).unsqueeze(-1))
         gamma = solution.squeeze(-1) * inverse
         failed = (info != 0) | ~torch.isfinite(gamma).all(-1)
         if failed.any():
-            gamma = torch.where(failed.unsqueeze(-1), self._lstsq(g), gamma)
+            lanes = failed.nonzero().squeeze(1)
+            gamma[lanes] = 0.0 if g is None else self._lstsq(lanes, g[lanes])
         return gamma
 
-    def _lstsq(self, g: Tensor) -> Tensor:
+    def _lstsq(self, lanes: Tensor, g: Tensor) -> Tensor:
         """The same problem through an orthogonal factorisation; zeros where even that is not finite."""
-        finite = torch.nan_to_num(self.dg, nan=0.0, posinf=0.0, neginf=0.0).transpose(1, 2)
+        columns = torch.stack([d[lanes] for d in self.dg], 2)  # (n, D, slots)
+        finite = torch.nan_to_num(columns, nan=0.0, posinf=0.0, neginf=0.0)
         rhs = torch.nan_to_num(g, nan=0.0, posinf=0.0, neginf=0.0).unsqueeze(-1)
         gamma = torch.linalg.lstsq(finite.cpu(), rhs.cpu(), driver="gelsd").solution.to(g.device).squeeze(-1)
         return torch.nan_to_num(gamma, nan=0.0, posinf=0.0, neginf=0.0)

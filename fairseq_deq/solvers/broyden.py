@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -29,20 +31,37 @@ class Broyden:
         self.steps: list[Tensor] = []  # each (n, D), oldest first
         self.inner: list[Tensor] = []  # inner[j] = <s_i, s_j> for i <= j, (n, j+1)
 
-    def step(self, z: Tensor, fz: Tensor, fresh: Tensor | None, tau: Tensor) -> Tensor:
-        g = (fz - z) * tau
+    def step(self, z: Tensor, fz: Tensor, g: Tensor, fresh: Tensor | None, tau: Tensor | None) -> Tensor:
         if len(self.steps) == self.memory:
             self.steps, self.inner = [], []
         if fresh is not None:
             for rows in (*self.steps, *self.inner):
                 rows.masked_fill_(fresh, 0)
-        move = self._newton_step(g)
+        move = self._newton_step(g if tau is None else g * tau)
         self._remember(move)
         return z + move
 
-    def select(self, source: Tensor) -> None:
-        self.steps = [select_rows(s, source) for s in self.steps]
-        self.inner = [select_rows(p, source) for p in self.inner]
+    def skip(self) -> None:
+        if len(self.steps) == self.memory:
+            self.steps, self.inner = [], []
+        if self.steps:
+            self._remember(torch.zeros_like(self.steps[0]))
+
+    def subset(self, source: Tensor) -> Broyden:
+        part = copy.copy(self)
+        part.steps = [select_rows(s, source) for s in self.steps]
+        part.inner = [select_rows(p, source) for p in self.inner]
+        return part
+
+    def inverse_transpose(self, vector: Tensor) -> Tensor:
+        """prod_{j} (I + s_j s_{j+1}^T/|s_j|^2), the newest factor first, over the steps stored."""
+        estimate = vector
+        for j in range(len(self.steps) - 2, -1, -1):
+            square = self.inner[j][:, j]
+            along = torch.linalg.vecdot(self.steps[j + 1], estimate)
+            weight = torch.where(square > 0, along / square, torch.zeros_like(along))
+            estimate = torch.addcmul(estimate, self.steps[j], weight.unsqueeze(1))
+        return estimate
 
     def _newton_step(self, g: Tensor) -> Tensor:
         """-B_k g from the stored steps; rows whose steps are zero (fresh) give g itself."""

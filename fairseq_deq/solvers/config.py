@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from .registry import solver_names
+from .registry import linear_solver_names, solver_names
 
 SCOPES = ("position", "sample", "batch")
 POLICIES = ("best", "raise", "fallback")
+ACTIVE_SETS = ("auto", "always", "never")
 
 
 @dataclass(frozen=True)
@@ -19,19 +20,22 @@ class SolverConfig:
     D numbers of the lane, so `atol` is a root mean square a number.
 
     Attributes:
-        solver: name in the registry: `picard`, `anderson`, `broyden`, or one registered by the user.
+        solver: name in the registry: `picard`, `anderson`, `broyden`, `gmres` (affine f and whole samples
+            only), or one registered by the user.
         max_evals: budget of evaluations of f.
         rtol, atol: relative and absolute tolerance.
         scope: what one lane is: a `position` (every index of the leading dimensions), a `sample` (every
             index of dimension 0), or the whole `batch`. Only `position` keeps a causal f causal before it
             has converged.
-        memory: states (Anderson) or steps (Broyden) kept, 0 for the solver's own default; bounds the
-            solver's memory.
+        memory: states (Anderson), steps (Broyden) or basis vectors (GMRES) kept, 0 for the solver's own
+            default; bounds the solver's memory.
         damping: step length tau in (0, 1]; 1 steps to f(z).
         ridge: Tikhonov term of Anderson's least squares, relative to the squared norms of its columns.
-        recheck_every: in `position` scope, evaluate every lane at each such iteration and wake the frozen
-            lanes whose inputs moved on.
-        active_set: evaluate f at the moving lanes only, where f offers `restrict`.
+        first_recheck: in `position` scope, the iteration (from 0) that evaluates every lane for the first
+            time after the start, and wakes the frozen lanes whose inputs moved on; the next ones follow when
+            1.6 times as many iterations have passed.
+        active_set: evaluate f at the moving lanes only, where f offers `restrict`: when that saves time, by
+            what evaluations have cost so far (`auto`), `always`, or `never`.
         patience: evaluations without a new best residual after which a lane restarts from its best state
             with half the step.
         policy: on lanes that did not converge: return the `best` state, `raise` a `ConvergenceError`, or
@@ -46,16 +50,17 @@ class SolverConfig:
     memory: int = 0
     damping: float = 1.0
     ridge: float = 1e-6
-    recheck_every: int = 4
-    active_set: bool = True
+    first_recheck: int = 6
+    active_set: str = "auto"
     patience: int = 6
     policy: str = "best"
 
     def __post_init__(self) -> None:
-        _check_choice("solver", self.solver, solver_names())
+        _check_choice("solver", self.solver, (*solver_names(), *linear_solver_names()))
         _check_choice("scope", self.scope, SCOPES)
         _check_choice("policy", self.policy, POLICIES)
-        for name, low in (("max_evals", 1), ("memory", 0), ("recheck_every", 1), ("patience", 1)):
+        _check_choice("active_set", self.active_set, ACTIVE_SETS)
+        for name, low in (("max_evals", 1), ("memory", 0), ("first_recheck", 1), ("patience", 1)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < low:
                 raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}")

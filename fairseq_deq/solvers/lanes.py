@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+
+@runtime_checkable
+class Restrictable(Protocol):
+    """A map that can be evaluated at some positions only."""
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """f(z) for z of shape (..., C)."""
+
+    def restrict(self, z: Tensor, positions: Tensor, value: Tensor | None) -> Callable[[Tensor], Tensor]:
+        """f at the flat `positions` (n,), sorted, with all other positions held at z: (n, C) -> (n, C).
+
+        `value` is f(z) at the positions, (n, C), where that is known: an affine f can make use of it.
+        """
 
 
 @dataclass(frozen=True)

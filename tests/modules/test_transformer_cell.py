@@ -108,7 +108,7 @@ def test_f_at_some_positions_is_f_there_bitwise(rows, dtype, options):
         prepared = cell.prepare(cell.draw(B, T, M, z))
         f = prepared.bind(u, prepared.keys_values(past, past_u))
         positions = torch.tensor(rows)
-        part = f.restrict(z, positions)(z.view(-1, C)[positions])
+        part = f.restrict(z, positions, None)(z.view(-1, C)[positions])
         assert torch.equal(part, f(z).view(-1, C)[positions])
 
 
@@ -118,7 +118,7 @@ def test_f_at_some_positions_holds_the_others():
     positions = torch.tensor([2, 5])
     rows = z.view(-1, C)[positions] + 1.0
     moved = z.view(-1, C).index_copy(0, positions, rows).view_as(z)
-    assert torch.allclose(f.restrict(z, positions)(rows), f(moved).view(-1, C)[positions], atol=1e-12)
+    assert torch.allclose(f.restrict(z, positions, None)(rows), f(moved).view(-1, C)[positions], atol=1e-12)
 
 
 def test_masks_drop_channels_of_a_sample_for_all_positions():

@@ -130,7 +130,7 @@ def test_f_at_some_positions_is_f_there_bitwise(rows, dtype, options):
     with torch.no_grad():
         f, _ = _bound(cell, u, past, _padding())
         positions = torch.tensor(rows)
-        part = f.restrict(z, positions)(z.view(-1, 2 * H)[positions])
+        part = f.restrict(z, positions, None)(z.view(-1, 2 * H)[positions])
         assert torch.equal(part, f(z).view(-1, 2 * H)[positions])
 
 
@@ -143,7 +143,7 @@ def test_f_at_some_positions_holds_the_others(rows, kernel_size):
     moved_rows = z.view(-1, 2 * H)[positions] + 1.0
     moved = z.view(-1, 2 * H).index_copy(0, positions, moved_rows).view_as(z)
     expected = f(moved).view(-1, 2 * H)[positions]
-    assert torch.allclose(f.restrict(z, positions)(moved_rows), expected, atol=1e-12)
+    assert torch.allclose(f.restrict(z, positions, None)(moved_rows), expected, atol=1e-12)
 
 
 def test_the_weight_is_normalised_once_a_forward_pass(monkeypatch):

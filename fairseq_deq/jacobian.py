@@ -1,0 +1,192 @@
+"""The Jacobian of f at its fixed point: a penalty on its size, and its spectral radius. Knows only torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .solvers import Restrictable
+from .solvers.lanes import LaneShape
+
+
+def jacobian_penalty(fz: Tensor, z: Tensor, probes: int = 1) -> Tensor:
+    """Hutchinson's estimate of |J|_F^2 / n, J = dfz/dz, n the numbers in z: mean of (J^T v)^2, v ~ N(0, I).
+
+    It has a gradient with respect to everything that fz depends on.
+
+    Args:
+        fz: f(z) with its graph.
+        z: the tensor that f was evaluated at, which requires a gradient.
+        probes: number of vectors v to average over.
+    Returns:
+        the estimate, a scalar.
+    Raises:
+        ValueError: `fz` does not depend on `z`, or no probe is asked for.
+    Source: Hutchinson (1990); Bai, Koltun, Kolter (2021, arXiv 2106.14342), equation 4, whose division by the
+        width alone is that of one position; here it is the mean over positions too.
+    """
+    if probes < 1:
+        raise ValueError(f"probes must be at least 1, got {probes}")
+    if fz.grad_fn is None or not z.requires_grad:
+        raise ValueError("the Jacobian penalty needs f(z) with its graph, and a z that requires a gradient")
+    total = z.new_zeros(())
+    for _ in range(probes):
+        product = _vjp(fz, z, torch.randn_like(fz), create_graph=True)
+        total = total + product.float().pow(2).mean()
+    return total / probes
+
+
+@dataclass(frozen=True)
+class PenaltySchedule:
+    """When the Jacobian penalty counts, and how much, by the number of finished updates.
+
+    Attributes:
+        weight: its weight in the loss, 0 for never.
+        frequency: share of the updates that it is computed in, in [0, 1].
+        increment_every: the weight grows by 0.1 each such number of updates, 0 for never.
+        start: updates before which it is not used.
+    """
+
+    weight: float = 0.0
+    frequency: float = 1.0
+    increment_every: int = 0
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.weight >= 0:
+            raise ValueError(f"weight must be at least 0, got {self.weight!r}")
+        if not 0 <= self.frequency <= 1:
+            raise ValueError(f"frequency must be in [0, 1], got {self.frequency!r}")
+        if self.increment_every < 0:
+            raise ValueError(f"increment_every must be at least 0, got {self.increment_every!r}")
+
+    def at(self, update: int) -> float:
+        """The weight in the update after `update` finished ones; 0 in those that leave the penalty out.
+
+        The same on every worker and in a resumed run: the lot is drawn from the number of the update.
+        """
+        if self.weight == 0 or self.frequency == 0 or update < self.start:
+            return 0.0
+        lot = torch.rand((), generator=torch.Generator().manual_seed(update)).item()
+        if lot >= self.frequency:
+            return 0.0
+        increments = (update - self.start) // self.increment_every if self.increment_every else 0
+        return self.weight + 0.1 * increments
+
+
+@dataclass(frozen=True)
+class SpectralRadius:
+    """Largest |eigenvalue| of a Jacobian, one for each block or system.
+
+    Attributes:
+        value: the estimates.
+        error: how far J is, at most, from a matrix that has them exactly, as a spectral norm; for a normal J
+            it bounds the error of the estimates themselves.
+        steps: Arnoldi steps taken.
+    """
+
+    value: Tensor
+    error: Tensor
+    steps: int
+
+
+def spectral_radius(
+    f: Callable[[Tensor], Tensor], z: Tensor, scope: str = "position", steps: int = 20
+) -> SpectralRadius:
+    """rho(J) = max |eigenvalue| of J = df/dz at z, by Arnoldi's method on J^T.
+
+    Unlike the quotients of a power iteration, Arnoldi's Ritz values are right for rotations, and exact for
+    any J once there are as many steps as dimensions. In `position` scope the blocks J_tt of single
+    positions are taken one by one. The Jacobian of a causal f is block triangular, so its eigenvalues are
+    those of these blocks, and the largest radius of a sample's positions is that of the whole sample; asked
+    for in `sample` scope, it needs many more steps, since the coupling of positions is far from normal.
+
+    Args:
+        f: map of a tensor to one of the same shape, (B, ..., C); in position scope it must be `Restrictable`
+            (or z be (B, C)).
+        z: the point, usually a fixed point.
+        scope: `position`, the blocks J_tt, result (B, ...); `sample`, all of J of each sample, (B,).
+        steps: Arnoldi steps, each a vector-Jacobian product.
+    Returns:
+        the `SpectralRadius`.
+    Raises:
+        ValueError: unknown scope, too few steps, or blocks of a map that cannot be restricted.
+    Source: Arnoldi (1951); Saad, Numerical Methods for Large Eigenvalue Problems (2011), section 6.2.
+    """
+    if scope not in ("position", "sample"):
+        raise ValueError(f"scope must be one of position, sample; got {scope!r}")
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    lanes = LaneShape.of(z, scope)
+    z = z.detach()
+    if scope == "sample" or lanes.count == lanes.samples:
+        return _reshaped(_arnoldi(*_taped(f, z), lanes.count, steps), lanes.shape)
+    if not isinstance(f, Restrictable):
+        raise ValueError("the blocks of single positions need an f that can be restricted; use scope sample")
+    width = lanes.count // lanes.samples
+    rows = torch.arange(lanes.samples, device=z.device) * width
+    blocks = []
+    for t in range(width):  # one position of every sample at a time: their blocks do not touch
+        own = z.reshape(-1, lanes.width).index_select(0, rows + t)
+        blocks.append(_arnoldi(*_taped(f.restrict(z, rows + t, None), own), lanes.samples, steps))
+    value = torch.stack([b.value for b in blocks], 1)
+    error = torch.stack([b.error for b in blocks], 1)
+    return _reshaped(SpectralRadius(value, error, blocks[0].steps), lanes.shape)
+
+
+def _reshaped(radius: SpectralRadius, shape: torch.Size) -> SpectralRadius:
+    return SpectralRadius(radius.value.reshape(shape), radius.error.reshape(shape), radius.steps)
+
+
+def _taped(f: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        leaf = z.clone().requires_grad_()
+        return f(leaf), leaf
+
+
+def _vjp(fz: Tensor, leaf: Tensor, vector: Tensor, create_graph: bool = False) -> Tensor:
+    (product,) = torch.autograd.grad(
+        fz, leaf, vector, retain_graph=True, create_graph=create_graph, allow_unused=True
+    )
+    return torch.zeros_like(leaf) if product is None else product
+
+
+@torch.no_grad()
+def _arnoldi(fz: Tensor, leaf: Tensor, systems: int, steps: int) -> SpectralRadius:
+    """Ritz values of `systems` independent rows, from the Krylov space of one random vector each."""
+    size = leaf.numel() // systems
+    steps = min(steps, size)
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(systems, size, generator=generator, dtype=torch.float64).to(leaf)
+    basis = [start / torch.linalg.vector_norm(start, dim=1, keepdim=True)]
+    hessenberg = torch.zeros(systems, steps + 1, steps, dtype=torch.float64)
+    for k in range(steps):
+        w = _vjp(fz, leaf, basis[-1].view_as(fz)).reshape(systems, size)
+        known = torch.stack(basis, 1)  # (n, k+1, D)
+        for _ in range(2):  # twice is enough to keep the basis orthogonal
+            along = torch.bmm(known, w.unsqueeze(-1))
+            w = w - torch.bmm(along.transpose(1, 2), known).squeeze(1)
+            hessenberg[:, : k + 1, k] += along.squeeze(-1).cpu()
+        length = torch.linalg.vector_norm(w, dim=1)
+        # Nothing new: the Krylov space is invariant, and its Ritz values are eigenvalues.
+        gone = length <= 16 * torch.finfo(w.dtype).eps * torch.linalg.vector_norm(
+            hessenberg[:, :, k], dim=1
+        ).to(w)
+        hessenberg[:, k + 1, k] = length.masked_fill(gone, 0.0).cpu()
+        basis.append((w / length.unsqueeze(1)).masked_fill(gone.unsqueeze(1), 0.0))
+    return _ritz(hessenberg, steps, leaf)
+
+
+def _ritz(hessenberg: Tensor, steps: int, like: Tensor) -> SpectralRadius:
+    finite = torch.isfinite(hessenberg).flatten(1).all(1)
+    hessenberg = torch.where(finite.view(-1, 1, 1), hessenberg, torch.zeros_like(hessenberg))
+    values, vectors = torch.linalg.eig(hessenberg[:, :steps])
+    size, which = values.abs().max(1)
+    last = vectors[torch.arange(len(which)), steps - 1, which].abs()
+    error = hessenberg[:, steps, steps - 1] * last
+    value = torch.where(finite, size, math.nan)
+    return SpectralRadius(value.to(like), torch.where(finite, error, math.nan).to(like), steps)

@@ -1,0 +1,67 @@
+"""Whether it pays to evaluate f at some lanes only, from what evaluations have cost so far."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Weight of the newest measurement in a running mean.
+_NEWEST = 0.5
+
+
+class GatherCost:
+    """Seconds that evaluations took in one solve, whole and restricted, and what restricting itself took.
+
+    An evaluation at n of N lanes is taken to cost a + b*n, with a and b from the whole evaluations and the
+    restricted ones. As long as nothing was restricted, restricting counts as free and a as 0, so that it is
+    tried; from then on it must have paid. Only speed depends on the answer.
+
+    Args:
+        lanes: number of lanes of a whole evaluation, N.
+    """
+
+    def __init__(self, lanes: int) -> None:
+        self.lanes = lanes
+        self._whole: float | None = None
+        self._restricting: float | None = None
+        self._small: tuple[float, float] | None = None  # lanes and seconds of restricted evaluations
+
+    @contextmanager
+    def evaluation(self, lanes: int) -> Iterator[None]:
+        """Measure an evaluation at `lanes` lanes."""
+        start = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - start
+        if lanes == self.lanes:
+            # The first one pays for memory and caches that the others find ready.
+            self._whole = seconds if self._whole is None else min(self._whole, seconds)
+        elif self._small is None:
+            self._small = (float(lanes), seconds)
+        else:
+            n, s = self._small
+            self._small = (n + _NEWEST * (lanes - n), s + _NEWEST * (seconds - s))
+
+    @contextmanager
+    def restricting(self) -> Iterator[None]:
+        """Measure the making of a restricted map."""
+        start = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - start
+        self._restricting = seconds if self._restricting is None else min(self._restricting, seconds)
+
+    def of(self, lanes: int) -> float:
+        """Expected seconds of an evaluation at `lanes` lanes."""
+        whole = self._whole or 1.0
+        if lanes == self.lanes:
+            return whole
+        if self._small is None or self._small[0] >= self.lanes:
+            return whole * lanes / self.lanes
+        n, seconds = self._small
+        slope = max(0.0, (whole - seconds) / (self.lanes - n))
+        return max(0.0, seconds + slope * (lanes - n))
+
+    def pays(self, now: int, then: int, evaluations: int) -> bool:
+        """Whether to go from `now` to `then` lanes for the next `evaluations` evaluations."""
+        saved = evaluations * (self.of(now) - self.of(then))
+        return then < now and saved > (self._restricting or 0.0)

@@ -1,0 +1,89 @@
+"""What the loop knows of every lane beside its state, and how a lane's solve is judged in the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from .result import Status
+
+# A lane has diverged when its residual grew by this factor over the first one and never fell below that.
+_DIVERGED = 1e2
+
+
+@dataclass
+class Ledger:
+    """One entry a lane, (n,) each. Distances are |f(z) - z|, inf: not measured, or not finite.
+
+    Attributes:
+        best_distance, best_residual: at the best state, the latter relative to |f(z)|.
+        first_distance, last_distance, peak_distance: at the first and the last evaluation, and the largest.
+        since_best: evaluations since the best state.
+        restarts: how often the lane went back to its best state.
+        tau: step length.
+        evaluations: evaluations of f during which the lane was moving.
+        moving: not frozen.
+        given_up: frozen without having converged.
+        fresh: starts again with its next step, without a history.
+    """
+
+    best_distance: Tensor
+    best_residual: Tensor
+    first_distance: Tensor
+    last_distance: Tensor
+    peak_distance: Tensor
+    since_best: Tensor
+    restarts: Tensor
+    tau: Tensor
+    evaluations: Tensor
+    moving: Tensor
+    given_up: Tensor
+    fresh: Tensor
+
+    @classmethod
+    def start(cls, lanes: int, tau: float, like: Tensor) -> Ledger:
+        """The entries of `lanes` lanes that have not been evaluated yet."""
+
+        def column(value: float, dtype: torch.dtype = like.dtype) -> Tensor:
+            return torch.full((lanes,), value, dtype=dtype, device=like.device)
+
+        inf = float("inf")
+        return cls(
+            best_distance=column(inf),
+            best_residual=column(inf),
+            first_distance=column(inf),
+            last_distance=column(inf),
+            peak_distance=column(0.0),
+            since_best=column(0, torch.int32),
+            restarts=column(0, torch.int32),
+            tau=column(tau),
+            evaluations=column(0, torch.int32),
+            moving=column(True, torch.bool),
+            given_up=column(False, torch.bool),
+            fresh=column(True, torch.bool),
+        )
+
+    def rows(self, index: Tensor) -> Ledger:
+        """Copies of the entries `index`."""
+        return Ledger(*(getattr(self, f.name).index_select(0, index) for f in fields(self)))
+
+    def put(self, index: Tensor, rows: Ledger) -> None:
+        """Overwrite the entries `index`."""
+        for f in fields(self):
+            getattr(self, f.name).index_copy_(0, index, getattr(rows, f.name))
+
+    def status(self, patience: int) -> Tensor:
+        """The `Status` of every lane, (n,) uint8."""
+        status = torch.full_like(self.evaluations, Status.MAX_ITER, dtype=torch.uint8)
+        stuck = self.given_up | (self.since_best > patience // 2)
+        status[stuck] = Status.STALLED
+        # A lane that ends at its best state may have got there by restarts only: see how far it went.
+        limit = _DIVERGED * self.first_distance
+        grown = (self.peak_distance > limit) & (self.best_distance >= self.first_distance)
+        status[(stuck & grown) | (self.last_distance > limit)] = Status.DIVERGED
+        exploded = stuck & torch.isinf(self.peak_distance)
+        status[exploded | torch.isinf(self.last_distance)] = Status.NON_FINITE
+        status[~self.moving & ~self.given_up] = Status.CONVERGED
+        return status
