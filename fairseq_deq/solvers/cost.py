@@ -13,9 +13,9 @@ _NEWEST = 0.5
 class GatherCost:
     """Seconds that evaluations took in one solve, whole and restricted, and what restricting itself took.
 
-    An evaluation at n of N lanes is taken to cost a + b*n, with a and b from the whole evaluations and the
-    restricted ones. As long as nothing was restricted, restricting counts as free and a as 0, so that it is
-    tried; from then on it must have paid. Only speed depends on the answer.
+    An evaluation at n of N lanes is taken to cost c*n/N whole ones. As long as nothing was restricted, c
+    counts as 1 and restricting as free, so that it is tried; from then on it must have paid. Only speed
+    depends on the answer.
 
     Args:
         lanes: number of lanes of a whole evaluation, N.
@@ -25,7 +25,7 @@ class GatherCost:
         self.lanes = lanes
         self._whole: float | None = None
         self._restricting: float | None = None
-        self._small: tuple[float, float] | None = None  # lanes and seconds of restricted evaluations
+        self._factor = 1.0  # c
 
     @contextmanager
     def evaluation(self, lanes: int) -> Iterator[None]:
@@ -36,11 +36,8 @@ class GatherCost:
         if lanes == self.lanes:
             # The first one pays for memory and caches that the others find ready.
             self._whole = seconds if self._whole is None else min(self._whole, seconds)
-        elif self._small is None:
-            self._small = (float(lanes), seconds)
-        else:
-            n, s = self._small
-            self._small = (n + _NEWEST * (lanes - n), s + _NEWEST * (seconds - s))
+        elif self._whole is not None:
+            self._factor += _NEWEST * (seconds / self._whole * self.lanes / lanes - self._factor)
 
     @contextmanager
     def restricting(self) -> Iterator[None]:
@@ -52,14 +49,8 @@ class GatherCost:
 
     def of(self, lanes: int) -> float:
         """Expected seconds of an evaluation at `lanes` lanes."""
-        whole = self._whole or 1.0
-        if lanes == self.lanes:
-            return whole
-        if self._small is None or self._small[0] >= self.lanes:
-            return whole * lanes / self.lanes
-        n, seconds = self._small
-        slope = max(0.0, (whole - seconds) / (self.lanes - n))
-        return max(0.0, seconds + slope * (lanes - n))
+        factor = 1.0 if lanes == self.lanes else self._factor
+        return (self._whole or 0.0) * factor * lanes / self.lanes
 
     def pays(self, now: int, then: int, evaluations: int) -> bool:
         """Whether to go from `now` to `then` lanes for the next `evaluations` evaluations."""

@@ -18,7 +18,7 @@ class Ledger:
     """One entry a lane, (n,) each. Distances are |f(z) - z|, inf: not measured, or not finite.
 
     Attributes:
-        best_distance, best_residual: at the best state, the latter relative to |f(z)|.
+        best_distance, best_size: at the best state, the latter |f(z)|.
         first_distance, last_distance, peak_distance: at the first and the last evaluation, and the largest.
         since_best: evaluations since the best state.
         restarts: how often the lane went back to its best state.
@@ -30,7 +30,7 @@ class Ledger:
     """
 
     best_distance: Tensor
-    best_residual: Tensor
+    best_size: Tensor
     first_distance: Tensor
     last_distance: Tensor
     peak_distance: Tensor
@@ -52,7 +52,7 @@ class Ledger:
         inf = float("inf")
         return cls(
             best_distance=column(inf),
-            best_residual=column(inf),
+            best_size=column(1.0),
             first_distance=column(inf),
             last_distance=column(inf),
             peak_distance=column(0.0),
@@ -73,6 +73,10 @@ class Ledger:
         """Overwrite the entries `index`."""
         for f in fields(self):
             getattr(self, f.name).index_copy_(0, index, getattr(rows, f.name))
+
+    def residual(self) -> Tensor:
+        """|f(z) - z| / |f(z)| at the best state of every lane, (n,)."""
+        return self.best_distance / self.best_size.clamp(min=1e-30)
 
     def status(self, patience: int) -> Tensor:
         """The `Status` of every lane, (n,) uint8."""

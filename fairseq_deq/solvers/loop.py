@@ -36,10 +36,10 @@ def recheck_iterations(first: int, budget: int) -> set[int]:
 
 @dataclass(frozen=True)
 class _Measured:
-    """|f(z) - z|, that relative to |f(z)|, and whether it is good enough; (n,) each, inf: not finite."""
+    """|f(z) - z|, inf where not finite, |f(z)|, and whether the former is small enough; (n,) each."""
 
     distance: Tensor
-    residual: Tensor
+    size: Tensor
     passed: Tensor
 
 
@@ -103,7 +103,7 @@ class Loop:
         self._spill()
         return FixedPoint(
             state=self.lanes.unflatten(self.best).to(self.dtype),
-            residual=self.ledger.best_residual.view(self.lanes.shape),
+            residual=self.ledger.residual().view(self.lanes.shape),
             evaluations=self.ledger.evaluations.view(self.lanes.shape),
             status=self.ledger.status(self.config.patience).view(self.lanes.shape),
             iterations=self.iterations,
@@ -162,12 +162,10 @@ class Loop:
         # Until the next recheck, rows that do not move are kept only where leaving them out does not pay.
         self.until_recheck = min((r for r in self.rechecks if r > k), default=k) - k
         keep = self._worth_keeping(here.moving)
-        if keep is None:
-            keep = torch.arange(lanes.numel(), device=lanes.device)
-            if not (whole or self.moving_count == 0):
-                keep = self.live[lanes].nonzero().squeeze(1)
-        self._hold(lanes[keep], fz := fz[keep], z[keep])
-        self._step(fz, g[keep], lost[keep])
+        if keep is not None:
+            lanes, fz, g, z, lost = lanes[keep], fz[keep], g[keep], z[keep], lost[keep]
+        self._hold(lanes, fz, z)
+        self._step(fz, g, lost)
 
     def _settle(self, here: Ledger, lanes: Tensor, z: Tensor, measured: _Measured) -> None:
         """Wake the frozen lanes that do not pass, and renew what was known of the others.
@@ -184,14 +182,13 @@ class Loop:
         stale = here.moving & ~passed & (distance >= best) & (distance <= 10 * best)
         self._renew(stale, lanes, z)
         known = resting | stale
-        here.best_residual = torch.where(known, measured.residual, here.best_residual)
+        here.best_size = torch.where(known, measured.size, here.best_size)
         here.best_distance = torch.where(known, distance, best).masked_fill(woken, torch.inf)
         here.first_distance = here.first_distance.masked_fill(woken, torch.inf)
         here.peak_distance = here.peak_distance.masked_fill(woken, 0.0)
-        here.last_distance = distance
         here.fresh |= woken
         here.moving |= woken
-        self.some_fresh = True
+        self.some_fresh = self.some_fresh or bool(woken.any())
 
     def _judge(self, here: Ledger, lanes: Tensor, z: Tensor, measured: _Measured) -> Tensor:
         """Freeze lanes that pass, keep best states, and tell which lanes have lost their way, (n,) bool."""
@@ -199,10 +196,12 @@ class Loop:
         better = moving & ((distance < here.best_distance) | measured.passed)
         self._renew(better, lanes, z)
         here.best_distance = torch.where(better, distance, here.best_distance)
-        here.best_residual = torch.where(better, measured.residual, here.best_residual)
-        here.first_distance = torch.where(torch.isinf(here.first_distance), distance, here.first_distance)
-        here.last_distance = torch.where(moving, distance, here.last_distance)
-        here.peak_distance = torch.maximum(here.peak_distance, here.last_distance)
+        here.best_size = torch.where(better, measured.size, here.best_size)
+        if self.some_fresh:
+            first = here.first_distance
+            here.first_distance = torch.where(torch.isinf(first), distance, first)
+        here.last_distance = distance
+        here.peak_distance = torch.maximum(here.peak_distance, distance)
         here.evaluations = here.evaluations + moving
         here.since_best = torch.where(better, 0, here.since_best + moving)
         here.moving = moving & ~measured.passed
@@ -246,10 +245,8 @@ class Loop:
         size = torch.linalg.vector_norm(fz, dim=1)
         distance = torch.linalg.vector_norm(g, dim=1)
         limit = self.config.atol * fz.shape[1] ** 0.5 + self.config.rtol * size
-        finite = torch.isfinite(distance)
-        distance = torch.where(finite, distance, torch.inf)
-        residual = torch.where(finite, distance / size.clamp(min=1e-30), torch.inf)
-        return _Measured(distance, residual, finite & (distance <= limit))
+        passed = (distance <= limit) & (distance < torch.inf)
+        return _Measured(distance.nan_to_num_(nan=torch.inf, posinf=torch.inf), size, passed)
 
     def _renew(self, mask: Tensor, lanes: Tensor, z: Tensor) -> None:
         """The best state of the masked rows is z."""
