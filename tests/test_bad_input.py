@@ -41,8 +41,13 @@ def binarise(in_process, data_bin, tmp_path_factory):
 
 WRONG_OPTIONS = [
     ("--f-solver newton", "--f-solver must be one of anderson, broyden, picard; got 'newton'"),
-    ("--b-solver newton", "--b-solver must be one of anderson, broyden, picard; got 'newton'"),
-    ("--gradient bptt", "--gradient: invalid choice: 'bptt' (choose from 'ift', 'phantom', 'jfb', 'unroll')"),
+    ("--f-solver gmres", "--f-solver must be one of anderson, broyden, picard; got 'gmres'"),
+    ("--shine-refine -1", "--shine-refine must be at least 0, got -1"),
+    ("--b-solver newton", "--b-solver must be one of anderson, broyden, picard, gmres; got 'newton'"),
+    (
+        "--gradient bptt",
+        "--gradient: invalid choice: 'bptt' (choose from 'ift', 'shine', 'phantom', 'jfb', 'unroll')",
+    ),
     ("--stop-mode max", "--stop-mode: invalid choice: 'max' (choose from 'rel', 'abs')"),
     ("--f-eps -1", "--f-eps must be above 0, got -1.0"),
     ("--f-eps 0", "--f-eps must be above 0"),

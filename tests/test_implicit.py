@@ -166,7 +166,7 @@ def test_statistics_of_both_solves_are_recorded():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"mode": "bptt"}, "gradient must be one of ift, phantom, jfb, unroll"),
+        ({"mode": "bptt"}, "gradient must be one of ift, shine, phantom, jfb, unroll"),
         ({"steps": 0}, "at least 1 step"),
         ({"damping": 2.0}, "damping must lie in"),
     ],

@@ -95,6 +95,7 @@ class DEQLanguageModelConfig(FairseqDataclass):
     gradient: Gradient = option("ift", "how to differentiate the fixed point")
     phantom_steps: int = option(5, "steps of --gradient phantom")
     phantom_damping: float = option(1.0, "step length of --gradient phantom, in (0, 1]")
+    shine_refine: int = option(5, "evaluations of the backward solver after the estimate of --gradient shine")
 
     pretrain_steps: int = option(0, "updates trained as a tied stack before the equilibrium phase")
     pretrain_layers: int = option(2, "layers of that stack")
@@ -114,6 +115,8 @@ def forward_solver(cfg: DEQLanguageModelConfig) -> SolverConfig:
     """
     if str(cfg.stop_mode) not in STOP_MODES:
         raise OptionError(f"--stop-mode must be one of {', '.join(STOP_MODES)}; got {cfg.stop_mode!s}")
+    if cfg.f_solver not in solver_names():  # those of linear systems are for the backward pass alone
+        raise OptionError(f"--f-solver must be one of {', '.join(solver_names())}; got {cfg.f_solver!r}")
     relative = str(cfg.stop_mode) == "rel"
     return _solver(
         {"solver": "--f-solver", "max_evals": "--f-thres", "memory": "--f-memory", "damping": "--f-damping"}
@@ -151,7 +154,9 @@ def gradient_config(cfg: DEQLanguageModelConfig) -> GradientConfig:
         raise OptionError(f"--phantom-steps must be at least 1, got {cfg.phantom_steps}")
     if not 0 < cfg.phantom_damping <= 1:
         raise OptionError(f"--phantom-damping must lie in (0, 1], got {cfg.phantom_damping}")
-    return GradientConfig(str(cfg.gradient), solver, cfg.phantom_steps, cfg.phantom_damping)
+    if cfg.shine_refine < 0:
+        raise OptionError(f"--shine-refine must be at least 0, got {cfg.shine_refine}")
+    return GradientConfig(str(cfg.gradient), solver, cfg.phantom_steps, cfg.phantom_damping, cfg.shine_refine)
 
 
 def _solver(flags: dict[str, str], **options: Any) -> SolverConfig:

@@ -252,7 +252,7 @@ def test_policy_fallback_saves_what_the_first_solver_could_not(monkeypatch):
     ("options", "sentence"),
     [
         ({"toll": 1e-6}, "unknown solver option toll; valid options: solver, max_evals"),
-        ({"solver": "newton"}, "solver must be one of anderson, broyden, picard"),
+        ({"solver": "newton"}, "solver must be one of anderson, broyden, picard, gmres"),
         ({"scope": "token"}, "scope must be one of position, sample, batch"),
         ({"policy": "ignore"}, "policy must be one of best, raise, fallback"),
         ({"max_evals": 0}, "max_evals must be an integer of at least 1"),
