@@ -28,7 +28,7 @@ from .options import (
     check_syntax_of_model_overrides,
     explain_precision_without_device,
 )
-from .prompts import warn_of_unknown_words
+from .prompts import take_prompts_whole, warn_of_unknown_words
 from .sentences import say_option_errors_in_one_sentence
 from .updates import announce_finished_updates
 
@@ -57,6 +57,7 @@ REMEDIES = (
     wrap_cpu_models_without_devices,
     announce_finished_updates,
     warn_of_unknown_words,
+    take_prompts_whole,
     say_option_errors_in_one_sentence,  # last: it catches what the others raise
 )
 

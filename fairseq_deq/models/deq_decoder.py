@@ -17,19 +17,9 @@ from ..modules.dropout import apply_mask, variational_mask
 from ..modules.injection import Injection
 from ..modules.memory import Memory
 from ..modules.weight_norm import Initializer
+from ..solvers.independent import solve_independent
+from .decoding import DecodingCache, Prompt, nothing_settled
 from .deq_config import DEQLanguageModelConfig, check_options, cutoffs, forward_solver, gradient_config, is_on
-
-
-@dataclass(frozen=True)
-class DecodingCache:
-    """What incremental decoding keeps: what f needs of the tokens seen, at equilibrium, and their number."""
-
-    past: Past
-    length: int
-
-    def rows(self, index: Tensor) -> DecodingCache:
-        """The hypotheses `index`, in that order."""
-        return DecodingCache(self.past.rows(index), self.length)
 
 
 @dataclass(frozen=True)
@@ -124,7 +114,7 @@ class DEQDecoder(FairseqIncrementalDecoder):
     ) -> tuple[Tensor, dict[str, Any]]:
         """The equilibria, (B, T, C), ready for the softmax; arguments and extra as in `forward`."""
         if incremental_state is not None:
-            return self._decode(prev_output_tokens, incremental_state)
+            return self._decode(prev_output_tokens, incremental_state, memory)
         padding = self._padding(prev_output_tokens, memory.length if memory is not None else 0)
         return self._solve_segment(prev_output_tokens, memory, padding)
 
@@ -160,7 +150,7 @@ class DEQDecoder(FairseqIncrementalDecoder):
         """Follow fairseq's beams: row i of the cache becomes row `new_order[i]` of the old one."""
         cache = self._cache(incremental_state)
         if cache is not None:
-            self.set_incremental_state(incremental_state, "cache", cache.rows(new_order))
+            self.set_incremental_state(incremental_state, "cache", cache.reordered(new_order))
 
     # ------------------------------------------------------------------ one segment
 
@@ -174,7 +164,7 @@ class DEQDecoder(FairseqIncrementalDecoder):
         past = (
             prepared.settled(memory.state, memory.injection, None) if memory is not None and before else None
         )
-        stats = SolveStats.empty(tokens.device), SolveStats.empty(tokens.device)
+        stats = self._no_stats(tokens)
         equilibria: list[Equilibrium] = []
         step = length if self.pretraining or not self.subseq_len else self.subseq_len
         for start in range(0, length, step):
@@ -256,21 +246,105 @@ class DEQDecoder(FairseqIncrementalDecoder):
     def _cache(self, incremental_state: dict[str, Any]) -> DecodingCache | None:
         return self.get_incremental_state(incremental_state, "cache")
 
-    def _decode(self, tokens: Tensor, incremental_state: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """Solve for the tokens not seen yet, all at once, against what is settled of the rest."""
-        cache = self._cache(incremental_state)
-        seen = cache.length if cache is not None else 0
-        first = max(0, seen - self.injection.window + 1)
-        embedded = self._embed(tokens[:, first:])
-        injection = self._inject(embedded[:, seen - first :], embedded[:, : seen - first])
-        prepared = self.cell.prepare(self.cell.draw(tokens.shape[0], injection.shape[1], seen, injection))
-        stats = SolveStats.empty(tokens.device), SolveStats.empty(tokens.device)
-        past = cache.past if cache is not None else None
-        equilibrium = self._equilibrium(prepared, injection, past, self._padding(tokens, 0), 0, stats)
-        settled = prepared.settled(equilibrium.state, injection, past)
-        self.set_incremental_state(incremental_state, "cache", DecodingCache(settled, tokens.shape[1]))
-        last = self.cell.output(equilibrium.state)[:, -1:].clone()
-        return last, self._extra([equilibrium], stats, None)
+    @torch.no_grad()
+    def prefill(
+        self, tokens: Tensor, incremental_state: dict[str, Any], memory: Memory | None = None
+    ) -> None:
+        """Solve for whole prompts in one parallel solve, before decoding goes through their tokens.
+
+        Args:
+            tokens: prompts, (B, L); those that are shorter are padded on the right, or on the left.
+            incremental_state: where decoding keeps its cache; nothing has been decoded in it yet.
+            memory: what the text before the prompts left.
+        """
+        if not self.pretraining:
+            self.set_incremental_state(incremental_state, "cache", self._begin(tokens, memory)[0])
+
+    @torch.no_grad()
+    def _decode(
+        self, tokens: Tensor, incremental_state: dict[str, Any], memory: Memory | None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """The equilibrium of each row's last token, (B, 1, C)."""
+        if self.training:
+            raise RuntimeError(
+                "incremental decoding has neither dropout nor gradients; call model.eval() first"
+            )
+        if self.pretraining:  # every layer of a stack has keys and values of its own: there is no cache
+            padding = self._padding(tokens, memory.length if memory is not None else 0)
+            x, extra = self._solve_segment(tokens, memory, padding)
+            return x[:, -1:], extra
+        cache, extra = self._cache(incremental_state), self._extra([], self._no_stats(tokens), None)
+        if cache is None:
+            cache, extra = self._begin(tokens, memory)
+        state = cache.known(tokens.shape[1] - 1)
+        if state is None:
+            cache, extra = self._continue(cache.in_order(), tokens)
+            state = cache.last
+        self.set_incremental_state(incremental_state, "cache", cache)
+        return self.cell.output(state).clone(), extra  # fairseq's search writes to what it gets
+
+    def _begin(self, tokens: Tensor, memory: Memory | None) -> tuple[DecodingCache, dict[str, Any]]:
+        """Solve for the first tokens of every text, all at once."""
+        before = memory.length if memory is not None else 0
+        padding = self._padding(tokens, before)
+        _, extra = self._solve_segment(tokens, memory, padding)
+        state = torch.cat([equilibrium.state for equilibrium in extra["equilibria"]], 1)
+        embedded = self._embed(tokens)
+        injection = self._inject(embedded, memory.injection if memory is not None else None)
+        prepared = self.cell.prepare(self.cell.draw(tokens.shape[0], 1, 0, injection))
+        settled = nothing_settled(prepared, tokens.shape[0])
+        if memory is not None and before:
+            settled.append(memory.state, memory.injection)
+        real = tokens.ne(self.padding_idx)
+        lengths = (real * torch.arange(1, tokens.shape[1] + 1, device=tokens.device)).amax(1)
+        common = int(lengths.min())
+        settled.append(state[:, :common], injection[:, :common])
+        real = real[:, :common].unsqueeze(-1)
+        context = embedded[:, :common]
+        if memory is not None and self.injection.window > 1:
+            context = torch.cat([memory.injection, context], 1)
+        cache = DecodingCache(
+            settled,
+            before,
+            context=self._context(context),
+            last=state[:, common - 1 : common],
+            total=(state[:, :common] * real).sum(1, keepdim=True),
+            count=real.sum(1, keepdim=True),
+            padding=None if padding is None else padding[:, : before + common],
+            prompt=Prompt(state, lengths),
+        )
+        return cache, extra
+
+    def _continue(self, cache: DecodingCache, tokens: Tensor) -> tuple[DecodingCache, dict[str, Any]]:
+        """Solve for the tokens that are not settled, against those that are."""
+        new = tokens[:, cache.seen :]
+        padding = cache.padding
+        if padding is not None:
+            padding = torch.cat([padding, new.eq(self.padding_idx)], 1)
+        embedded = self._embed(new)
+        injection = self._inject(embedded, cache.context)
+        f = cache.settled.bind(injection, padding)
+        stats = self._no_stats(tokens)
+        if new.shape[1] > 1:
+            z0 = injection.new_zeros(*new.shape, self.cell.state_dim)
+            equilibrium = fixed_point(f, z0, self.solver, self.gradient, *stats)
+        else:
+            z0, known = cache.start()
+            result = solve_independent(f, z0, self.solver)
+            stats[0].record(result)
+            state = result.state if known is None else torch.where(known, z0, result.state)
+            equilibrium = Equilibrium(state, result, *stats)
+        context = self._context(torch.cat([cache.context, embedded], 1))
+        cache = cache.extended(equilibrium.state, injection, context, padding)
+        return cache, self._extra([equilibrium], stats, None)
+
+    def _context(self, embedded: Tensor) -> Tensor:
+        """The last embeddings, as many as the next injection is made of beside its own."""
+        return embedded[:, max(0, embedded.shape[1] - self.injection.window + 1) :]
+
+    @staticmethod
+    def _no_stats(like: Tensor) -> tuple[SolveStats, SolveStats]:
+        return SolveStats.empty(like.device), SolveStats.empty(like.device)
 
 
 def _embedding(cfg: DEQLanguageModelConfig, dictionary: Any) -> nn.Module:

@@ -329,7 +329,7 @@ class BoundCell:
         p, cell = self.p, self.p.cell
         total, device = self.memory + self.length, like.device
         distance = torch.arange(total - 1, -1, -1, device=device)  # S-1 ... 0
-        table = apply_mask(_sinusoid(distance, cell.dim).to(like.dtype), p.masks.relative)  # (S, C)
+        table = apply_mask(sinusoid(distance, cell.dim).to(like.dtype), p.masks.relative)  # (S, C)
         table = F.pad(table, (0, 0, 0, self.columns + ROW_MULTIPLE - total))
         relative = F.linear(table, p.relative).unflatten(-1, (cell.heads, cell.head_dim)).permute(1, 2, 0)
         # (q + r_r) = (q + r_w) + (r_r - r_w): the second part is the same for every query.
@@ -444,7 +444,7 @@ def _weighted(weights: Tensor, values: Tensor) -> Tensor:
     return torch.matmul(weights, F.pad(values, (0, missing)))[..., :-missing]
 
 
-def _sinusoid(distance: Tensor, dim: int) -> Tensor:
+def sinusoid(distance: Tensor, dim: int) -> Tensor:
     """[sin; cos] of distance over wavelengths 2*pi to 10000*2*pi, (len(distance), dim)."""
     inverse = 10000 ** (-torch.arange(0, dim, 2, device=distance.device, dtype=torch.float32) / dim)
     angle = distance.float().unsqueeze(1) * inverse

@@ -1,23 +1,46 @@
-"""Prompts of unknown words generate, with a warning."""
+"""Prompts of unknown words generate, with a warning; prompts are handed over whole."""
 
 import logging
 from types import SimpleNamespace
 
 from fairseq.data import Dictionary
+from fairseq.models import FairseqIncrementalDecoder, FairseqLanguageModel
+from fairseq.sequence_generator import SequenceGenerator
+from fairseq.sequence_scorer import SequenceScorer
 from fairseq.tasks.fairseq_task import FairseqTask
+from models.builders import build, dictionary, task
 
 import fairseq_deq  # noqa: F401  (installs the remedies)
+from fairseq_deq.generation.generator import PrefillingGenerator
 
 
 def test_unknown_words_of_a_prompt_are_counted(caplog):
     words = Dictionary()
     words.add_symbol("known")
-    task = SimpleNamespace(source_dictionary=words)
+    reader = SimpleNamespace(source_dictionary=words)
     with caplog.at_level(logging.WARNING):
         tokens, _ = FairseqTask.get_interactive_tokens_and_lengths(
-            task, ["known strange words", "known"], lambda line: line
+            reader, ["known strange words", "known"], lambda line: line
         )
     assert tokens[0].tolist() == [4, words.unk(), words.unk(), words.eos()]
     assert [record.message for record in caplog.records] == [
         "2 of 3 words are not in the dictionary: known strange words"
     ]
+
+
+class _StockDecoder(FairseqIncrementalDecoder):
+    """A decoder without `prefill`."""
+
+    def max_positions(self):
+        return 10
+
+
+def test_a_model_that_takes_whole_prompts_gets_a_generator_that_hands_them_over():
+    arguments = SimpleNamespace(beam=2)
+    built = FairseqTask.build_generator(task(), [build()], arguments)
+    assert type(built) is PrefillingGenerator
+    assert built.beam_size == 2
+    stock = FairseqLanguageModel(_StockDecoder(dictionary()))
+    assert type(FairseqTask.build_generator(task(), [stock], arguments)) is SequenceGenerator
+    scoring = SimpleNamespace(score_reference=True)
+    assert type(FairseqTask.build_generator(task(), [build()], scoring)) is SequenceScorer

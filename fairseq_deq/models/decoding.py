@@ -1,0 +1,133 @@
+"""What incremental decoding keeps from one token to the next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..modules.settled import Settled, SettledPast
+from ..modules.transformer_cell import PreparedCell
+from ..modules.transformer_generation import SettledKeysValues
+
+
+def nothing_settled(prepared: Any, batch: int) -> Settled:
+    """The start of `batch` texts, for the layer `prepared`."""
+    if isinstance(prepared, PreparedCell):
+        return SettledKeysValues(prepared, batch)
+    return SettledPast(prepared)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Equilibria of the prompts, solved before any of their tokens is asked for.
+
+    Attributes:
+        state: (B, L, C); row i is right up to `lengths[i]`.
+        lengths: tokens of each prompt, (B,).
+    """
+
+    state: Tensor
+    lengths: Tensor
+
+    def rows(self, order: Tensor) -> Prompt:
+        """The prompts `order`, in that order."""
+        return Prompt(self.state.index_select(0, order), self.lengths.index_select(0, order))
+
+
+@dataclass(frozen=True)
+class DecodingCache:
+    """What incremental decoding keeps, in fairseq's `incremental_state`.
+
+    Attributes:
+        settled: the positions behind, at equilibrium; first those of the memory, then those of the tokens.
+        memory: number of positions of the memory.
+        context: the last embeddings, as many as the next injection is made of beside its own.
+        last: the newest equilibria, (B, 1, C).
+        total, count: sum of the equilibria behind, (B, 1, C), and their number, (B, 1, 1); without padding.
+        padding: (B, S) bool, True at what must not be attended to; None where no text begins with padding.
+        prompt: equilibria of the prompts; None once all of them are settled.
+        order: for each hypothesis the row of the cache that it continues; None: each its own. It is applied
+            when the cache is next used, so that the steps of fairseq's search within a prompt cost nothing.
+    """
+
+    settled: Settled
+    memory: int
+    context: Tensor
+    last: Tensor
+    total: Tensor
+    count: Tensor
+    padding: Tensor | None
+    prompt: Prompt | None
+    order: Tensor | None = None
+
+    @property
+    def seen(self) -> int:
+        """Number of tokens settled."""
+        return self.settled.length - self.memory
+
+    def reordered(self, order: Tensor) -> DecodingCache:
+        """Hypothesis i continues what hypothesis `order[i]` was."""
+        return replace(self, order=order if self.order is None else self.order.index_select(0, order))
+
+    def in_order(self) -> DecodingCache:
+        """The same, with a row for each hypothesis, in their order."""
+        order, rows = self.order, self.last.shape[0]
+        if order is None or torch.equal(order, torch.arange(rows, device=order.device)):
+            return replace(self, order=None)
+        self.settled.reorder(order)
+        return replace(
+            self,
+            context=self.context.index_select(0, order),
+            last=self.last.index_select(0, order),
+            total=self.total.index_select(0, order),
+            count=self.count.index_select(0, order),
+            padding=None if self.padding is None else self.padding.index_select(0, order),
+            prompt=None if self.prompt is None else self.prompt.rows(order),
+            order=None,
+        )
+
+    def known(self, position: int) -> Tensor | None:
+        """Equilibria of the hypotheses at a `position` within all prompts, (B, 1, C); None beyond."""
+        if self.prompt is None or position >= self.seen:
+            return None
+        state = self.prompt.state[:, position : position + 1]
+        return state if self.order is None else state.index_select(0, self.order)
+
+    def start(self) -> tuple[Tensor, Tensor | None]:
+        """Where to start the solve for the next position, and which rows are there already.
+
+        From the mean a solve takes a fifth fewer evaluations than from zero, and fewer than from the last
+        equilibrium; on a trained model it failed, or came to another equilibrium than the whole sequence did,
+        less often too.
+
+        Returns:
+            the mean of the row's equilibria so far, (B, 1, C), and those of the prompts that reach further;
+            (B, 1, 1) bool, True for these; None where no prompt does.
+        """
+        mean, prompt, position = self.total / self.count, self.prompt, self.seen
+        if prompt is None or position >= prompt.state.shape[1]:
+            return mean, None
+        inside = (prompt.lengths > position).view(-1, 1, 1)
+        return torch.where(inside, prompt.state[:, position : position + 1], mean), inside
+
+    def extended(
+        self, state: Tensor, injection: Tensor, context: Tensor, padding: Tensor | None
+    ) -> DecodingCache:
+        """With new positions settled, at states (B, T, C) with injections (B, T, D)."""
+        self.settled.append(state, injection)
+        prompt = self.prompt
+        if prompt is not None and self.seen >= prompt.state.shape[1]:
+            prompt = None
+        total = self.total + state.sum(1, keepdim=True)
+        return replace(
+            self,
+            context=context,
+            last=state[:, -1:],
+            total=total,
+            count=self.count + state.shape[1],
+            padding=padding,
+            prompt=prompt,
+        )
