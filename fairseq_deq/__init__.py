@@ -13,4 +13,4 @@ if fairseq_is_installed():
     from .fairseq_remedies import install
 
     install()
-    from . import criterions, models  # noqa: F401  (each registers itself with fairseq)
+    from . import criterions, models, optim, tasks  # noqa: F401  (each registers itself with fairseq)

@@ -1,6 +1,6 @@
 """The options that every DEQ language model has, and what they become."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Optional
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
@@ -9,6 +9,7 @@ from omegaconf import II
 from ..errors import OptionError
 from ..implicit import GRADIENTS, GradientConfig
 from ..modules.weight_norm import Initializer
+from ..options import is_on, option, switch
 from ..solvers import SolverConfig, linear_solver_names, solver_names
 from ..solvers.config import ACTIVE_SETS, POLICIES, SCOPES
 
@@ -20,32 +21,6 @@ Scope = ChoiceEnum(list(SCOPES))
 Policy = ChoiceEnum(list(POLICIES))
 ActiveSet = ChoiceEnum(list(ACTIVE_SETS))
 Gradient = ChoiceEnum(list(GRADIENTS))
-
-
-def option(default: Any, text: str) -> Any:
-    """A dataclass field with the help text that fairseq shows."""
-    return field(default=default, metadata={"help": text})
-
-
-def switch(default: bool, text: str) -> Any:
-    """A field that is on as `--name` or `--name true`, and off as `--name false`.
-
-    fairseq turns a plain bool that is on by default into a flag that turns it off.
-    """
-    metadata = {"help": f"{text} (true or false)", "argparse_const": "true"}
-    return field(default="true" if default else "false", metadata=metadata)
-
-
-def is_on(cfg: Any, name: str) -> bool:
-    """Whether the switch `name` of `cfg` is on; from YAML it may come as a bool.
-
-    Raises:
-        OptionError: it is neither true nor false.
-    """
-    value = str(getattr(cfg, name)).lower()
-    if value not in ("true", "false"):
-        raise OptionError(f"--{name.replace('_', '-')} must be true or false, or stand alone; got {value!r}")
-    return value == "true"
 
 
 @dataclass

@@ -17,9 +17,10 @@ from ..modules.dropout import apply_mask, variational_mask
 from ..modules.injection import Injection
 from ..modules.memory import Memory
 from ..modules.weight_norm import Initializer
+from ..options import is_on
 from ..solvers.independent import solve_independent
 from .decoding import DecodingCache, Prompt, nothing_settled
-from .deq_config import DEQLanguageModelConfig, check_options, cutoffs, forward_solver, gradient_config, is_on
+from .deq_config import DEQLanguageModelConfig, check_options, cutoffs, forward_solver, gradient_config
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from fairseq.models import FairseqLanguageModel, register_model
 
 from ..errors import OptionError
 from ..modules.transformer_cell import TransformerCell
-from .deq_config import DEQLanguageModelConfig, Init, is_on, option, switch
+from ..options import is_on, option, switch
+from .deq_config import DEQLanguageModelConfig, Init
 from .deq_decoder import DEQDecoder, InputOptions
 
 

@@ -7,7 +7,8 @@ from fairseq.models import FairseqLanguageModel, register_model
 
 from ..errors import OptionError
 from ..modules.trellis_cell import TrellisCell
-from .deq_config import DEQLanguageModelConfig, is_on, option, switch
+from ..options import is_on, option, switch
+from .deq_config import DEQLanguageModelConfig
 from .deq_decoder import DEQDecoder, InputOptions
 
 

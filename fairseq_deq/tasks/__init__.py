@@ -1,0 +1,15 @@
+"""The tasks, registered with fairseq."""
+
+import os
+
+if "." not in __name__:  # --user-dir imports a folder under its own name
+    raise ImportError(
+        f"{os.path.dirname(__file__)} is a part of the package; type --user-dir "
+        f"{os.path.dirname(os.path.dirname(__file__))}"
+    )
+
+from .._requirements import require_fairseq
+
+require_fairseq()
+
+from . import copy_memory  # noqa: E402, F401
