@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fairseq_deq.modules.transformer_cell import TransformerCell, _sinusoid
+from fairseq_deq.modules.transformer_cell import TransformerCell, sinusoid
 from fairseq_deq.modules.weight_norm import Initializer
 
 B, T, M, C, HEADS, D = 3, 7, 5, 12, 2, 4
@@ -42,7 +42,7 @@ def _by_hand(cell, z, u, past, past_u, masks, padding=None):
             gap = M + i - j
             if cell.local_size and gap >= cell.local_size:
                 continue
-            table = _sinusoid(torch.tensor([gap]), C)[0].double()
+            table = sinusoid(torch.tensor([gap]), C)[0].double()
             if masks.relative is not None:
                 table = table * masks.relative[0]
             r = (cell.relative.weight() @ table).view(HEADS, D)
