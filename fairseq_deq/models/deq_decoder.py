@@ -15,7 +15,7 @@ from ..implicit import Equilibrium, SolveStats, fixed_point, unroll
 from ..modules.cell import Cell, Past, Prepared
 from ..modules.dropout import apply_mask, variational_mask
 from ..modules.injection import Injection
-from ..modules.memory import Memory
+from ..modules.memory import Memory, MemoryCarrier
 from ..modules.weight_norm import Initializer
 from ..options import is_on
 from ..solvers.independent import solve_independent
@@ -86,7 +86,7 @@ class DEQDecoder(FairseqIncrementalDecoder):
         incremental_state: dict[str, Any] | None = None,
         features_only: bool = False,
         src_lengths: Tensor | None = None,
-        memory: Memory | None = None,
+        memory: Memory | MemoryCarrier | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Score the next token at every position.
 
@@ -96,7 +96,7 @@ class DEQDecoder(FairseqIncrementalDecoder):
             incremental_state: where decoding keeps its cache.
             features_only: leave the softmax out.
             src_lengths: unused; part of fairseq's interface.
-            memory: what the previous segment left.
+            memory: what the previous segment left; or its carrier, which is left the new memory too.
         Returns:
             logits (B, T, V), or features (B, T, C) for the adaptive softmax; and a dictionary with `attn`
             (always None), `equilibria` (a list of `Equilibrium`, one a subsequence), `forward_stats` and
@@ -111,13 +111,19 @@ class DEQDecoder(FairseqIncrementalDecoder):
         encoder_out: None = None,
         incremental_state: dict[str, Any] | None = None,
         src_lengths: Tensor | None = None,
-        memory: Memory | None = None,
+        memory: Memory | MemoryCarrier | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """The equilibria, (B, T, C), ready for the softmax; arguments and extra as in `forward`."""
+        carrier: MemoryCarrier | None = None
+        if isinstance(memory, MemoryCarrier):
+            carrier, memory = memory, memory.before(prev_output_tokens.device)
         if incremental_state is not None:
             return self._decode(prev_output_tokens, incremental_state, memory)
         padding = self._padding(prev_output_tokens, memory.length if memory is not None else 0)
-        return self._solve_segment(prev_output_tokens, memory, padding)
+        x, extra = self._solve_segment(prev_output_tokens, memory, padding)
+        if carrier is not None:
+            carrier.after = extra["memory"]
+        return x, extra
 
     def output_layer(self, features: Tensor) -> Tensor:
         """Logits (B, T, V) of the full softmax; the features themselves where the softmax is adaptive."""

@@ -43,3 +43,35 @@ class Memory:
     def detached(self) -> Memory:
         """The same values, cut off from the graph."""
         return Memory(self.state.detach(), self.injection.detach())
+
+    def to(self, device: torch.device) -> Memory:
+        """The same values on `device`."""
+        return Memory(self.state.to(device), self.injection.to(device))
+
+
+class MemoryCarrier:
+    """Hands the memory that one batch of streams leaves to the batch that continues them.
+
+    Every batch has a carrier of its own, linked to that of the batch before. So batches may be fetched long
+    before they are run, and a batch that is run twice (as fairseq does after an overflow) starts twice from
+    the same memory. A batch that was never run leaves nothing.
+
+    Args:
+        previous: the carrier of the batch before; None at the start of a pass.
+        after: what the model leaves, for a carrier that stands for batches run earlier.
+    Attributes:
+        after: what the model left; the model sets it.
+    """
+
+    def __init__(self, previous: MemoryCarrier | None = None, after: Memory | None = None) -> None:
+        self._previous = previous
+        self._before: Memory | None = None
+        self.after = after
+
+    def before(self, device: torch.device) -> Memory | None:
+        """What the batch before left, on `device`."""
+        if self._previous is not None:
+            memory = self._previous.after
+            self._before = memory if memory is None else memory.to(device)
+            self._previous = None  # or every batch of a pass would be kept
+        return self._before

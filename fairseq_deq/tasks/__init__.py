@@ -12,4 +12,4 @@ from .._requirements import require_fairseq
 
 require_fairseq()
 
-from . import copy_memory  # noqa: E402, F401
+from . import copy_memory, deq_language_modeling  # noqa: E402, F401
