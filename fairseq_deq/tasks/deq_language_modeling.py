@@ -201,10 +201,13 @@ class DEQLanguageModelingTask(LanguageModelingTask):
         """
         memory = self._training.memory if self._training is not None else None
         self._memory_of_all = None
-        if distributed_utils.get_world_size(group) > 1:
+        processes = distributed_utils.get_world_size(group)
+        if processes > 1:
             shape = None if memory is None else (tuple(memory.state.shape), tuple(memory.injection.shape))
-            shapes = distributed_utils.all_gather_list(shape, group=group)
-            if any(other != shapes[0] for other in shapes):
+            shapes: list[Any] = [None] * processes
+            # fairseq's all_gather_list needs a GPU
+            torch.distributed.all_gather_object(shapes, shape, group=group)
+            if any(other != shape for other in shapes):
                 # A process that ran out of memory has lost its own.
                 logger.warning("the processes remember different lengths: the checkpoint has no memory")
                 return
