@@ -76,6 +76,9 @@ class DEQLanguageModelConfig(FairseqDataclass):
     pretrain_layers: int = option(2, "layers of that stack")
     mem_len: int = option(0, "positions of the previous segment that are remembered")
     subseq_len: int = option(0, "positions solved at a time; 0: the whole segment")
+    subseq_forget: str = switch(
+        False, "a subsequence sees the one before it alone, without the memory and those before that"
+    )
 
     tokens_per_sample: int = II("task.tokens_per_sample")
     max_target_positions: Optional[int] = II("task.max_target_positions")
@@ -165,6 +168,8 @@ def check_options(cfg: DEQLanguageModelConfig, vocabulary: int) -> None:
         _require(0 <= getattr(cfg, name) < 1, name, "in [0, 1)", getattr(cfg, name))
     for name in ("f_eps", "b_eps"):
         _require(getattr(cfg, name) > 0, name, "above 0", getattr(cfg, name))
+    if is_on(cfg, "subseq_forget") and cfg.subseq_len == 0:
+        raise OptionError("--subseq-forget needs --subseq-len above 0: it is about what subsequences see")
     if is_on(cfg, "adaptive_input") and not cfg.adaptive_input_cutoff:
         raise OptionError("--adaptive-input needs --adaptive-input-cutoff, for example 20000,40000,200000")
     for name in ("adaptive_input_cutoff", "adaptive_softmax_cutoff"):

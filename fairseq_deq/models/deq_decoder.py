@@ -63,6 +63,7 @@ class DEQDecoder(FairseqIncrementalDecoder):
         self.dropout = cfg.dropout
         self.pretrain_steps, self.pretrain_layers = cfg.pretrain_steps, cfg.pretrain_layers
         self.mem_len, self.subseq_len = cfg.mem_len, cfg.subseq_len
+        self.subseq_forget = is_on(cfg, "subseq_forget")
         self.num_updates = 0
         self.padding_idx = dictionary.pad()
         self.dim = cfg.decoder_embed_dim
@@ -174,11 +175,14 @@ class DEQDecoder(FairseqIncrementalDecoder):
         stats = self._no_stats(tokens)
         equilibria: list[Equilibrium] = []
         step = length if self.pretraining or not self.subseq_len else self.subseq_len
+        seen = 0  # the first position, memory included, that a subsequence sees
         for start in range(0, length, step):
             u = injection[:, start : start + step]
-            hidden = None if padding is None else padding[:, : before + start + u.shape[1]]
+            hidden = None if padding is None else padding[:, seen : before + start + u.shape[1]]
             equilibria.append(self._equilibrium(prepared, u, past, hidden, start, stats))
             if start + step < length:
+                if self.subseq_forget:
+                    past, seen = None, before + start
                 past = prepared.settled(equilibria[-1].state, u, past)
         state = torch.cat([e.state for e in equilibria], 1) if len(equilibria) > 1 else equilibria[0].state
         # A convolution over the tokens needs the embeddings themselves; a linear map is not computed again.
