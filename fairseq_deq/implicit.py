@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -161,6 +161,17 @@ def _stepped(z: Tensor, fz: Tensor, damping: float) -> Tensor:
     return fz if damping == 1.0 else z + damping * (fz - z)
 
 
+@runtime_checkable
+class HasAdjoint(Protocol):
+    """A map that knows its transposed Jacobian."""
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """f(z)."""
+
+    def adjoint(self, z: Tensor, grad: Tensor) -> Callable[[Tensor], Tensor]:
+        """lambda -> J^T lambda + grad, with J = df/dz at z; best as a `Restrictable`."""
+
+
 class _AdjointMap:
     """lambda -> J^T lambda + grad, with J taken from one taped evaluation of f."""
 
@@ -190,6 +201,21 @@ class _RestrictableAdjointMap(_AdjointMap):
         if value is None:
             value = self(adjoint).reshape(-1, width).index_select(0, positions)
         return _AdjointMap(fz, leaf, value - _vjp(fz, leaf, own))
+
+
+def _adjoint_map(
+    f: Callable[[Tensor], Tensor], fz: Tensor, leaf: Tensor, grad: Tensor, solver: SolverConfig
+) -> Callable[[Tensor], Tensor]:
+    """lambda -> J^T lambda + grad with J = df/dz at `leaf`: f's own, or from the graph of fz."""
+    if isinstance(f, HasAdjoint):
+        return f.adjoint(leaf.detach(), grad)
+    if fz.grad_fn is None:  # activation checkpointing hands back values without their graph
+        with torch.enable_grad():
+            leaf = leaf.detach().requires_grad_()
+            fz = f(leaf)
+    if solver.active_set != "never" and isinstance(f, Restrictable):
+        return _RestrictableAdjointMap(f, fz, leaf, grad)
+    return _AdjointMap(fz, leaf, grad)
 
 
 def _vjp(out: Tensor, leaf: Tensor, vector: Tensor) -> Tensor:
@@ -223,10 +249,6 @@ class _ImplicitGradient(torch.autograd.Function):
             )
         fz, leaf = ctx.saved_tensors
         dtype = fz.dtype
-        if fz.grad_fn is None:  # activation checkpointing hands back values without their graph
-            with torch.enable_grad():
-                leaf = leaf.detach().requires_grad_()
-                fz = ctx.f(leaf)
         grad = grad.to(leaf.dtype)
         solver, start = ctx.gradient.solver, grad
         if ctx.inverse is not None:
@@ -234,10 +256,7 @@ class _ImplicitGradient(torch.autograd.Function):
             if ctx.gradient.refine == 0:
                 return start.to(dtype), None, None, None, None, None
             solver = replace(solver, max_evals=ctx.gradient.refine, policy="best")
-        restrictable = solver.active_set != "never" and isinstance(ctx.f, Restrictable)
-        adjoint = (
-            _RestrictableAdjointMap(ctx.f, fz, leaf, grad) if restrictable else _AdjointMap(fz, leaf, grad)
-        )
+        adjoint = _adjoint_map(ctx.f, fz, leaf, grad, solver)
         if solver.solver in linear_solver_names():
             # From zero its first evaluation gives the constant of the map; one Krylov space a sample.
             start = torch.zeros_like(grad)

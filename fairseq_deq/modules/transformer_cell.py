@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from ..solvers.loop import ROW_MULTIPLE
 from .dropout import apply_mask, variational_mask
-from .rows import pad_rows
+from .rows import SampleRows, pad_rows, weighted
+from .transformer_adjoint import TransformerAdjoint
+from .transformer_restricted import RestrictedTransformer
 from .weight_norm import Initializer, WeightNormLinear
 
 
@@ -250,38 +252,54 @@ class BoundCell:
 
     def __call__(self, z: Tensor) -> Tensor:
         rows = z.reshape(-1, z.shape[-1])  # (B*T, C)
-        samples = _SampleRows(self.batch, self.length)
-        normed = self._normed(pad_rows(rows))
+        query, keys, values = self.project(rows)
+        weights = apply_mask(self.weights(query, keys), self.padded_mask)
+        attended = self.heads_to_rows(weighted(weights, values))
+        return self.after_attention(rows, attended, SampleRows(self.batch, self.length)).view_as(z)
+
+    def project(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scaled queries (B, H, T', D), and keys and values (B, H, columns, D), at z as rows (B*T, C)."""
+        normed = self.normed(pad_rows(rows))
         query = F.linear(normed, self.p.query)[: rows.shape[0]].view(self.batch, self.length, -1)
         query = self.p.split_heads(query + self.query_injection)  # (B, H, T, D)
+        query = F.pad(query, (0, 0, 0, self.missing)) if self.missing else query.contiguous()
         own = self._own_keys_values(normed, self.kv_injection)
-        keys, values = self._with_past(own.keys, own.values, self.past)
-        queries = self.length + self.missing
-        if self.missing:
-            query = F.pad(query, (0, 0, 0, self.missing))
-        relative = torch.matmul(query, self.relative)  # (B, H, T, W)
-        # Column j of the product is distance M+T-1-j; shifting row i by T-1-i lines it up with key j.
-        stride = relative.shape[-1] - 1
+        return query, *self.with_past(own.keys, own.values, self.past)
+
+    def weights(self, query: Tensor, keys: Tensor) -> Tensor:
+        """What each query attends to, before dropout, (B, H, T', columns)."""
+        shifted = self.shifted(torch.matmul(query, self.relative))
+        return (torch.matmul(query, keys.transpose(2, 3)) + shifted + self.padded_bias).softmax(-1)
+
+    def shifted(self, relative: Tensor) -> Tensor:
+        """The view of the scores by distance, (B, H, T', W), whose columns are keys, (B, H, T', columns).
+
+        Column j of `relative` is distance M+T-1-j; shifting row i by T-1-i lines it up with key j.
+        """
+        queries, stride = relative.shape[2], relative.shape[3] - 1
         shifted = relative.flatten(2)[..., self.length - 1 :][..., : queries * stride]
-        shifted = shifted.unflatten(-1, (queries, stride))[..., : self.columns]
-        scores = torch.matmul(query, keys.transpose(2, 3)) + shifted + self.padded_bias
-        weights = apply_mask(scores.softmax(-1), self.padded_mask)
-        attended = _weighted(weights, values)[:, :, : self.length]
-        attended = attended.transpose(1, 2).reshape(rows.shape[0], -1)
-        return self._after_attention(rows, attended, samples).view_as(z)
+        return shifted.unflatten(-1, (queries, stride))[..., : self.columns]
+
+    def heads_to_rows(self, x: Tensor) -> Tensor:
+        """(B, H, T', D) -> (B*T, H*D)."""
+        return x[:, :, : self.length].transpose(1, 2).reshape(self.batch * self.length, -1)
+
+    def adjoint(self, z: Tensor, grad: Tensor) -> TransformerAdjoint:
+        """lambda -> J^T lambda + grad, with J = df/dz at z (B, T, C)."""
+        return TransformerAdjoint(self, z, grad)
 
     def restrict(
         self, z: Tensor, positions: Tensor, value: Tensor | None = None
     ) -> Callable[[Tensor], Tensor]:
         """f at the flat `positions` (n,), sorted, with the others held at z (B, T, C): (n, C) -> (n, C)."""
-        return _RestrictedCell(self, z, positions)
+        return RestrictedTransformer(self, z, positions)
 
     def keys_values(self, z: Tensor, live: Tensor | None = None) -> KeysValues:
         """Keys and values of the segment's own positions at z (B, T, C), all samples or the `live`."""
         injection = self.kv_injection
         if live is not None:
             z, injection = z.index_select(0, live), injection.index_select(0, live)
-        return self._own_keys_values(self._normed(pad_rows(z.reshape(-1, z.shape[-1]))), injection)
+        return self._own_keys_values(self.normed(pad_rows(z.reshape(-1, z.shape[-1]))), injection)
 
     def _own_keys_values(self, normed: Tensor, injection: Tensor) -> KeysValues:
         kv = F.linear(normed, self.p.key_value)[: injection.shape[:2].numel()]
@@ -290,10 +308,10 @@ class BoundCell:
 
     # ------------------------------------------------------------------ shared with the restricted cell
 
-    def _normed(self, rows: Tensor) -> Tensor:
+    def normed(self, rows: Tensor) -> Tensor:
         return F.layer_norm(rows, rows.shape[-1:]) if self.p.cell.pre_norm else rows
 
-    def _after_attention(self, rows: Tensor, attended: Tensor, samples: _SampleRows) -> Tensor:
+    def after_attention(self, rows: Tensor, attended: Tensor, samples: SampleRows) -> Tensor:
         """Output projection, residual, feed-forward: everything that stays within a position. (n, C)."""
         p, cell, masks = self.p, self.p.cell, self.p.masks
         n, width = rows.shape[0], rows.shape[-1:]
@@ -301,14 +319,14 @@ class BoundCell:
         h = a + rows
         if not cell.pre_norm:
             h = F.layer_norm(h, width)
-        inner = F.linear(pad_rows(self._normed(h)), p.ffn_in, cell.ffn_in.bias).relu_()
+        inner = F.linear(pad_rows(self.normed(h)), p.ffn_in, cell.ffn_in.bias).relu_()
         if masks.ffn_inner is not None:
             inner = samples.masked(inner[:n], masks.ffn_inner)
             inner = pad_rows(inner)
         o = samples.masked(F.linear(inner, p.ffn_out, cell.ffn_out.bias)[:n], masks.ffn_outer)
         return F.layer_norm(h + o, width)
 
-    def _with_past(self, keys: Tensor, values: Tensor, past: KeysValues | None) -> tuple[Tensor, Tensor]:
+    def with_past(self, keys: Tensor, values: Tensor, past: KeysValues | None) -> tuple[Tensor, Tensor]:
         """The segment's keys and values after those of the past, and before those that stand for nothing."""
         before = [] if past is None else [past]
         missing = self.columns - self.memory - self.length
@@ -349,99 +367,6 @@ class BoundCell:
             blind = padding[:, None, None, :] & (gap != 0)
             bias = bias.masked_fill(blind, float("-inf"))
         return relative, F.pad(bias, (0, self.columns - total), value=float("-inf"))
-
-
-class _RestrictedCell:
-    """f at some positions; the keys and values of all others are those of the state it was made from."""
-
-    def __init__(self, bound: BoundCell, z: Tensor, positions: Tensor) -> None:
-        self.bound, p = bound, bound.p
-        sample, time = positions // bound.length, positions % bound.length
-        live, row = torch.unique_consecutive(sample, return_inverse=True)
-        first = torch.searchsorted(sample.contiguous(), live)
-        place = torch.arange(positions.numel(), device=z.device) - first[row]
-        width = int(place.max()) + 1 if positions.numel() else 1
-        width = min(-(-width // ROW_MULTIPLE) * ROW_MULTIPLE, -(-bound.length // ROW_MULTIPLE) * ROW_MULTIPLE)
-        self.slot = row * width + place  # where each position stands among the padded queries
-        self.queries, self.width = live.numel(), width
-        self.samples = _SampleRows(bound.batch, 1, sample)
-        self.query_injection, self.kv_injection = (
-            u.reshape(-1, u.shape[-1]).index_select(0, positions)
-            for u in (bound.query_injection, bound.kv_injection)
-        )
-        everyone = live.numel() == bound.batch
-        past, settled = bound.past, bound.keys_values(z, None if everyone else live)
-        if past is not None and not everyone:
-            past = past.rows(live)
-        keys, values = bound._with_past(settled.keys, settled.values, past)
-        self.shape = keys.shape  # (b, H, S, D)
-        self.keys, self.values = keys.reshape(-1, keys.shape[-1]), values.reshape(-1, values.shape[-1])
-        head = torch.arange(keys.shape[1], device=z.device)
-        key_slot = (row.unsqueeze(1) * keys.shape[1] + head) * keys.shape[2]
-        self.key_slot = (key_slot + bound.memory + time.unsqueeze(1)).flatten()  # (n*H,)
-        # For every padded query its time; the rows that stand for nothing repeat time 0.
-        query_time = (
-            time.new_zeros(self.queries * width).index_copy(0, self.slot, time).view(self.queries, width)
-        )
-        offset = bound.length - 1 - query_time  # shift of the relative scores
-        shift = offset.unsqueeze(-1) + torch.arange(bound.columns, device=z.device)
-        self.gather = shift.clamp(max=bound.columns).unsqueeze(1)  # (b, 1, Q, columns)
-        if bound.bias.shape[0] > 1:
-            self.bias = bound.bias[live.unsqueeze(1), :, query_time].transpose(1, 2)  # (b, H, Q, S)
-        else:
-            self.bias = bound.bias[0][:, query_time].transpose(0, 1)
-        mask = bound.attention_mask
-        self.attention_mask = None if mask is None else mask[live.unsqueeze(1), :, query_time].transpose(1, 2)
-        self.p = p
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        bound, p = self.bound, self.p
-        n, heads = rows.shape[0], p.cell.heads
-        normed = bound._normed(pad_rows(rows))
-        query = F.linear(normed, p.query)[:n] + self.query_injection  # (n, H*D)
-        own = F.linear(normed, p.key_value)[:n] + self.kv_injection
-        keys, values = (
-            self._with_own(held, new) for held, new in zip((self.keys, self.values), own.chunk(2, -1))
-        )
-        padded = query.new_zeros(self.queries * self.width, query.shape[-1]).index_copy(0, self.slot, query)
-        query = p.split_heads(padded.view(self.queries, self.width, -1)).contiguous()  # (b, H, Q, D)
-        relative = torch.matmul(query, bound.relative)  # (b, H, Q, W)
-        shifted = relative.gather(-1, self.gather.expand(-1, heads, -1, -1))
-        scores = torch.matmul(query, keys.transpose(2, 3)) + shifted + self.bias
-        weights = apply_mask(scores.softmax(-1), self.attention_mask)
-        attended = _weighted(weights, values).transpose(1, 2).reshape(self.queries * self.width, -1)
-        return bound._after_attention(rows, attended.index_select(0, self.slot), self.samples)
-
-    def _with_own(self, held: Tensor, new: Tensor) -> Tensor:
-        """Keys or values of all positions, (b, H, S, D), those evaluated (n, H*D) in their places."""
-        new = new.reshape(-1, held.shape[-1])
-        if torch.is_grad_enabled():
-            return held.index_copy(0, self.key_slot, new).view(self.shape)
-        # Every evaluation overwrites the same rows, so that nobody sees what an earlier one left there.
-        return held.index_copy_(0, self.key_slot, new).view(self.shape)
-
-
-class _SampleRows:
-    """Which sample each row of a matrix of positions belongs to, to spread one mask a sample over them."""
-
-    def __init__(self, batch: int, length: int, sample: Tensor | None = None) -> None:
-        self.batch, self.length, self.sample = batch, length, sample
-
-    def masked(self, rows: Tensor, mask: Tensor | None) -> Tensor:
-        """rows (n, K) times mask (B, K)."""
-        if mask is None:
-            return rows
-        if self.sample is not None:
-            return rows * mask.index_select(0, self.sample)
-        return (rows.view(self.batch, self.length, -1) * mask.unsqueeze(1)).view_as(rows)
-
-
-def _weighted(weights: Tensor, values: Tensor) -> Tensor:
-    """weights (..., Q, S) @ values (..., S, D), D filled up to a multiple of 4: cf. `pad_rows`."""
-    missing = -values.shape[-1] % 4
-    if not missing:
-        return torch.matmul(weights, values)
-    return torch.matmul(weights, F.pad(values, (0, missing)))[..., :-missing]
 
 
 def sinusoid(distance: Tensor, dim: int) -> Tensor:

@@ -1,0 +1,235 @@
+"""The transposed Jacobian of the DEQ-Transformer layer, at all positions or at some."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .dropout import apply_mask
+from .rows import SampleRows, pad_rows
+from .transformer_restricted import Slots
+
+if TYPE_CHECKING:
+    from .transformer_cell import BoundCell, PreparedCell
+
+
+@dataclass(frozen=True)
+class _Norm:
+    """y = LN(x) at the point of linearisation: y (n, C) and 1/std (n, 1)."""
+
+    y: Tensor
+    rstd: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor) -> _Norm:
+        y, _, rstd = torch.native_layer_norm(x, x.shape[-1:], None, None, 1e-5)
+        return cls(y, rstd)
+
+    def transposed(self, grad: Tensor) -> Tensor:
+        """(dLN/dx)^T grad = rstd * (grad - mean(grad) - y*mean(grad*y))."""
+        along = torch.linalg.vecdot(grad, self.y).div_(grad.shape[-1]).unsqueeze(1)
+        centred = grad - grad.mean(1, keepdim=True)
+        return centred.addcmul_(self.y, along, value=-1).mul_(self.rstd)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What stays within a position at the point of linearisation, a row each."""
+
+    last: _Norm  # of the closing LN
+    middle: _Norm  # of the LN before the feed-forward part
+    first: _Norm | None  # of the LN before attention (pre-norm)
+    active: Tensor  # relu' times the dropout mask inside the feed-forward part, (n, F)
+    hidden: Tensor | None  # dropout masks, (n, C)
+    outer: Tensor | None
+    attended: Tensor  # weights @ values, (n, H*D)
+
+    def at(self, index: Tensor) -> _Rows:
+        """The rows `index`."""
+
+        def pick(value: Tensor | _Norm | None) -> Tensor | _Norm | None:
+            if isinstance(value, _Norm):
+                return _Norm(value.y.index_select(0, index), value.rstd.index_select(0, index))
+            return None if value is None else value.index_select(0, index)
+
+        return _Rows(*(pick(getattr(self, f.name)) for f in fields(self)))  # type: ignore[arg-type]
+
+    def to_attention(self, p: PreparedCell, pre_norm: bool, adjoint: Tensor) -> tuple[Tensor, Tensor]:
+        """From the adjoint of f, (n, C): that of the residual stream before it, and that of `attended`."""
+        n = adjoint.shape[0]
+        outer = self.last.transposed(adjoint)
+        inner = F.linear(pad_rows(apply_mask(outer, self.outer)), p.ffn_out.T)
+        inner = F.linear(inner * pad_rows(self.active), p.ffn_in.T)[:n]
+        if pre_norm:
+            stream = outer + self.middle.transposed(inner)
+        else:
+            stream = self.middle.transposed(outer + inner)
+        return stream, F.linear(pad_rows(apply_mask(stream, self.hidden)), p.out.T)[:n]
+
+    def to_state(
+        self, p: PreparedCell, pre_norm: bool, stream: Tensor, query: Tensor, key_value: Tensor
+    ) -> Tensor:
+        """From the adjoints of the residual stream, q (n, H*D) and [k, v] (n, 2*H*D): that of z, (n, C)."""
+        n = stream.shape[0]
+        own = F.linear(pad_rows(query), p.query.T) + F.linear(pad_rows(key_value), p.key_value.T)
+        if self.first is not None:
+            return stream + self.first.transposed(own[:n])
+        return stream + own[:n]
+
+
+@dataclass(frozen=True)
+class _Attention:
+    """Attention at the point of linearisation, for the queries of one map."""
+
+    query: Tensor  # (b, H, Q, D)
+    keys: Tensor  # (b, H, S, D)
+    values: Tensor
+    weights: Tensor  # before dropout, (b, H, Q, S)
+    mask: Tensor | None  # attention dropout, likewise
+    relative: Tensor  # W_r R, (H, D, W)
+
+    def scores(self, adjoint: Tensor, attended: Tensor) -> Tensor:
+        """The adjoint of the scores, (b, H, Q, S), from weights @ values, (b, H, Q, D), and its adjoint."""
+        of_weights = apply_mask(torch.matmul(adjoint, self.values.transpose(2, 3)), self.mask)
+        mean = torch.linalg.vecdot(adjoint, attended).unsqueeze(-1)
+        return of_weights.sub_(mean).mul_(self.weights)
+
+    def query_adjoint(self, scores: Tensor, by_distance: Tensor) -> Tensor:
+        """The adjoint of q, (b, H, Q, D), from that of the scores by key and by distance."""
+        return torch.matmul(scores, self.keys) + torch.matmul(by_distance, self.relative.transpose(1, 2))
+
+
+class TransformerAdjoint:
+    """lambda -> J^T lambda + grad for the layer of `TransformerCell`, J = df/dz at z, without autograd.
+
+    Everything that does not depend on lambda, attention weights included, is computed once. `restrict` picks
+    it for some positions, which costs no evaluation: autograd would have to evaluate f there once more.
+
+    Args:
+        bound: f.
+        z: where J is taken, (B, T, C).
+        grad: (B, T, C).
+    """
+
+    @torch.no_grad()
+    def __init__(self, bound: BoundCell, z: Tensor, grad: Tensor) -> None:
+        self.bound, self.grad = bound, grad
+        self.rows, self.attention = self._linearised(z.reshape(-1, z.shape[-1]))
+        # Only what `shifted` sees of it is ever written.
+        shape = (*self.attention.weights.shape[:3], bound.relative.shape[-1])
+        self._by_distance = z.new_zeros(shape)
+
+    @torch.no_grad()
+    def __call__(self, adjoint: Tensor) -> Tensor:
+        bound, p, pre_norm = self.bound, self.bound.p, self.bound.p.cell.pre_norm
+        stream, of_attended = self.rows.to_attention(p, pre_norm, adjoint.reshape(-1, adjoint.shape[-1]))
+        of_attended, attended = (self._to_heads(x) for x in (of_attended, self.rows.attended))
+        attention = self.attention
+        scores = attention.scores(of_attended, attended)
+        bound.shifted(self._by_distance).copy_(scores)
+        query = bound.heads_to_rows(attention.query_adjoint(scores, self._by_distance))
+        own = slice(bound.memory, bound.memory + bound.length)
+        mask = None if attention.mask is None else attention.mask[..., own]
+        dropped = apply_mask(attention.weights[..., own], mask)
+        keys = torch.matmul(scores[..., own].transpose(2, 3), attention.query)
+        values = torch.matmul(dropped.transpose(2, 3), of_attended)
+        key_value = torch.cat([bound.heads_to_rows(keys), bound.heads_to_rows(values)], 1)
+        product = self.rows.to_state(p, pre_norm, stream, query, key_value)
+        return product.view_as(adjoint).add_(self.grad)
+
+    @torch.no_grad()
+    def restrict(
+        self, adjoint: Tensor, positions: Tensor, value: Tensor | None
+    ) -> Callable[[Tensor], Tensor]:
+        """The map at the flat `positions` (n,), sorted, with all others held at `adjoint`: (n, C) -> (n, C).
+
+        Args:
+            adjoint: lambda, (B, T, C).
+            positions: where the map is taken.
+            value: the map of `adjoint` at the positions, (n, C); None: it is computed.
+        """
+        width = adjoint.shape[-1]
+        own = adjoint.reshape(-1, width).index_select(0, positions)
+        if value is None:
+            value = self(adjoint).reshape(-1, width).index_select(0, positions)
+        product = _RestrictedAdjoint(self, positions)
+        return _Shifted(product, value - product(own))
+
+    def _linearised(self, z: Tensor) -> tuple[_Rows, _Attention]:
+        bound, p = self.bound, self.bound.p
+        cell, masks = p.cell, p.masks
+        samples, n = SampleRows(bound.batch, bound.length), z.shape[0]
+        query, keys, values = bound.project(z)
+        weights = bound.weights(query, keys)
+        attended = bound.heads_to_rows(torch.matmul(apply_mask(weights, bound.padded_mask), values))
+        a = samples.masked(F.linear(pad_rows(attended), p.out, cell.out.bias)[:n], masks.hidden)
+        h = a + z
+        middle = _Norm.of(h)
+        inner = F.linear(pad_rows(middle.y), p.ffn_in, cell.ffn_in.bias)[:n].relu_()
+        active = samples.masked((inner > 0).to(z.dtype), masks.ffn_inner)
+        outer = F.linear(pad_rows(samples.masked(inner, masks.ffn_inner)), p.ffn_out, cell.ffn_out.bias)[:n]
+        outer = samples.masked(outer, masks.ffn_outer)
+        last = _Norm.of(outer + (h if cell.pre_norm else middle.y))
+        first = _Norm.of(z) if cell.pre_norm else None
+        hidden, outside = (samples.spread(mask) for mask in (masks.hidden, masks.ffn_outer))
+        rows = _Rows(last, middle, first, active, hidden, outside, attended)
+        return rows, _Attention(query, keys, values, weights, bound.padded_mask, bound.relative)
+
+    def _to_heads(self, rows: Tensor) -> Tensor:
+        """(B*T, H*D) -> (B, H, T', D)."""
+        x = self.bound.p.split_heads(rows.view(self.bound.batch, self.bound.length, -1))
+        return F.pad(x, (0, 0, 0, self.bound.missing)) if self.bound.missing else x.contiguous()
+
+
+class _Shifted:
+    """lambda -> product(lambda) + held."""
+
+    def __init__(self, product: Callable[[Tensor], Tensor], held: Tensor) -> None:
+        self.product, self.held = product, held
+
+    def __call__(self, adjoint: Tensor) -> Tensor:
+        return self.product(adjoint).add_(self.held)
+
+
+class _RestrictedAdjoint:
+    """lambda -> the block of J^T at some positions times lambda, (n, C) -> (n, C)."""
+
+    def __init__(self, whole: TransformerAdjoint, positions: Tensor) -> None:
+        bound, attention = whole.bound, whole.attention
+        self.bound, self.slots = bound, Slots(positions, bound)
+        slots = self.slots
+        self.rows = whole.rows.at(positions)
+        self.attended = slots.spread(self.rows.attended)
+        mask = None if attention.mask is None else slots.of_queries(attention.mask)
+        self.attention = _Attention(
+            query=slots.of_queries(attention.query).contiguous(),
+            keys=slots.of_samples(attention.keys),
+            values=slots.of_samples(attention.values),
+            weights=slots.of_queries(attention.weights).contiguous(),
+            mask=mask,
+            relative=attention.relative,
+        )
+        # The columns of the scores that are keys of these positions, (b, H, Q, Q).
+        column = (bound.memory + slots.query_time)[:, None, None, :]
+        shape = (-1, slots.heads, slots.width, -1)
+        self.own = column.expand(shape)
+        dropped = apply_mask(self.attention.weights, mask)
+        self.dropped = dropped.gather(-1, self.own).transpose(2, 3).contiguous()
+
+    @torch.no_grad()
+    def __call__(self, adjoint: Tensor) -> Tensor:
+        p, slots, attention = self.bound.p, self.slots, self.attention
+        pre_norm = p.cell.pre_norm
+        stream, of_attended = self.rows.to_attention(p, pre_norm, adjoint)
+        of_attended = slots.spread(of_attended)
+        scores = attention.scores(of_attended, self.attended)
+        by_distance = slots.by_distance(scores, self.bound.relative.shape[-1])
+        query = slots.collect(attention.query_adjoint(scores, by_distance))
+        keys = slots.collect(torch.matmul(scores.gather(-1, self.own).transpose(2, 3), attention.query))
+        values = slots.collect(torch.matmul(self.dropped, of_attended))
+        return self.rows.to_state(p, pre_norm, stream, query, torch.cat([keys, values], 1))
