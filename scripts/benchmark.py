@@ -106,20 +106,33 @@ class Probe:
 
 
 class ProbedMap:
-    """f, whole or at some positions, under a probe."""
+    """f or its adjoint, whole or at some positions, under a probe; it offers what the map offers."""
+
+    def __new__(cls, f: Any, probe: Probe) -> ProbedMap:
+        offered = [kind for kind in (_Restricting, _Adjoining) if hasattr(f, kind.offers)]
+        return super().__new__(type("ProbedMap", (*offered, cls), {}))
 
     def __init__(self, f: Any, probe: Probe) -> None:
-        self._probe, self._f = probe, f
-        self._call = probe.evaluation(f, Tensor.numel)
+        self.probe, self.f = probe, f
+        self.call = probe.evaluation(f, Tensor.numel)
 
     def __call__(self, z: Tensor) -> Tensor:
-        return self._call(z)
+        return self.call(z)
 
-    def __getattr__(self, name: str) -> Any:
-        if name != "restrict":
-            return getattr(self._f, name)
-        restrict = self._probe.evaluation(self._f.restrict, lambda *args: 0)
-        return lambda *args: self._probe.evaluation(restrict(*args), Tensor.numel)
+
+class _Restricting:
+    offers = "restrict"
+
+    def restrict(self: Any, *args: Any) -> Callable[..., Any]:
+        restricted = self.probe.evaluation(self.f.restrict, lambda *_: 0)(*args)
+        return self.probe.evaluation(restricted, Tensor.numel)
+
+
+class _Adjoining:
+    offers = "adjoint"
+
+    def adjoint(self: Any, *args: Any) -> ProbedMap:
+        return ProbedMap(self.f.adjoint(*args), self.probe)
 
 
 @contextmanager

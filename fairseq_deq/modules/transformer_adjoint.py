@@ -157,8 +157,7 @@ class TransformerAdjoint:
         own = adjoint.reshape(-1, width).index_select(0, positions)
         if value is None:
             value = self(adjoint).reshape(-1, width).index_select(0, positions)
-        product = _RestrictedAdjoint(self, positions)
-        return _Shifted(product, value - product(own))
+        return _Moved(_RestrictedAdjoint(self, positions), own, value)
 
     def _linearised(self, z: Tensor) -> tuple[_Rows, _Attention]:
         bound, p = self.bound, self.bound.p
@@ -186,14 +185,14 @@ class TransformerAdjoint:
         return F.pad(x, (0, 0, 0, self.bound.missing)) if self.bound.missing else x.contiguous()
 
 
-class _Shifted:
-    """lambda -> product(lambda) + held."""
+class _Moved:
+    """An affine map that is known at one point: x -> product(x - origin) + value."""
 
-    def __init__(self, product: Callable[[Tensor], Tensor], held: Tensor) -> None:
-        self.product, self.held = product, held
+    def __init__(self, product: Callable[[Tensor], Tensor], origin: Tensor, value: Tensor) -> None:
+        self.product, self.origin, self.value = product, origin, value
 
-    def __call__(self, adjoint: Tensor) -> Tensor:
-        return self.product(adjoint).add_(self.held)
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.product(x - self.origin).add_(self.value)
 
 
 class _RestrictedAdjoint:
@@ -207,10 +206,10 @@ class _RestrictedAdjoint:
         self.attended = slots.spread(self.rows.attended)
         mask = None if attention.mask is None else slots.of_queries(attention.mask)
         self.attention = _Attention(
-            query=slots.of_queries(attention.query).contiguous(),
+            query=slots.of_queries(attention.query),
             keys=slots.of_samples(attention.keys),
             values=slots.of_samples(attention.values),
-            weights=slots.of_queries(attention.weights).contiguous(),
+            weights=slots.of_queries(attention.weights),
             mask=mask,
             relative=attention.relative,
         )

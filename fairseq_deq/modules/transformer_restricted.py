@@ -75,9 +75,12 @@ class Slots:
 
     def of_queries(self, x: Tensor) -> Tensor:
         """The padded queries (b, H, Q, ...) of a tensor over all, (B or 1, H, T, ...)."""
-        if x.shape[0] == 1:
-            return x[0][:, self.query_time].transpose(0, 1)
-        return x[self.live.unsqueeze(1), :, self.query_time].transpose(1, 2)
+        samples, heads, times = x.shape[:3]
+        head = torch.arange(heads, device=x.device).view(1, -1, 1)
+        row = 0 if samples == 1 else self.live.view(-1, 1, 1)
+        place = (row * heads + head) * times + self.query_time.unsqueeze(1)  # (b, H, Q)
+        picked = x.reshape(-1, *x.shape[3:]).index_select(0, place.flatten())
+        return picked.view(*place.shape, *x.shape[3:])
 
 
 class RestrictedTransformer:

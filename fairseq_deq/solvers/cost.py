@@ -14,8 +14,7 @@ class GatherCost:
     """Seconds that evaluations took in one solve, whole and restricted, and what restricting itself took.
 
     An evaluation at n of N lanes is taken to cost c*n/N whole ones. As long as nothing was restricted, c
-    counts as 1 and restricting as free, so that it is tried; from then on it must have paid. Only speed
-    depends on the answer.
+    counts as 1, and restricting as one whole evaluation. Only speed depends on the answer.
 
     Args:
         lanes: number of lanes of a whole evaluation, N.
@@ -55,4 +54,5 @@ class GatherCost:
     def pays(self, now: int, then: int, evaluations: int) -> bool:
         """Whether to go from `now` to `then` lanes for the next `evaluations` evaluations."""
         saved = evaluations * (self.of(now) - self.of(then))
-        return then < now and saved > (self._restricting or 0.0)
+        price = self.of(self.lanes) if self._restricting is None else self._restricting
+        return then < now and saved > price
