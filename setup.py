@@ -33,7 +33,7 @@ setup(
     license_files=["LICENSE"],
     packages=find_packages(include=["fairseq_deq", "fairseq_deq.*"]),
     python_requires=">=3.10",
-    install_requires=["torch>=1.13", "numpy"],
+    install_requires=["torch>=2.4", "numpy"],
     extras_require={
         "fairseq": FAIRSEQ,
         "text": ["sacremoses", "sentencepiece"],

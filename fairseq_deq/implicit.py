@@ -238,6 +238,9 @@ class _ImplicitGradient(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(fz, leaf)
         ctx.f, ctx.gradient, ctx.inverse, ctx.stats = f, gradient, inverse, stats
+        # J is that of f as it was evaluated, also where autocast lowered its precision.
+        kind = leaf.device.type
+        ctx.precision = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
         return leaf.detach().clone()
 
     @staticmethod
@@ -256,11 +259,13 @@ class _ImplicitGradient(torch.autograd.Function):
             if ctx.gradient.refine == 0:
                 return start.to(dtype), None, None, None, None, None
             solver = replace(solver, max_evals=ctx.gradient.refine, policy="best")
-        adjoint = _adjoint_map(ctx.f, fz, leaf, grad, solver)
-        if solver.solver in linear_solver_names():
-            # From zero its first evaluation gives the constant of the map; one Krylov space a sample.
-            start = torch.zeros_like(grad)
-            solver = replace(solver, scope="sample" if solver.scope == "position" else solver.scope)
-        result = solve(adjoint, start, solver)
+        kind, precision, enabled = ctx.precision
+        with torch.autocast(kind, dtype=precision, enabled=enabled):
+            adjoint = _adjoint_map(ctx.f, fz, leaf, grad, solver)
+            if solver.solver in linear_solver_names():
+                # From zero its first evaluation gives the constant of the map; one Krylov space a sample.
+                start = torch.zeros_like(grad)
+                solver = replace(solver, scope="sample" if solver.scope == "position" else solver.scope)
+            result = solve(adjoint, start, solver)
         ctx.stats.record(result)
         return result.state.to(dtype), None, None, None, None, None

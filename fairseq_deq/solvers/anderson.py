@@ -78,9 +78,9 @@ class Anderson:
         torch.sub(fz, self.last_f, out=self.df[i])
         torch.sub(g, self.last_g, out=self.dg[i])
         if fresh is not None:
-            for history in (*self.df, *self.dg):
-                history.masked_fill_(fresh, 0)
-            self.gram.masked_fill_(fresh.unsqueeze(-1), 0)
+            lanes = fresh.squeeze(1).nonzero().squeeze(1)
+            for history in (*self.df, *self.dg, self.gram):
+                history.index_fill_(0, lanes, 0.0)
         row = torch.stack([vecdot(d, self.dg[i]) for d in self.dg], 1)  # (n, slots)
         self.gram[:, i, :] = row
         self.gram[:, :, i] = row

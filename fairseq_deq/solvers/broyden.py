@@ -28,6 +28,7 @@ class Broyden:
 
     def __init__(self, config: SolverConfig, like: Tensor) -> None:
         self.memory = config.memory or self.default_memory
+        self.rest = torch.zeros_like(like)  # the step of a lane that rests
         self.steps: list[Tensor] = []  # each (n, D), oldest first
         self.inner: list[Tensor] = []  # inner[j] = <s_i, s_j> for i <= j, (n, j+1)
 
@@ -44,11 +45,11 @@ class Broyden:
     def skip(self) -> None:
         if len(self.steps) == self.memory:
             self.steps, self.inner = [], []
-        if self.steps:
-            self._remember(torch.zeros_like(self.steps[0]))
+        self._remember(self.rest)
 
     def subset(self, source: Tensor) -> Broyden:
         part = copy.copy(self)
+        part.rest = select_rows(self.rest, source)
         part.steps = [select_rows(s, source) for s in self.steps]
         part.inner = [select_rows(p, source) for p in self.inner]
         return part

@@ -50,7 +50,7 @@ class SolverConfig:
     memory: int = 0
     damping: float = 1.0
     ridge: float = 1e-6
-    first_recheck: int = 6
+    first_recheck: int = 8
     active_set: str = "auto"
     patience: int = 6
     policy: str = "best"

@@ -11,12 +11,10 @@ from torch import Tensor
 from .anderson import Anderson
 from .config import SolverConfig
 from .lanes import LaneShape, Restrictable
+from .ledger import DIVERGED, GROWTH_LIMIT, MAX_RESTARTS
 from .result import FixedPoint, Status
 from .solve import apply_policy, solve
 
-# As in `Loop`: the growth of the residual that sends a lane back to its best state, and how often.
-_GROWTH_LIMIT = 1e3
-_MAX_RESTARTS = 4
 # The lanes evaluated are narrowed to those still moving when that leaves out at least this share of them.
 _NARROW = 0.25
 
@@ -150,7 +148,7 @@ class _Run:
         book["since_best"] = np.where(moving, np.where(better, 0, book["since_best"] + 1), book["since_best"])
         moving &= ~passed
         book["moving"] = moving
-        grown = distance > _GROWTH_LIMIT * book["best_distance"]
+        grown = distance > GROWTH_LIMIT * book["best_distance"]
         return moving & (~finite | grown | (book["since_best"] >= self.config.patience))
 
     def _step(self, products: np.ndarray, lost: np.ndarray) -> None:
@@ -175,7 +173,7 @@ class _Run:
             book["tau"][lost] *= 0.5
             book["fresh"] |= lost
             book["since_best"][lost] = 0
-            hopeless = lost & (book["restarts"] > _MAX_RESTARTS)
+            hopeless = lost & (book["restarts"] > MAX_RESTARTS)
             book["given_up"] |= hopeless
             book["moving"] &= ~hopeless
 
@@ -232,8 +230,8 @@ class _Run:
         stuck = book["given_up"] | (book["since_best"] > self.config.patience // 2)
         status[stuck] = Status.STALLED
         first, peak = book["first_distance"], book["peak_distance"]
-        grown = (peak > 1e2 * first) & (book["best_distance"] >= first)
-        status[(stuck & grown) | (book["last_distance"] > 1e2 * first)] = Status.DIVERGED
+        grown = (peak > DIVERGED * first) & (book["best_distance"] >= first)
+        status[(stuck & grown) | (book["last_distance"] > DIVERGED * first)] = Status.DIVERGED
         status[(stuck & np.isinf(peak)) | np.isinf(book["last_distance"])] = Status.NON_FINITE
         status[~book["moving"] & ~book["given_up"]] = Status.CONVERGED
 

@@ -9,8 +9,14 @@ from torch import Tensor
 
 from .result import Status
 
+# A lane whose residual exceeds its best by this factor goes back to its best state.
+GROWTH_LIMIT = 1e3
+# Restarts (each with half the step) before a lane is given up as stalled, diverged or non-finite.
+MAX_RESTARTS = 6
+# Where the residual of a lane at rest has changed by this share, what the lane depends on has moved.
+MOVED = 0.01
 # A lane has diverged when its residual grew by this factor over the first one and never fell below that.
-_DIVERGED = 1e2
+DIVERGED = 10
 
 
 @dataclass
@@ -76,7 +82,8 @@ class Ledger:
 
     def residual(self) -> Tensor:
         """|f(z) - z| / |f(z)| at the best state of every lane, (n,)."""
-        return self.best_distance / self.best_size.clamp(min=1e-30)
+        residual = self.best_distance / self.best_size.clamp(min=1e-30)
+        return torch.where(torch.isinf(self.best_distance), torch.inf, residual)
 
     def status(self, patience: int) -> Tensor:
         """The `Status` of every lane, (n,) uint8."""
@@ -84,7 +91,7 @@ class Ledger:
         stuck = self.given_up | (self.since_best > patience // 2)
         status[stuck] = Status.STALLED
         # A lane that ends at its best state may have got there by restarts only: see how far it went.
-        limit = _DIVERGED * self.first_distance
+        limit = DIVERGED * self.first_distance
         grown = (self.peak_distance > limit) & (self.best_distance >= self.first_distance)
         status[(stuck & grown) | (self.last_distance > limit)] = Status.DIVERGED
         exploded = stuck & torch.isinf(self.peak_distance)

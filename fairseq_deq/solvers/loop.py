@@ -11,14 +11,10 @@ from torch import Tensor
 from .config import SolverConfig
 from .cost import GatherCost
 from .lanes import LaneShape, Restrictable
-from .ledger import Ledger
+from .ledger import GROWTH_LIMIT, MAX_RESTARTS, MOVED, Ledger
 from .registry import Stepper, get_solver
 from .result import FixedPoint
 
-# A lane whose residual exceeds its best by this factor goes back to its best state.
-_GROWTH_LIMIT = 1e3
-# Restarts (each with half the step) before a lane is given up as stalled, diverged or non-finite.
-_MAX_RESTARTS = 4
 # From one recheck to the next the number of iterations grows by this factor.
 _RECHECK_GROWTH = 1.6
 # Gathered rows come in multiples of this, so that a matrix product rounds a row the same in any company.
@@ -175,10 +171,11 @@ class Loop:
         patience. A woken lane starts again: what it rested at solved another equation.
         """
         passed, distance = measured.passed, measured.distance
-        here.given_up &= ~passed
+        best = here.best_distance
+        same = (distance == best) | ((distance - best).abs() <= MOVED * best)  # the former where both are inf
+        here.given_up &= ~passed & same  # of another equation
         woken = ~here.moving & ~passed & ~here.given_up & self.live[lanes]
         resting = ~here.moving & passed
-        best = here.best_distance
         stale = here.moving & ~passed & (distance >= best) & (distance <= 10 * best)
         self._renew(stale, lanes, z)
         known = resting | stale
@@ -186,6 +183,9 @@ class Loop:
         here.best_distance = torch.where(known, distance, best).masked_fill(woken, torch.inf)
         here.first_distance = here.first_distance.masked_fill(woken, torch.inf)
         here.peak_distance = here.peak_distance.masked_fill(woken, 0.0)
+        here.since_best = here.since_best.masked_fill(woken, 0)
+        here.restarts = here.restarts.masked_fill(woken, 0)
+        here.tau = here.tau.masked_fill(woken, self.config.damping)
         here.fresh |= woken
         here.moving |= woken
         self.some_fresh = self.some_fresh or bool(woken.any())
@@ -205,7 +205,7 @@ class Loop:
         here.evaluations = here.evaluations + moving
         here.since_best = torch.where(better, 0, here.since_best + moving)
         here.moving = moving & ~measured.passed
-        grown = (distance > _GROWTH_LIMIT * here.best_distance) | torch.isinf(distance)
+        grown = (distance > GROWTH_LIMIT * here.best_distance) | torch.isinf(distance)
         lost = here.moving & (grown | (here.since_best >= self.config.patience))
         self.moving_count, self.lost_count = torch.stack([here.moving.sum(), lost.sum()]).tolist()
         return lost
@@ -235,7 +235,7 @@ class Loop:
         here.fresh[lost] = True
         here.since_best[lost] = 0
         self.z.index_copy_(0, lost, self.best.index_select(0, self.rows[lost]))
-        hopeless = here.restarts[lost] > _MAX_RESTARTS
+        hopeless = here.restarts[lost] > MAX_RESTARTS
         here.given_up[lost] = hopeless
         here.moving[lost] = ~hopeless
         self.moving_count -= int(hopeless.sum())
