@@ -36,7 +36,7 @@ setup(
     install_requires=["torch>=2.4", "numpy"],
     extras_require={
         "fairseq": FAIRSEQ,
-        "text": ["sacremoses", "sentencepiece"],
+        "text": ["sacremoses", "sentencepiece", "subword-nmt"],
         "test": ["mypy", "pytest", "ruff"],
         "plot": ["matplotlib", "tensorboardX"],
     },

@@ -57,7 +57,7 @@ def _check_overrides(cfg: Any, model: Any, name: str, overrides: Mapping[str, An
     dataclass = MODEL_DATACLASS_REGISTRY.get(name)
     fields = getattr(dataclass, "__dataclass_fields__", {})
     own = sorted(field for field in {*fields, *model} if not field.startswith("_"))
-    unknown = sorted(names - set(own) - set(_all_keys(cfg)))
+    unknown = sorted(names - set(own) - set(_all_keys(cfg)) - set(_options_of_choices(overrides)))
     if unknown:
         close = difflib.get_close_matches(unknown[0], own, n=1)
         raise OptionError(
@@ -69,6 +69,15 @@ def _check_overrides(cfg: Any, model: Any, name: str, overrides: Mapping[str, An
         for key in names:
             if key in fields and key not in model:
                 model[key] = None  # fairseq overwrites only what is there
+
+
+def _options_of_choices(overrides: Mapping[str, Any]) -> Iterable[str]:
+    """The options that a choice in `overrides` brings along, as `bpe="sentencepiece"` does its model."""
+    from fairseq.registry import REGISTRIES
+
+    for key, choice in overrides.items():
+        dataclass = REGISTRIES.get(key, {}).get("dataclass_registry", {}).get(str(choice))
+        yield from getattr(dataclass, "__dataclass_fields__", {})
 
 
 def _all_keys(cfg: Any) -> Iterable[str]:

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from typing import Any, Optional
 
-from fairseq.models import FairseqLanguageModel, register_model
+from fairseq.models import register_model
 
 from ..errors import OptionError
 from ..modules.transformer_cell import TransformerCell
 from ..options import is_on, option, switch
 from .deq_config import DEQLanguageModelConfig, Init
 from .deq_decoder import DEQDecoder, InputOptions
+from .deq_language_model import DEQLanguageModel
 
 
 @dataclass
@@ -25,14 +26,11 @@ class DEQTransformerConfig(DEQLanguageModelConfig):
 
 
 @register_model("deq_transformer_lm", dataclass=DEQTransformerConfig)
-class DEQTransformerLanguageModel(FairseqLanguageModel):
+class DEQTransformerLanguageModel(DEQLanguageModel):
     """A Transformer language model of one layer at its equilibrium.
 
     Source: Bai, Kolter, Koltun (2019, arXiv 1909.01377).
     """
-
-    # fairseq announces the number of finished updates one too late for validation; see fairseq_remedies.
-    counts_finished_updates = True
 
     @classmethod
     def build_model(cls, cfg: DEQTransformerConfig, task: Any) -> "DEQTransformerLanguageModel":

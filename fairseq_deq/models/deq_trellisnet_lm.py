@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from typing import Any, Optional
 
-from fairseq.models import FairseqLanguageModel, register_model
+from fairseq.models import register_model
 
 from ..errors import OptionError
 from ..modules.trellis_cell import TrellisCell
 from ..options import is_on, option, switch
 from .deq_config import DEQLanguageModelConfig
 from .deq_decoder import DEQDecoder, InputOptions
+from .deq_language_model import DEQLanguageModel
 
 
 @dataclass
@@ -29,14 +30,11 @@ class DEQTrellisNetConfig(DEQLanguageModelConfig):
 
 
 @register_model("deq_trellisnet_lm", dataclass=DEQTrellisNetConfig)
-class DEQTrellisNetLanguageModel(FairseqLanguageModel):
+class DEQTrellisNetLanguageModel(DEQLanguageModel):
     """A TrellisNet language model of one layer at its equilibrium.
 
     Source: Bai, Kolter, Koltun (2019, arXiv 1810.06682 and 1909.01377).
     """
-
-    # fairseq announces the number of finished updates one too late for validation; see fairseq_remedies.
-    counts_finished_updates = True
 
     @classmethod
     def build_model(cls, cfg: DEQTrellisNetConfig, task: Any) -> "DEQTrellisNetLanguageModel":
