@@ -44,6 +44,7 @@ class DecodingCache:
     Attributes:
         settled: the positions behind, at equilibrium; first those of the memory, then those of the tokens.
         memory: number of positions of the memory.
+        injection_weight: the weight of the injection, normalised once.
         context: the last embeddings, as many as the next injection is made of beside its own.
         last: the newest equilibria, (B, 1, C).
         total, count: sum of the equilibria behind, (B, 1, C), and their number, (B, 1, 1); without padding.
@@ -55,6 +56,7 @@ class DecodingCache:
 
     settled: Settled
     memory: int
+    injection_weight: Tensor
     context: Tensor
     last: Tensor
     total: Tensor

@@ -217,13 +217,13 @@ class DEQDecoder(FairseqIncrementalDecoder):
             embedded if self.injection.window == 1 else embedded * tokens.ne(self.padding_idx).unsqueeze(-1)
         )
 
-    def _inject(self, embedded: Tensor, before: Tensor | None) -> Tensor:
+    def _inject(self, embedded: Tensor, before: Tensor | None, weight: Tensor | None = None) -> Tensor:
         """u, (B, T, injection_dim), from embeddings (B, T, D) and those `before` them, (B, S, D)."""
         shape = (embedded.shape[0], 1, self.dim)
         mask = variational_mask(embedded, shape, self.inputs.dropout, self.training)
         if self.injection.window == 1 or before is None:
-            return self.injection(apply_mask(embedded, mask))
-        return self.injection(apply_mask(embedded, mask), apply_mask(before.to(embedded.dtype), mask))
+            return self.injection(apply_mask(embedded, mask), weight=weight)
+        return self.injection(apply_mask(embedded, mask), apply_mask(before.to(embedded.dtype), mask), weight)
 
     def _remember(self, memory: Memory | None, state: Tensor, carried: Tensor) -> Memory | None:
         keep = self.cell.remembered(self.mem_len)
@@ -317,6 +317,7 @@ class DEQDecoder(FairseqIncrementalDecoder):
         cache = DecodingCache(
             settled,
             before,
+            injection_weight=self.injection.normalized_weight(),
             context=self._context(context),
             last=state[:, common - 1 : common],
             total=(state[:, :common] * real).sum(1, keepdim=True),
@@ -333,7 +334,7 @@ class DEQDecoder(FairseqIncrementalDecoder):
         if padding is not None:
             padding = torch.cat([padding, new.eq(self.padding_idx)], 1)
         embedded = self._embed(new)
-        injection = self._inject(embedded, cache.context)
+        injection = self._inject(embedded, cache.context, cache.injection_weight)
         f = cache.settled.bind(injection, padding)
         stats = self._no_stats(tokens)
         if new.shape[1] > 1:

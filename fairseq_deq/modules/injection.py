@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .rows import rowwise_linear
@@ -32,14 +33,19 @@ class Injection(nn.Linear):
             self.gain.copy_(self.weight.norm(dim=1, keepdim=True))
         self.bias.zero_()
 
-    def forward(self, x: Tensor, before: Tensor | None = None) -> Tensor:
+    def normalized_weight(self) -> Tensor:
+        """W, (injection_dim, w*D)."""
+        return self.weight if self.gain is None else torch._weight_norm(self.weight, self.gain, 0)
+
+    def forward(self, x: Tensor, before: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
         """u, (B, T, injection_dim).
 
         Args:
             x: embeddings, (B, T, D).
             before: those of the positions before, (B, S, D); zeros stand where there are fewer than w-1.
+            weight: W, where it has been normalised already: for few positions at a time, whose rounding then
+                may depend on their number.
         """
-        weight = self.weight if self.gain is None else torch._weight_norm(self.weight, self.gain, 0)
         batch, length, dim = x.shape
         if self.window > 1:
             reach = self.window - 1
@@ -47,4 +53,7 @@ class Injection(nn.Linear):
             seen = torch.cat([zeros, x] if before is None else [zeros, before.to(x.dtype), x], 1)
             seen = seen[:, -(reach + length) :]
             x = torch.cat([seen[:, j : j + length] for j in range(self.window)], -1)
-        return rowwise_linear(x.reshape(batch * length, -1), weight, self.bias).view(batch, length, -1)
+        if weight is not None:
+            return F.linear(x, weight, self.bias)
+        rows = rowwise_linear(x.reshape(batch * length, -1), self.normalized_weight(), self.bias)
+        return rows.view(batch, length, -1)

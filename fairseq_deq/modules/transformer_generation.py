@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -118,13 +117,12 @@ class SettledKeysValues:
         self.by_distance = torch.bmm(extra.unsqueeze(1), self.relative)
 
 
-@dataclass(frozen=True)
 class TokenCell:
     """f at the position after the settled ones, (B, 1, C) or (B, C) to the same shape.
 
     The position's own key and value change with z; they are written where they will stand when it is settled.
 
-    Attributes:
+    Args:
         prepared: the layer.
         qkv: W_qkv, transposed, (C, 3*H*D).
         injection: u with the factor and the bias of the query, (B, 3*H*D).
@@ -133,13 +131,20 @@ class TokenCell:
         bias: what the scores have that does not depend on z, (H, 1 or B, S + 1).
     """
 
-    prepared: PreparedCell
-    qkv: Tensor
-    injection: Tensor
-    keys: Tensor
-    values: Tensor
-    relative: Tensor
-    bias: Tensor
+    def __init__(
+        self,
+        prepared: PreparedCell,
+        qkv: Tensor,
+        injection: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        relative: Tensor,
+        bias: Tensor,
+    ) -> None:
+        self.prepared, self.qkv, self.injection = prepared, qkv, injection
+        self.keys, self.values, self.relative, self.bias = keys, values, relative, bias
+        self.own_key, self.own_value = keys[..., -1], values[:, :, -1]  # (H, B, D)
+        self.flat_keys, self.flat_values = keys.flatten(0, 1), values.flatten(0, 1)
 
     def __call__(self, z: Tensor) -> Tensor:
         p, cell = self.prepared, self.prepared.cell
@@ -148,13 +153,13 @@ class TokenCell:
         n, width = rows.shape[0], rows.shape[-1:]
         normed = F.layer_norm(rows, width) if cell.pre_norm else rows
         qkv = torch.addmm(self.injection, normed, self.qkv)
-        own = qkv.view(n, 3, heads, head_dim).transpose(0, 2)  # (H, 3, B, D)
-        self.keys[..., -1] = own[:, 1]
-        self.values[:, :, -1] = own[:, 2]
-        query = own[:, 0].contiguous()
+        query, key, value = qkv.view(n, 3, heads, head_dim).transpose(0, 2).unbind(1)  # (H, B, D)
+        self.own_key.copy_(key)
+        self.own_value.copy_(value)
+        query = query.contiguous()
         scores = torch.baddbmm(self.bias, query, self.relative).view(heads * n, 1, -1)
-        scores.baddbmm_(query.view(heads * n, 1, head_dim), self.keys.flatten(0, 1))
-        attended = torch.bmm(scores.softmax(-1), self.values.flatten(0, 1))  # (H*B, 1, D)
+        scores.baddbmm_(query.view(heads * n, 1, head_dim), self.flat_keys)
+        attended = torch.bmm(scores.softmax(-1), self.flat_values)  # (H*B, 1, D)
         attended = attended.view(heads, n, head_dim).transpose(0, 1).reshape(n, -1)
         h = F.linear(attended, p.out, cell.out.bias).add_(rows)
         if not cell.pre_norm:
@@ -166,11 +171,12 @@ class TokenCell:
 
     def restrict(self, z: Tensor, positions: Tensor, value: Tensor | None = None) -> TokenCell:
         """f at the rows `positions` (n,): (n, C) -> (n, C); no row looks at another."""
-        bias = self.bias if self.bias.shape[1] == 1 else self.bias.index_select(1, positions)
-        return replace(
-            self,
+        return TokenCell(
+            prepared=self.prepared,
+            qkv=self.qkv,
             injection=self.injection.index_select(0, positions),
             keys=self.keys.index_select(1, positions),
             values=self.values.index_select(1, positions),
-            bias=bias,
+            relative=self.relative,
+            bias=self.bias if self.bias.shape[1] == 1 else self.bias.index_select(1, positions),
         )
