@@ -44,6 +44,13 @@ def weighted(weights: Tensor, values: Tensor) -> Tensor:
     return torch.matmul(weights, F.pad(values, (0, missing)))[..., :-missing]
 
 
+def headwise(x: Tensor, weight: Tensor) -> Tensor:
+    """x (B, H, Q, K) @ weight (H, K, M): one product a head, and no copy of the weight for each sample."""
+    samples, heads, queries = x.shape[:3]
+    product = torch.bmm(x.transpose(0, 1).reshape(heads, samples * queries, -1), weight)
+    return product.view(heads, samples, queries, -1).transpose(0, 1)
+
+
 class SampleRows:
     """Which sample each row of a matrix of positions belongs to, to spread one mask a sample over them."""
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .dropout import apply_mask
-from .rows import SampleRows, pad_rows
+from .rows import SampleRows, headwise, pad_rows
 from .transformer_restricted import Slots
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class _Attention:
 
     def query_adjoint(self, scores: Tensor, by_distance: Tensor) -> Tensor:
         """The adjoint of q, (b, H, Q, D), from that of the scores by key and by distance."""
-        return torch.matmul(scores, self.keys) + torch.matmul(by_distance, self.relative.transpose(1, 2))
+        return torch.matmul(scores, self.keys).add_(headwise(by_distance, self.relative.transpose(1, 2)))
 
 
 class TransformerAdjoint:
@@ -213,6 +213,8 @@ class _RestrictedAdjoint:
             mask=mask,
             relative=attention.relative,
         )
+        shape = (*self.attention.weights.shape[:3], attention.relative.shape[-1])
+        self.by_distance = self.attention.weights.new_zeros(shape)
         # The columns of the scores that are keys of these positions, (b, H, Q, Q).
         column = (bound.memory + slots.query_time)[:, None, None, :]
         shape = (-1, slots.heads, slots.width, -1)
@@ -227,7 +229,7 @@ class _RestrictedAdjoint:
         stream, of_attended = self.rows.to_attention(p, pre_norm, adjoint)
         of_attended = slots.spread(of_attended)
         scores = attention.scores(of_attended, self.attended)
-        by_distance = slots.by_distance(scores, self.bound.relative.shape[-1])
+        by_distance = slots.by_distance(scores, self.by_distance)
         query = slots.collect(attention.query_adjoint(scores, by_distance))
         keys = slots.collect(torch.matmul(scores.gather(-1, self.own).transpose(2, 3), attention.query))
         values = slots.collect(torch.matmul(self.dropped, of_attended))

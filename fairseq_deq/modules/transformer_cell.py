@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..solvers.loop import ROW_MULTIPLE
 from .dropout import apply_mask, variational_mask
-from .rows import SampleRows, pad_rows, weighted
+from .rows import SampleRows, headwise, pad_rows, weighted
 from .transformer_adjoint import TransformerAdjoint
 from .transformer_restricted import RestrictedTransformer
 from .weight_norm import Initializer, WeightNormLinear
@@ -268,8 +268,9 @@ class BoundCell:
 
     def weights(self, query: Tensor, keys: Tensor) -> Tensor:
         """What each query attends to, before dropout, (B, H, T', columns)."""
-        shifted = self.shifted(torch.matmul(query, self.relative))
-        return (torch.matmul(query, keys.transpose(2, 3)) + shifted + self.padded_bias).softmax(-1)
+        scores = torch.matmul(query, keys.transpose(2, 3))
+        scores = scores.add_(self.shifted(headwise(query, self.relative))).add_(self.padded_bias)
+        return scores.softmax(-1)
 
     def shifted(self, relative: Tensor) -> Tensor:
         """The view of the scores by distance, (B, H, T', W), whose columns are keys, (B, H, T', columns).

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..solvers.loop import ROW_MULTIPLE
 from .dropout import apply_mask
-from .rows import SampleRows, pad_rows, weighted
+from .rows import SampleRows, headwise, pad_rows, weighted
 
 if TYPE_CHECKING:
     from .transformer_cell import BoundCell
@@ -64,10 +64,14 @@ class Slots:
         """Scores by distance, (b, H, Q, W), by key, (b, H, Q, columns)."""
         return relative.gather(-1, self._column.expand(-1, self.heads, -1, -1))
 
-    def by_distance(self, scores: Tensor, width: int) -> Tensor:
-        """The transpose: scores by key, (b, H, Q, columns), by distance, (b, H, Q, width)."""
-        zeros = scores.new_zeros(*scores.shape[:-1], width)
-        return zeros.scatter_add_(-1, self._column.expand(-1, self.heads, -1, -1), scores)
+    def by_distance(self, scores: Tensor, out: Tensor) -> Tensor:
+        """The transpose: scores by key, (b, H, Q, columns), 0 where there is none, by distance.
+
+        Args:
+            scores: the scores.
+            out: (b, H, Q, W), zeros, or what an earlier call returned.
+        """
+        return out.scatter_(-1, self._column.expand(-1, self.heads, -1, -1), scores)
 
     def of_samples(self, x: Tensor) -> Tensor:
         """Rows of the live samples, of a tensor over all samples."""
@@ -123,8 +127,8 @@ class RestrictedTransformer:
         keys, values = (
             self._with_own(held, new) for held, new in zip((self.keys, self.values), own.chunk(2, -1))
         )
-        shifted = slots.by_key(torch.matmul(query, bound.relative))
-        scores = torch.matmul(query, keys.transpose(2, 3)) + shifted + self.bias
+        scores = torch.matmul(query, keys.transpose(2, 3))
+        scores = scores.add_(slots.by_key(headwise(query, bound.relative))).add_(self.bias)
         weights = apply_mask(scores.softmax(-1), self.attention_mask)
         return bound.after_attention(rows, slots.collect(weighted(weights, values)), self.samples)
 
