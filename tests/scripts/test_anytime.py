@@ -1,0 +1,106 @@
+"""scripts/anytime.py: perplexity against the budget, and the words that need most of it."""
+
+import importlib.util
+import json
+import math
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from matplotlib import image
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "anytime.py"
+
+
+@pytest.fixture(scope="module")
+def anytime():
+    spec = importlib.util.spec_from_file_location("anytime", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def options(data_bin, deq_checkpoint):
+    """What evaluates the tiny model on the test text."""
+    return (
+        *(str(data_bin), "--path", str(deq_checkpoint), "--gen-subset", "test"),
+        *("--tokens-per-sample", "32", "--batch-size", "8", "--num-workers", "0", "--cpu"),
+    )
+
+
+def test_budgets_double_up_to_the_last(anytime):
+    assert anytime.budgets_up_to(30) == [1, 2, 4, 8, 16, 30]
+    assert anytime.budgets_up_to(8) == [1, 2, 4, 8]
+    assert anytime.budgets_up_to(1) == [1]
+
+
+def test_the_table_is_that_of_fairseq_eval_lm(anytime, options, in_process, capsys, tmp_path):
+    numbers, picture = tmp_path / "anytime.json", tmp_path / "anytime.png"
+    assert anytime.main([*options, "--json", str(numbers), "--plot", str(picture), "--words", "4"]) == 0
+    printed = capsys.readouterr().out
+    table = json.loads(numbers.read_text())
+    assert [line["budget"] for line in table["budgets"]] == [1, 2, 4, 8]
+    for line in table["budgets"]:
+        overrides = f"{{'f_thres': {line['budget']}}}"
+        log = in_process("fairseq-eval-lm", *options, "--model-overrides", overrides).checked().text
+        (perplexity,) = re.findall(r"Perplexity: ([\d.]+)", log)
+        assert line["perplexity"] == pytest.approx(float(perplexity), abs=0.006)
+        assert f"{line['perplexity']:.2f}" in printed
+        assert line["evaluations"] <= line["budget"]
+    residuals = [line["residual"] for line in table["budgets"]]
+    assert residuals[0] == 1.0  # the only evaluation is at z = 0
+    assert residuals[-1] < 0.2
+    evaluations = [word["evaluations"] for word in table["words"]]
+    assert len(evaluations) == 4
+    assert evaluations == sorted(evaluations, reverse=True)
+    assert all(word["count"] >= 5 for word in table["words"])
+    assert image.imread(picture).ndim == 3
+
+
+def test_words_are_ranked_by_their_mean(anytime, data_bin):
+    from fairseq.data import Dictionary
+
+    words = Dictionary()
+    for name in "abc":
+        words.add_symbol(name)
+    a, b, c = (words.index(name) for name in "abc")
+    source = torch.tensor([a, a, b, b, c])
+    evaluations = torch.tensor([3, 5, 9, 7, 30])
+    passed = anytime.Evaluation(
+        30, source, torch.tensor([1.0, 3, 2, 2, 9]), torch.full((5,), math.inf), evaluations, evaluations < 9
+    )
+    ranked = anytime.hardest(passed, words, count=5, at_least=2)
+    assert [(word.word, word.count, word.evaluations, word.loss) for word in ranked] == [
+        ("b", 2, 8.0, 2.0),
+        ("a", 2, 4.0, 2.0),
+    ]
+    assert anytime.hardest(passed, words, count=1, at_least=1)[0].word == "c"
+    assert passed.summary()["residual"] == 1.0
+    assert passed.perplexity == pytest.approx(math.exp(17 / 5))
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (("--budgets", "0,4"), "--budgets must be numbers of at least 1 with commas between, like 1,2,4,30"),
+        (("--budgets", "few"), "--budgets must be numbers of at least 1 with commas between, like 1,2,4,30"),
+        (("--plot", "curve.pdf"), "--plot curve.pdf: the picture is a PNG, so its name must end in .png"),
+        (("--context-window", "8"), "anytime.py has no --context-window"),
+        (("--model-overrides", "{'gradient': 'unroll'}"), "is a stack of layers, not an equilibrium"),
+        (("--model-overrides", "{'pretrain_steps': 9}"), "is a stack of layers, not an equilibrium"),
+    ],
+)
+def test_bad_input_is_one_sentence(anytime, options, more, sentence, capsys):
+    assert anytime.main([*options, *more]) == 1
+    error = capsys.readouterr().err.strip().splitlines()
+    assert error[-1].startswith("anytime.py: ")
+    assert sentence in error[-1]
+
+
+def test_a_model_without_a_solver_is_refused(anytime, options, tiny_checkpoint, capsys):
+    assert anytime.main([*options, "--path", str(tiny_checkpoint)]) == 1
+    assert "is a TransformerLanguageModel, which has no solver" in capsys.readouterr().err
