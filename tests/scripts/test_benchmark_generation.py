@@ -1,0 +1,58 @@
+"""The benchmark of generation measures what it says."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "benchmark_generation.py"
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    """The script as a module."""
+    spec = importlib.util.spec_from_file_location("benchmark_generation", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_one_run_prints_writes_and_counts(benchmark, monkeypatch, capsys, tmp_path, data_bin, deq_checkpoint):
+    out = tmp_path / "generation"
+    options = "--contexts 6 --batches 2 --beams 1 3 --tokens 3 --turns 2 --layers 5 --threads 1 --cpu".split()
+    arguments = [str(data_bin), "--path", str(deq_checkpoint), *options, "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["benchmark_generation.py", *arguments])
+    monkeypatch.setattr(benchmark.logging, "disable", lambda level: None)
+    benchmark.main()
+    table = capsys.readouterr().out.splitlines()
+    results = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))["results"]
+    assert len(results) == 2
+    assert len(table) == 4
+    for entry, beam in zip(results, (1, 3)):
+        assert (entry["context"], entry["batch"], entry["beam"]) == (6, 2, beam)
+        ours, stack = entry["ours"], entry["stack"]
+        assert len(ours["seconds"]) == len(stack["seconds"]) == len(entry["uncached"]["seconds"]) == 2
+        # One layer of keys and values of width 16 in single precision, and as many times that as layers.
+        assert ours["cache_bytes"] == 2 * 16 * 4
+        assert stack["cache_bytes"] == 5 * 2 * 16 * 4
+        assert 1 <= ours["needed_evaluations"] <= ours["own_evaluations"] <= ours["evaluations"] <= 8
+        ratios = sorted(b / a for a, b in zip(ours["seconds"], stack["seconds"]))
+        assert entry["speed_over_stack"] == pytest.approx(sum(ratios) / 2)
+    pytest.importorskip("matplotlib")
+    assert out.with_suffix(".png").stat().st_size > 1000
+
+
+def test_the_search_keeps_the_best_continuations(benchmark):
+    search = benchmark.Search(sentences=1, beam=2, device=torch.device("cpu"))
+    log_probs = torch.tensor([[0.6, 0.3, 0.1], [0.5, 0.25, 0.25]]).log()
+    tokens, rows = search(log_probs)
+    assert sorted(zip(rows.tolist(), tokens.tolist())) == [(0, 0), (1, 0)]
+    # Row 1 of the next step continues what ranked second, 0.5.
+    tokens, rows = search(torch.tensor([[0.5, 0.4, 0.1], [0.9, 0.05, 0.05]]).log())
+    assert list(zip(rows.tolist(), tokens.tolist())) == [(1, 0), (0, 0)]
