@@ -13,17 +13,18 @@ from .solvers import Restrictable
 from .solvers.lanes import LaneShape
 
 
-def jacobian_penalty(fz: Tensor, z: Tensor, probes: int = 1) -> Tensor:
+def jacobian_penalty(fz: Tensor, z: Tensor, probes: int = 1, real: Tensor | None = None) -> Tensor:
     """Hutchinson's estimate of |J|_F^2 / n, J = dfz/dz, n the numbers in z: mean of (J^T v)^2, v ~ N(0, I).
 
-    It has a gradient with respect to everything that fz depends on.
+    It has a gradient with respect to everything that fz depends on, with z held where it is.
 
     Args:
-        fz: f(z) with its graph.
+        fz: f(z) with its graph, (..., C).
         z: the tensor that f was evaluated at, which requires a gradient.
         probes: number of vectors v to average over.
+        real: (...) bool; the other positions are not counted, neither in J nor in n. None: all are.
     Returns:
-        the estimate, a scalar.
+        the estimate, a scalar in float32 at least; 0 where no position is real.
     Raises:
         ValueError: `fz` does not depend on `z`, or no probe is asked for.
     Source: Hutchinson (1990); Bai, Koltun, Kolter (2021, arXiv 2106.14342), equation 4, whose division by the
@@ -33,11 +34,20 @@ def jacobian_penalty(fz: Tensor, z: Tensor, probes: int = 1) -> Tensor:
         raise ValueError(f"probes must be at least 1, got {probes}")
     if fz.grad_fn is None or not z.requires_grad:
         raise ValueError("the Jacobian penalty needs f(z) with its graph, and a z that requires a gradient")
-    total = z.new_zeros(())
+    counted = None if real is None else real.unsqueeze(-1).expand_as(z)
+    total = _widened(z.new_zeros(()))
     for _ in range(probes):
-        product = _vjp(fz, z, torch.randn_like(fz), create_graph=True)
-        total = total + product.float().pow(2).mean()
-    return total / probes
+        v = torch.randn_like(fz)
+        if counted is not None:
+            v = v.masked_fill(~counted, 0.0)
+        # Autocast would round what it finds in the backward pass of a graph that needs none of it.
+        with torch.autocast(z.device.type, enabled=False):
+            square = _widened(_vjp(fz, z, v, create_graph=True)).square()
+        if counted is not None:
+            square = square.masked_fill(~counted, 0.0)
+        total = total + square.sum()
+    n = z.numel() if counted is None else counted.sum().clamp(min=1)
+    return total / n / probes
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,7 @@ class PenaltySchedule:
     """When the Jacobian penalty counts, and how much, by the number of finished updates.
 
     Attributes:
-        weight: its weight in the loss, 0 for never.
+        weight: its weight in the loss at first.
         frequency: share of the updates that it is computed in, in [0, 1].
         increment_every: the weight grows by 0.1 each such number of updates, 0 for never.
         start: updates before which it is not used.
@@ -57,8 +67,8 @@ class PenaltySchedule:
     start: int = 0
 
     def __post_init__(self) -> None:
-        if not self.weight >= 0:
-            raise ValueError(f"weight must be at least 0, got {self.weight!r}")
+        if not 0 <= self.weight < math.inf:
+            raise ValueError(f"weight must be finite and at least 0, got {self.weight!r}")
         if not 0 <= self.frequency <= 1:
             raise ValueError(f"frequency must be in [0, 1], got {self.frequency!r}")
         if self.increment_every < 0:
@@ -69,13 +79,12 @@ class PenaltySchedule:
 
         The same on every worker and in a resumed run: the lot is drawn from the number of the update.
         """
-        if self.weight == 0 or self.frequency == 0 or update < self.start:
+        increments = max(update - self.start, 0) // self.increment_every if self.increment_every else 0
+        weight = self.weight + 0.1 * increments
+        if weight == 0 or update < self.start:
             return 0.0
         lot = torch.rand((), generator=torch.Generator().manual_seed(update)).item()
-        if lot >= self.frequency:
-            return 0.0
-        increments = (update - self.start) // self.increment_every if self.increment_every else 0
-        return self.weight + 0.1 * increments
+        return weight if lot < self.frequency else 0.0
 
 
 @dataclass(frozen=True)
@@ -83,9 +92,10 @@ class SpectralRadius:
     """Largest |eigenvalue| of a Jacobian, one for each block or system.
 
     Attributes:
-        value: the estimates.
-        error: how far J is, at most, from a matrix that has them exactly, as a spectral norm; for a normal J
-            it bounds the error of the estimates themselves.
+        value: the estimates, NaN where f is not finite. With fewer steps than dimensions and a normal J they
+            are bounds from below.
+        error: |J' - J| of the nearest J' that has this eigenvalue exactly, as a spectral norm, at most; for a
+            normal J some eigenvalue is as near as that. 0 says that nothing was left out.
         steps: Arnoldi steps taken.
     """
 
@@ -95,7 +105,11 @@ class SpectralRadius:
 
 
 def spectral_radius(
-    f: Callable[[Tensor], Tensor], z: Tensor, scope: str = "position", steps: int = 20
+    f: Callable[[Tensor], Tensor],
+    z: Tensor,
+    scope: str = "position",
+    steps: int = 20,
+    positions: Tensor | None = None,
 ) -> SpectralRadius:
     """rho(J) = max |eigenvalue| of J = df/dz at z, by Arnoldi's method on J^T.
 
@@ -111,31 +125,40 @@ def spectral_radius(
         z: the point, usually a fixed point.
         scope: `position`, the blocks J_tt, result (B, ...); `sample`, all of J of each sample, (B,).
         steps: Arnoldi steps, each a vector-Jacobian product.
+        positions: (B, K), K positions of each sample (flat within the sample), for which alone the blocks are
+            taken, result (B, K); None: all. Only in position scope.
     Returns:
-        the `SpectralRadius`.
+        the `SpectralRadius`, in float32 at least.
     Raises:
-        ValueError: unknown scope, too few steps, or blocks of a map that cannot be restricted.
+        ValueError: unknown scope, too few steps, positions in `sample` scope, or blocks of a map that cannot
+            be restricted.
     Source: Arnoldi (1951); Saad, Numerical Methods for Large Eigenvalue Problems (2011), section 6.2.
     """
     if scope not in ("position", "sample"):
         raise ValueError(f"scope must be one of position, sample; got {scope!r}")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
+    if positions is not None and scope == "sample":
+        raise ValueError("positions can be chosen in scope position only")
     lanes = LaneShape.of(z, scope)
     z = z.detach()
-    if scope == "sample" or lanes.count == lanes.samples:
+    if positions is None and (scope == "sample" or lanes.count == lanes.samples):
         return _reshaped(_arnoldi(*_taped(f, z), lanes.count, steps), lanes.shape)
     if not isinstance(f, Restrictable):
         raise ValueError("the blocks of single positions need an f that can be restricted; use scope sample")
     width = lanes.count // lanes.samples
-    rows = torch.arange(lanes.samples, device=z.device) * width
+    shape = lanes.shape if positions is None else positions.shape
+    if positions is None:
+        positions = torch.arange(width, device=z.device).expand(lanes.samples, width)
+    first = torch.arange(lanes.samples, device=z.device) * width
     blocks = []
-    for t in range(width):  # one position of every sample at a time: their blocks do not touch
-        own = z.reshape(-1, lanes.width).index_select(0, rows + t)
-        blocks.append(_arnoldi(*_taped(f.restrict(z, rows + t, None), own), lanes.samples, steps))
+    for column in positions.unbind(1):  # one position of every sample at a time: their blocks do not touch
+        rows = first + column
+        own = z.reshape(-1, lanes.width).index_select(0, rows)
+        blocks.append(_arnoldi(*_taped(f.restrict(z, rows, None), own), lanes.samples, steps))
     value = torch.stack([b.value for b in blocks], 1)
     error = torch.stack([b.error for b in blocks], 1)
-    return _reshaped(SpectralRadius(value, error, blocks[0].steps), lanes.shape)
+    return _reshaped(SpectralRadius(value, error, blocks[0].steps), shape)
 
 
 def _reshaped(radius: SpectralRadius, shape: torch.Size) -> SpectralRadius:
@@ -148,9 +171,16 @@ def _taped(f: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
         return f(leaf), leaf
 
 
+def _widened(x: Tensor) -> Tensor:
+    """x in float32 at least."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def _vjp(fz: Tensor, leaf: Tensor, vector: Tensor, create_graph: bool = False) -> Tensor:
+    if not fz.requires_grad:
+        return torch.zeros_like(leaf)
     (product,) = torch.autograd.grad(
-        fz, leaf, vector, retain_graph=True, create_graph=create_graph, allow_unused=True
+        fz, leaf, vector.to(fz.dtype), retain_graph=True, create_graph=create_graph, allow_unused=True
     )
     return torch.zeros_like(leaf) if product is None else product
 
@@ -158,35 +188,36 @@ def _vjp(fz: Tensor, leaf: Tensor, vector: Tensor, create_graph: bool = False) -
 @torch.no_grad()
 def _arnoldi(fz: Tensor, leaf: Tensor, systems: int, steps: int) -> SpectralRadius:
     """Ritz values of `systems` independent rows, from the Krylov space of one random vector each."""
+    like = _widened(leaf)
     size = leaf.numel() // systems
     steps = min(steps, size)
+    basis = like.new_zeros(systems, steps + 1, size)
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(systems, size, generator=generator, dtype=torch.float64).to(leaf)
-    basis = [start / torch.linalg.vector_norm(start, dim=1, keepdim=True)]
+    start = torch.randn(systems, size, generator=generator, dtype=torch.float64)
+    basis[:, 0] = (start / torch.linalg.vector_norm(start, dim=1, keepdim=True)).to(like)
     hessenberg = torch.zeros(systems, steps + 1, steps, dtype=torch.float64)
     for k in range(steps):
-        w = _vjp(fz, leaf, basis[-1].view_as(fz)).reshape(systems, size)
-        known = torch.stack(basis, 1)  # (n, k+1, D)
+        w = _vjp(fz, leaf, basis[:, k].reshape(fz.shape)).reshape(systems, size).to(like)
+        known = basis[:, : k + 1]  # (n, k+1, D)
         for _ in range(2):  # twice is enough to keep the basis orthogonal
             along = torch.bmm(known, w.unsqueeze(-1))
             w = w - torch.bmm(along.transpose(1, 2), known).squeeze(1)
             hessenberg[:, : k + 1, k] += along.squeeze(-1).cpu()
         length = torch.linalg.vector_norm(w, dim=1)
         # Nothing new: the Krylov space is invariant, and its Ritz values are eigenvalues.
-        gone = length <= 16 * torch.finfo(w.dtype).eps * torch.linalg.vector_norm(
-            hessenberg[:, :, k], dim=1
-        ).to(w)
+        column = torch.linalg.vector_norm(hessenberg[:, :, k], dim=1).to(like)
+        gone = length <= 16 * torch.finfo(like.dtype).eps * column
         hessenberg[:, k + 1, k] = length.masked_fill(gone, 0.0).cpu()
-        basis.append((w / length.unsqueeze(1)).masked_fill(gone.unsqueeze(1), 0.0))
-    return _ritz(hessenberg, steps, leaf)
+        basis[:, k + 1] = (w / length.unsqueeze(1)).masked_fill(gone.unsqueeze(1), 0.0)
+    return _ritz(hessenberg, steps, like)
 
 
 def _ritz(hessenberg: Tensor, steps: int, like: Tensor) -> SpectralRadius:
     finite = torch.isfinite(hessenberg).flatten(1).all(1)
-    hessenberg = torch.where(finite.view(-1, 1, 1), hessenberg, torch.zeros_like(hessenberg))
+    hessenberg = torch.where(finite.view(-1, 1, 1), hessenberg, 0.0)
     values, vectors = torch.linalg.eig(hessenberg[:, :steps])
     size, which = values.abs().max(1)
     last = vectors[torch.arange(len(which)), steps - 1, which].abs()
     error = hessenberg[:, steps, steps - 1] * last
-    value = torch.where(finite, size, math.nan)
-    return SpectralRadius(value.to(like), torch.where(finite, error, math.nan).to(like), steps)
+    value, error = (torch.where(finite, x, math.nan).to(like) for x in (size, error))
+    return SpectralRadius(value, error, steps)

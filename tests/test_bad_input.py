@@ -43,6 +43,12 @@ WRONG_OPTIONS = [
     ("--f-solver newton", "--f-solver must be one of anderson, broyden, picard; got 'newton'"),
     ("--f-solver gmres", "--f-solver must be one of anderson, broyden, picard; got 'gmres'"),
     ("--shine-refine -1", "--shine-refine must be at least 0, got -1"),
+    ("--jac-loss-weight -1", "--jac-loss-weight must be finite and at least 0, got -1.0"),
+    (
+        "--jac-loss-weight 1 --gradient unroll",
+        "--jac-loss-weight needs an equilibrium, which --gradient unroll does not solve for: choose "
+        "--gradient ift, shine, phantom or jfb",
+    ),
     ("--b-solver newton", "--b-solver must be one of anderson, broyden, picard, gmres; got 'newton'"),
     (
         "--gradient bptt",

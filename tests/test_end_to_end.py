@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from fairseq import checkpoint_utils
+
+from fairseq_deq.jacobian import jacobian_penalty
 
 TINY = (
     *("--task", "language_modeling", "--arch", "deq_transformer_lm_tiny", "--criterion", "deq_lm_loss"),
@@ -186,6 +189,69 @@ def test_every_gradient_trains(gradient, in_process, data_bin, tmp_path):
     )
     losses = [float(line["loss"]) for line in _json_lines(log) if "loss" in line]
     assert losses[-1] < losses[0]
+
+
+def _penalty(path: Path, data_bin: Path) -> float:
+    """The Jacobian penalty of a checkpoint at the equilibria of the validation text."""
+    models, _, task = checkpoint_utils.load_model_ensemble_and_task(
+        [str(path)], arg_overrides={"data": str(data_bin), "f_thres": 60}
+    )
+    task.load_dataset("valid")
+    sample = task.dataset("valid").collater([task.dataset("valid")[i] for i in range(4)])
+    torch.manual_seed(0)
+    _, extra = models[0].eval()(**sample["net_input"])
+    values = [jacobian_penalty(*e.taped, probes=4) for e in extra["equilibria"]]
+    return torch.stack(values).mean().item()
+
+
+def test_the_jacobian_penalty_trains_and_falls(in_process, data_bin, tmp_path):
+    options = "--max-update 8 --update-freq 2 --f-thres 12 --b-thres 12".split()
+    penalised = "--jac-loss-weight 2 --jac-loss-freq 0.8 --jac-incremental 5 --spectral-radius 8".split()
+    log = _train(in_process, data_bin, tmp_path / "with", *options, *penalised)
+    plain = _train(in_process, data_bin, tmp_path / "without", *options)
+    lines, without = _json_lines(log), _json_lines(plain)
+    logged = [float(line["jac"]) for line in lines if "jac" in line]
+    assert logged[-1] < 0.5 * logged[0]
+    assert not any("jac" in name or "sradius" in name for line in without for name in line)
+    for line in lines:  # cross-entropy alone
+        if "loss" in line:
+            assert float(line["ppl"]) == pytest.approx(2 ** float(line["loss"]), rel=2e-3)
+    radii = [float(line["valid_sradius"]) for line in lines if "valid_loss" in line]
+    assert all(0 < radius < 2 for radius in radii)
+    assert radii
+    assert not any("valid_jac" in line or "sradius" in line for line in lines)
+    found, reference = (
+        _penalty(tmp_path / name / "checkpoint_last.pt", data_bin) for name in ("with", "without")
+    )
+    assert found < 0.5 * reference
+    assert reference > 0.05
+
+
+def test_a_trellisnet_trains_with_the_jacobian_penalty_and_resumes_to_the_same(
+    in_process, data_bin, tmp_path
+):
+    options = (
+        *"--task language_modeling --arch deq_trellisnet_lm_tiny --criterion deq_lm_loss --nhid 16".split(),
+        *"--decoder-embed-dim 16 --optimizer adam --lr 0.005 --tokens-per-sample 24 --batch-size 8".split(),
+        *"--num-workers 0 --cpu --log-format json --log-interval 1 --disable-validation --f-thres 6".split(),
+        *"--gradient jfb --wnorm --subseq-len 10 --jac-loss-weight 1 --jac-loss-freq 0.5".split(),
+    )
+
+    def train(name: str, updates: int) -> list[dict[str, str]]:
+        save = ("--save-dir", tmp_path / name, "--max-update", str(updates))
+        return _json_lines(in_process("fairseq-train", data_bin, *options, *save).checked().text)
+
+    def columns(lines: list[dict[str, str]]) -> dict[str, str | None]:
+        return {line["num_updates"]: line.get("jac") for line in lines if "num_updates" in line}
+
+    whole, first, second = train("whole", 6), train("parts", 3), train("parts", 6)
+    assert columns(first) | columns(second) == columns(whole)
+    logged = list(columns(whole).values())
+    assert None in logged
+    assert any(value is not None and 0 < float(value) < 10 for value in logged)
+    weights = _weights(tmp_path / "whole" / "checkpoint_last.pt")
+    for name, tensor in _weights(tmp_path / "parts" / "checkpoint_last.pt").items():
+        assert torch.equal(tensor, weights[name]), name
 
 
 def test_interactive_continues_prompts_and_warns_of_unknown_words(trained, command, data_bin):

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 # Entries of SolveStats, as they are named in the log: a mean a lane, prefixed f_ (forward) or b_ (backward).
 _COLUMNS = ("nfe", "lane_nfe", "res", "conv")
+# The Jacobian's: sums, and what they are sums over.
+_JACOBIAN = ("jac_sum", "jac_positions", "sradius_sum", "sradius_rows")
 
 
 @dataclass
@@ -32,6 +34,8 @@ class DEQLanguageModelLoss(FairseqCriterion):
     `loss` and `ppl` are cross-entropy alone, in bits and as perplexity. Beside them stand, as means over
     the lanes of a solve, `f_nfe` (evaluations of f), `f_lane_nfe` (those really computed), `f_res` (relative
     residual), `f_conv` (share of converged lanes), and the same with `b_` for the backward solve.
+    The Jacobian penalty, where the model computes one, is added to the loss that is differentiated, and
+    logged without its weight as `jac`, a mean over positions; the spectral radius as `sradius`, over rows.
     """
 
     def __init__(self, task: Any, sentence_avg: bool) -> None:
@@ -61,12 +65,22 @@ class DEQLanguageModelLoss(FairseqCriterion):
             "nsentences": target.size(0),
             "sample_size": sample_size,
         }
+        term, radii = extra.get("jacobian_term"), extra.get("block_radii")
+        # Every worker logs the same entries, on the device of the loss.
+        sums = dict.fromkeys(_JACOBIAN, loss.new_zeros(()))
+        if term is not None:
+            sums |= {"jac_sum": term.value.detach() * term.positions, "jac_positions": term.positions}
+        if radii is not None:
+            sums |= {"sradius_sum": radii.largest().sum(), "sradius_rows": radii.real.any(1).sum()}
+        logging_output |= sums
         for prefix in ("f", "b"):
             stats = extra.get("forward_stats" if prefix == "f" else "backward_stats")
             # Views: the backward pass fills its entries in after this dictionary was made.
             sums = stats.sums if stats is not None else features.new_zeros(5)
             for name, value in zip(("lanes", *_COLUMNS), sums.unbind(), strict=True):
                 logging_output[f"{prefix}_{name}_sum"] = value
+        if term is not None and reduce:
+            loss = loss + term.weighted * sample_size
         return loss, sample_size, logging_output
 
     def _cross_entropy(self, decoder: Any, output: Tensor, target: Tensor, reduce: bool) -> Tensor:
@@ -102,6 +116,9 @@ class DEQLanguageModelLoss(FairseqCriterion):
                     mean = total(f"{prefix}_{name}_sum") / lanes
                     rounding = 2 if name.endswith("nfe") else digits if name == "conv" else 6
                     metrics.log_scalar(f"{prefix}_{name}", mean, lanes, round=rounding)
+        for name, count in (("jac", total("jac_positions")), ("sradius", total("sradius_rows"))):
+            if count > 0:
+                metrics.log_scalar(name, total(f"{name}_sum") / count, count, round=4)
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:

@@ -1,5 +1,6 @@
 """The options that every DEQ language model has, and what they become."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -8,6 +9,7 @@ from omegaconf import II
 
 from ..errors import OptionError
 from ..implicit import GRADIENTS, GradientConfig
+from ..jacobian import PenaltySchedule
 from ..modules.weight_norm import Initializer
 from ..options import is_on, option, switch
 from ..solvers import SolverConfig, linear_solver_names, solver_names
@@ -71,6 +73,15 @@ class DEQLanguageModelConfig(FairseqDataclass):
     phantom_steps: int = option(5, "steps of --gradient phantom")
     phantom_damping: float = option(1.0, "step length of --gradient phantom, in (0, 1]")
     shine_refine: int = option(5, "evaluations of the backward solver after the estimate of --gradient shine")
+
+    jac_loss_weight: float = option(0.0, "weight of the Jacobian penalty in the loss, 0: off")
+    jac_loss_freq: float = option(1.0, "share of the updates that the penalty is computed in, in [0, 1]")
+    jac_incremental: int = option(
+        0, "the penalty's weight grows by 0.1 each such number of updates after the pretraining, 0: never"
+    )
+    spectral_radius: int = option(
+        0, "Arnoldi steps for the spectral radius at validation (8 positions a row), for example 20; 0: off"
+    )
 
     pretrain_steps: int = option(0, "updates trained as a tied stack before the equilibrium phase")
     pretrain_layers: int = option(2, "layers of that stack")
@@ -137,6 +148,24 @@ def gradient_config(cfg: DEQLanguageModelConfig) -> GradientConfig:
     return GradientConfig(str(cfg.gradient), solver, cfg.phantom_steps, cfg.phantom_damping, cfg.shine_refine)
 
 
+def penalty_schedule(cfg: DEQLanguageModelConfig) -> PenaltySchedule:
+    """When the Jacobian penalty counts, and how much: from the end of the pretraining on.
+
+    Raises:
+        ValueError: an option is out of range; the sentence names it and the valid values.
+    """
+    weight, every = cfg.jac_loss_weight, cfg.jac_incremental
+    _require(0 <= weight < math.inf, "jac_loss_weight", "finite and at least 0", weight)
+    _require(0 <= cfg.jac_loss_freq <= 1, "jac_loss_freq", "in [0, 1]", cfg.jac_loss_freq)
+    _require(every >= 0, "jac_incremental", "at least 0", every)
+    if str(cfg.gradient) == "unroll" and (weight or every):
+        raise OptionError(
+            f"--{'jac-loss-weight' if weight else 'jac-incremental'} needs an equilibrium, which --gradient "
+            "unroll does not solve for: choose --gradient ift, shine, phantom or jfb"
+        )
+    return PenaltySchedule(weight, cfg.jac_loss_freq, every, start=cfg.pretrain_steps)
+
+
 def _solver(flags: dict[str, str], **options: Any) -> SolverConfig:
     tolerance = options["rtol"] + options["atol"]
     if tolerance == 0:  # no residual can meet that
@@ -160,7 +189,7 @@ def check_options(cfg: DEQLanguageModelConfig, vocabulary: int) -> None:
     Raises:
         ValueError: with the option's name, what is wrong and what is valid.
     """
-    for name in ("pretrain_steps", "mem_len", "subseq_len"):
+    for name in ("pretrain_steps", "mem_len", "subseq_len", "spectral_radius"):
         _require(getattr(cfg, name) >= 0, name, "at least 0", getattr(cfg, name))
     for name in ("decoder_embed_dim", "pretrain_layers"):
         _require(getattr(cfg, name) >= 1, name, "at least 1", getattr(cfg, name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from fairseq.modules import AdaptiveInput, AdaptiveSoftmax
 from torch import Tensor, nn
 
 from ..implicit import Equilibrium, SolveStats, fixed_point, unroll
-from ..modules.cell import Cell, Past, Prepared
+from ..modules.cell import Cell
 from ..modules.dropout import apply_mask, variational_mask
 from ..modules.injection import Injection
 from ..modules.memory import Memory, MemoryCarrier
@@ -20,7 +21,15 @@ from ..modules.weight_norm import Initializer
 from ..options import is_on
 from ..solvers.independent import solve_independent
 from .decoding import DecodingCache, Prompt, nothing_settled
-from .deq_config import DEQLanguageModelConfig, check_options, cutoffs, forward_solver, gradient_config
+from .deq_config import (
+    DEQLanguageModelConfig,
+    check_options,
+    cutoffs,
+    forward_solver,
+    gradient_config,
+    penalty_schedule,
+)
+from .stability import BlockRadii, JacobianTerm
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,7 @@ class DEQDecoder(FairseqIncrementalDecoder):
         super().__init__(dictionary)
         check_options(cfg, len(dictionary))
         self.solver, self.gradient = forward_solver(cfg), gradient_config(cfg)
+        self.penalty, self.radius_steps = penalty_schedule(cfg), cfg.spectral_radius
         self.dropout = cfg.dropout
         self.pretrain_steps, self.pretrain_layers = cfg.pretrain_steps, cfg.pretrain_layers
         self.mem_len, self.subseq_len = cfg.mem_len, cfg.subseq_len
@@ -101,7 +111,8 @@ class DEQDecoder(FairseqIncrementalDecoder):
         Returns:
             logits (B, T, V), or features (B, T, C) for the adaptive softmax; and a dictionary with `attn`
             (always None), `equilibria` (a list of `Equilibrium`, one a subsequence), `forward_stats` and
-            `backward_stats` (`SolveStats`, the latter filled by the backward pass) and `memory`.
+            `backward_stats` (`SolveStats`, the latter filled by the backward pass), `memory`, and, None where
+            they were not asked for, `jacobian_term` (in training) and `block_radii` (in evaluation).
         """
         x, extra = self.extract_features(prev_output_tokens, encoder_out, incremental_state, memory=memory)
         return (x if features_only else self.output_layer(x)), extra
@@ -174,12 +185,15 @@ class DEQDecoder(FairseqIncrementalDecoder):
         )
         stats = self._no_stats(tokens)
         equilibria: list[Equilibrium] = []
+        solved = []
         step = length if self.pretraining or not self.subseq_len else self.subseq_len
         seen = 0  # the first position, memory included, that a subsequence sees
         for start in range(0, length, step):
             u = injection[:, start : start + step]
             hidden = None if padding is None else padding[:, seen : before + start + u.shape[1]]
-            equilibria.append(self._equilibrium(prepared, u, past, hidden, start, stats))
+            f = prepared.bind(u, past, hidden, start)
+            equilibria.append(self._equilibrium(f, u, stats))
+            solved.append((f, equilibria[-1].state))
             if start + step < length:
                 if self.subseq_forget:
                     past, seen = None, before + start
@@ -190,18 +204,22 @@ class DEQDecoder(FairseqIncrementalDecoder):
         extra = self._extra(equilibria, stats, self._remember(memory, state, carried))
         x = self.cell.output(state)
         mask = variational_mask(x, (x.shape[0], 1, x.shape[2]), self.dropout, self.training)
+        real = tokens.ne(self.padding_idx)
+        extra["jacobian_term"] = self._jacobian_term(equilibria, real)
+        if self.radius_steps and not self.training and not self.pretraining:
+            extra["block_radii"] = BlockRadii(solved, real, self.radius_steps)
         return apply_mask(x, mask), extra
 
+    def _jacobian_term(self, equilibria: list[Equilibrium], real: Tensor) -> JacobianTerm | None:
+        """The Jacobian penalty, in the updates that it counts in."""
+        if not self.training or self.pretraining or not torch.is_grad_enabled():
+            return None
+        weight = self.penalty.at(self.num_updates)
+        return JacobianTerm.of(equilibria, real, weight) if weight else None
+
     def _equilibrium(
-        self,
-        prepared: Prepared,
-        injection: Tensor,
-        past: Past | None,
-        padding: Tensor | None,
-        start: int,
-        stats: tuple[SolveStats, SolveStats],
+        self, f: Callable[[Tensor], Tensor], injection: Tensor, stats: tuple[SolveStats, SolveStats]
     ) -> Equilibrium:
-        f = prepared.bind(injection, past, padding, start)
         z0 = injection.new_zeros(*injection.shape[:2], self.cell.state_dim)
         if self.pretraining:
             return Equilibrium(unroll(f, z0, self.pretrain_layers), None, *stats)
@@ -250,6 +268,8 @@ class DEQDecoder(FairseqIncrementalDecoder):
             "forward_stats": stats[0],
             "backward_stats": stats[1],
             "memory": memory,
+            "jacobian_term": None,
+            "block_radii": None,
         }
 
     # ------------------------------------------------------------------ incremental decoding

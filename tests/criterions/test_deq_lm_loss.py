@@ -101,3 +101,74 @@ def test_fairseqs_own_models_can_use_the_loss():
     forward.decoder = model.decoder  # type: ignore[attr-defined]
     loss, _, _ = _criterion()(forward, _sample(tokens(1, 4), tokens(1, 4, seed=2)))
     assert torch.isfinite(loss)
+
+
+# ---------------------------------------------------------------------- the Jacobian
+
+QUICK = {"f_thres": 4}  # what is asserted holds at any state
+JACOBIAN = ("jac_sum", "jac_positions", "sradius_sum", "sradius_rows")
+
+
+def _means(*outputs):
+    with metrics.aggregate(new_root=True) as seen:
+        DEQLanguageModelLoss.reduce_metrics(list(outputs))
+    return seen.get_smoothed_values()
+
+
+def test_the_penalty_is_differentiated_and_the_loss_stays_cross_entropy():
+    model = build(jac_loss_weight=0.5, **QUICK).train()
+    source, target = tokens(3, 7), tokens(3, 7, seed=2)
+    target[0, 4:] = 1
+    torch.manual_seed(0)
+    loss, size, logged = _criterion()(model, _sample(source, target))
+    torch.manual_seed(0)
+    term = model(source)[1]["jacobian_term"]
+    plain = build(**QUICK).train()
+    cross_entropy, _, without = _criterion()(plain, _sample(source, target))
+    assert torch.allclose(loss - cross_entropy, 0.5 * term.value * 18, rtol=1e-9)
+    assert size == 18
+    assert logged["loss"] == pytest.approx(without["loss"].item(), rel=1e-12)
+    assert logged["jac_sum"] == pytest.approx(term.value.item() * 21, rel=1e-9)
+    assert logged["jac_positions"] == 21
+    assert _means(logged)["jac"] == pytest.approx(term.value.item(), abs=1e-4)
+    assert "jac" not in _means(without)
+    by_token, _, _ = _criterion()(model, _sample(source, target), reduce=False)
+    assert by_token.sum().item() == pytest.approx(cross_entropy.item(), rel=1e-9)
+
+
+def test_every_worker_and_every_micro_batch_logs_the_same_entries():
+    source, target = tokens(2, 6), tokens(2, 6, seed=2)
+    keys = []
+    for model in (
+        build(jac_loss_weight=0.5, **QUICK).train(),
+        build(jac_loss_weight=0.5, pretrain_steps=5).train(),
+        build(spectral_radius=4, **QUICK),
+        build(**QUICK),
+    ):
+        _, _, logged = _criterion()(model, _sample(source, target))
+        keys.append(list(logged))
+        assert all(torch.is_tensor(logged[name]) for name in JACOBIAN)
+    assert all(names == keys[0] for names in keys)
+    assert all(logged[name] == 0 for name in JACOBIAN)
+
+
+def test_means_of_the_jacobian_are_weighted_by_positions_and_rows():
+    empty = {"loss": torch.tensor(1.0), "ntokens": 1, "nsentences": 1, "sample_size": 1}
+    zeros = {name: torch.tensor(0.0) for name in JACOBIAN}
+    first = zeros | {"jac_sum": torch.tensor(20.0), "jac_positions": torch.tensor(10)}
+    second = zeros | {"jac_sum": torch.tensor(10.0), "jac_positions": torch.tensor(30)}
+    third = zeros | {"sradius_sum": torch.tensor(3.0), "sradius_rows": torch.tensor(2)}
+    seen = _means(*(empty | part for part in (first, zeros, second, third)))
+    assert seen["jac"] == pytest.approx(30 / 40)
+    assert seen["sradius"] == pytest.approx(1.5)
+
+
+@torch.no_grad()
+def test_the_radius_is_a_mean_over_rows_of_their_largest():
+    model = build(spectral_radius=16, **QUICK)
+    source, target = tokens(3, 6), tokens(3, 6, seed=2)
+    _, _, logged = _criterion()(model, _sample(source, target))
+    largest = model(source)[1]["block_radii"].largest()
+    assert logged["sradius_rows"] == 3
+    assert _means(logged)["sradius"] == pytest.approx(largest.mean().item(), abs=1e-4)
+    assert largest.min() > 0.01
