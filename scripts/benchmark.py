@@ -450,6 +450,7 @@ def measure(args: argparse.Namespace, layer: Layer, truth: list[Tensor]) -> dict
             times[name].append(seconds)
             parts[name].append(probe)
     base = args.reference if args.reference in runs else next(iter(runs))
+    args.reference = base
     for name, row in rows.items():
         row["step_ms"] = 1e3 * statistics.median(times[name])
         row["ratio"] = statistics.median(a / b for a, b in zip(times[name], times[base]))

@@ -1,0 +1,70 @@
+"""scripts/benchmark.py on a tiny trained model: what its rows must say of methods whose merits are known."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "benchmark.py"
+spec = importlib.util.spec_from_file_location("benchmark", SCRIPT)
+benchmark = importlib.util.module_from_spec(spec)
+sys.modules["benchmark"] = benchmark  # dataclasses look their module up
+spec.loader.exec_module(benchmark)
+
+ROWS = ("anderson+ift", "anderson+gmres", "anderson+jfb", "stack of 12", "stack of 12, checkpointed")
+
+
+@pytest.fixture(scope="module")
+def outcome(data_bin, deq_checkpoint, tmp_path_factory):
+    """The figures, what was printed, and the picture."""
+    out = tmp_path_factory.mktemp("benchmark") / "tiny"
+    command = [str(SCRIPT), str(data_bin), "--path", str(deq_checkpoint), "--tokens", "12", "--batch", "3"]
+    command += ["--rounds", "2", "--rtol", "1e-5", "--out", str(out)]
+    for row in ROWS:
+        command += ["--only", row]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", command)
+        benchmark.main()
+    return json.loads(out.with_suffix(".json").read_text()), out.with_suffix(".png")
+
+
+def test_the_rows_asked_for_are_there_and_drawn(outcome):
+    figures, picture = outcome
+    assert set(figures["rows"]) == set(ROWS)
+    assert picture.stat().st_size > 5000
+    assert all(row["step_ms"] > 0 and row["peak_mib"] > 0 for row in figures["rows"].values())
+
+
+def test_solves_meet_the_tolerance_and_are_counted(outcome):
+    row = outcome[0]["rows"]["anderson+ift"]
+    assert row["f_position"] <= 1.1e-5
+    assert row["b_position"] <= 1.1e-5
+    assert 1 < row["f_lane_evaluations"] <= row["f_evaluations"]
+    assert 1 < row["b_lane_evaluations"] <= row["b_evaluations"]
+    assert 0 < row["inside_f"] < 1
+    assert row["f_ms"] + row["b_ms"] < row["step_ms"]
+
+
+def test_exact_gradients_are_near_the_truth_and_one_step_is_not(outcome):
+    rows = outcome[0]["rows"]
+    assert rows["anderson+ift"]["gradient_error"] < 1e-3
+    assert rows["anderson+gmres"]["gradient_error"] < 1e-3
+    assert rows["anderson+jfb"]["gradient_error"] > 10 * rows["anderson+ift"]["gradient_error"]
+
+
+def test_checkpointing_saves_memory_and_changes_no_gradient(outcome):
+    rows = outcome[0]["rows"]
+    plain, saved = rows["stack of 12"], rows["stack of 12, checkpointed"]
+    assert saved["peak_mib"] < 0.6 * plain["peak_mib"]
+    assert saved["gradient_error"] == pytest.approx(plain["gradient_error"], rel=1e-3)
+
+
+def test_a_text_too_short_is_refused_in_one_sentence(data_bin, deq_checkpoint, monkeypatch):
+    command = [str(SCRIPT), str(data_bin), "--path", str(deq_checkpoint), "--tokens", "5000"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit, match="lower --batch or --tokens"):
+        benchmark.main()
