@@ -19,6 +19,9 @@ from .solvers import (
 )
 
 GRADIENTS = ("ift", "shine", "phantom", "jfb", "unroll")
+# Where the estimate of `shine` is longer than this times dL/dz*, the latter takes its place: a history of few
+# states can be far off in directions that it has hardly seen.
+_SHINE_LIMIT = 3.0
 
 
 @dataclass(frozen=True)
@@ -256,6 +259,9 @@ class _ImplicitGradient(torch.autograd.Function):
         solver, start = ctx.gradient.solver, grad
         if ctx.inverse is not None:
             start = ctx.inverse(grad)
+            longest = _SHINE_LIMIT * torch.linalg.vector_norm(grad, dim=-1, keepdim=True)
+            sound = torch.linalg.vector_norm(start, dim=-1, keepdim=True) <= longest
+            start = torch.where(sound, start, grad)
             if ctx.gradient.refine == 0:
                 return start.to(dtype), None, None, None, None, None
             solver = replace(solver, max_evals=ctx.gradient.refine, policy="best")
