@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import fairseq_deq  # noqa: F401  (registers the models)
 from fairseq_deq import implicit
 from fairseq_deq.implicit import Equilibrium, GradientConfig, SolveStats, fixed_point
+from fairseq_deq.jacobian import spectral_radius
 from fairseq_deq.models import deq_decoder
 from fairseq_deq.solvers import SolverConfig
 
@@ -316,6 +317,7 @@ def methods(args: argparse.Namespace) -> dict[str, Any]:
             replace(forward, rtol=loose),
             GradientConfig(solver=replace(backward, rtol=loose)),
         ),
+        "anderson+ift, no restarts": (replace(forward, patience=10**6), GradientConfig(solver=backward)),
         "anderson+gmres": (forward, GradientConfig(solver=replace(backward, solver="gmres", memory=0))),
         "anderson+ift, sample scope": (
             replace(forward, scope="sample", memory=6),
@@ -428,6 +430,8 @@ def true_gradients(layer: Layer, exact: Layer) -> list[Tensor]:
     with torch.no_grad():
         sample, position = _relative(f(z) - z, z)
     print(f"truth: residual {sample:.1e} of the worst sample, {position:.1e} of the worst position")
+    radius = spectral_radius(f, z).value  # the blocks of single positions: the spectrum is theirs together
+    print(f"spectral radius: {radius.max():.2f} at the worst position, {radius.mean():.2f} on average")
     return gradients
 
 
