@@ -35,13 +35,13 @@ class Anderson:
         self.df = [like.new_zeros(n, dim) for _ in range(slots)]
         self.dg = [like.new_zeros(n, dim) for _ in range(slots)]
         self.gram = like.new_zeros(n, slots, slots)  # DG^T DG
+        self.rhs = like.new_zeros(n, slots)  # DG^T g
         self.last_f = like.new_zeros(n, dim)
         self.last_g = like.new_zeros(n, dim)
 
     def step(self, z: Tensor, fz: Tensor, g: Tensor, fresh: Tensor | None, tau: Tensor | None) -> Tensor:
         self._remember(fz, g, fresh)
-        rhs = torch.stack([vecdot(d, g) for d in self.dg], 1)  # (n, slots)
-        weights = self._least_squares(rhs, g).neg_()
+        weights = self._least_squares(self.rhs, g).neg_()
         # A lane of step length 1 gets the same numbers whether or not another lane has a shorter one.
         following = fz.clone() if tau is None else torch.addcmul(fz, g, tau - 1)
         for i, (df, dg) in enumerate(zip(self.df, self.dg)):
@@ -58,7 +58,7 @@ class Anderson:
         part = copy.copy(self)
         part.df = [select_rows(d, source) for d in self.df]
         part.dg = [select_rows(d, source) for d in self.dg]
-        for name in ("gram", "last_f", "last_g"):
+        for name in ("gram", "rhs", "last_f", "last_g"):
             setattr(part, name, select_rows(getattr(self, name), source))
         return part
 
@@ -79,11 +79,14 @@ class Anderson:
         torch.sub(g, self.last_g, out=self.dg[i])
         if fresh is not None:
             lanes = fresh.squeeze(1).nonzero().squeeze(1)
-            for history in (*self.df, *self.dg, self.gram):
+            for history in (*self.df, *self.dg, self.gram, self.rhs):
                 history.index_fill_(0, lanes, 0.0)
         row = torch.stack([vecdot(d, self.dg[i]) for d in self.dg], 1)  # (n, slots)
         self.gram[:, i, :] = row
         self.gram[:, :, i] = row
+        # g has changed by dg_i, so DG^T g has changed by what was just computed, save for the new column.
+        self.rhs = self.rhs + row
+        self.rhs[:, i] = vecdot(self.dg[i], g)
         self.last_f, self.last_g = fz, g
 
     def _least_squares(self, rhs: Tensor, g: Tensor | None) -> Tensor:
