@@ -61,7 +61,7 @@ PANELS = (
     Panel("converged share", {"f_conv": "forward", "b_conv": "backward"}),
     Panel("seconds per update", {"step_time": ""}),
     Panel("spectral radius", {"sradius": ""}),
-    Panel("Jacobian penalty", {"jac_loss": ""}, log_scale=True),
+    Panel("Jacobian penalty", {"jac": ""}, log_scale=True),
     Panel("learning rate", {"lr": ""}),
     Panel("norm of the gradient", {"gnorm": ""}, log_scale=True),
 )

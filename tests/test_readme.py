@@ -1,47 +1,82 @@
-"""What the README tells people to type is understood by what they type it into."""
+"""What the README, and those of the examples, tell people to type is understood by what they type it into."""
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
 import re
-import shlex
 import sys
 from pathlib import Path
 
 import pytest
+from documents import README as DOCUMENT
+from documents import RECIPES, ROOT, commands
 from fairseq import options
 
-ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = DOCUMENT.read_text(encoding="utf-8")
 PARSERS = {
+    "fairseq-preprocess": options.get_preprocessing_parser,
     "fairseq-train": options.get_training_parser,
+    "fairseq-validate": options.get_validation_parser,
     "fairseq-eval-lm": options.get_eval_lm_parser,
     "fairseq-interactive": options.get_interactive_generation_parser,
 }
+COMMANDS = [command for document in (DOCUMENT, *RECIPES) for command in commands(document)]
 
 
-def _commands() -> list[str]:
-    indented = re.sub(r" \\\n +", " ", README)
-    return [
-        line.strip().rpartition(" | ")[2]
-        for line in indented.splitlines()
-        if re.match(r"    (echo .* \| )?fairseq-(train|eval-lm|interactive) (?!\.\.\.)", line)
-    ]
+class _Parsed(Exception):
+    """The arguments of a script were understood."""
 
 
-def test_the_readme_has_a_command_for_each_tool():
-    assert {command.split()[0] for command in _commands()} == set(PARSERS)
+@pytest.mark.parametrize("document", [DOCUMENT, *RECIPES], ids=lambda path: path.parent.name)
+def test_every_document_trains_something_and_looks_at_it(document):
+    tools = [command.tool for command in commands(document)]
+    assert "fairseq-train" in tools
+    assert any(command.value("--path") for command in commands(document))
 
 
-@pytest.mark.parametrize("command", _commands())
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.tool in PARSERS], ids=str)
 def test_each_command_is_understood(command, monkeypatch):
-    tool, *arguments = shlex.split(command)
+    arguments = list(command.arguments)
+    parser = PARSERS[command.tool]()
+    if command.tool == "fairseq-preprocess":
+        assert parser.parse_args(arguments).only_source
+        return
     arguments[arguments.index("--user-dir") + 1] = str(ROOT / "fairseq_deq")
-    monkeypatch.setattr(sys, "argv", [tool, *arguments])
-    parsed = options.parse_args_and_arch(PARSERS[tool]())
+    monkeypatch.setattr(sys, "argv", [command.tool, *arguments])
+    parsed = options.parse_args_and_arch(parser)
     assert parsed.user_dir == str(ROOT / "fairseq_deq")
-    if tool == "fairseq-train":
-        assert parsed.arch == "deq_transformer_lm_wt103"
+    if command.tool == "fairseq-train":
         assert parsed.criterion == "deq_lm_loss"
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.tool not in PARSERS], ids=str)
+def test_each_script_understands_its_arguments(command, monkeypatch):
+    script = ROOT / command.tool
+    spec = importlib.util.spec_from_file_location(script.stem, script)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, script.stem, module)
+    spec.loader.exec_module(module)
+    parse_args = argparse.ArgumentParser.parse_args
+
+    def stop(self, *given, **named):
+        raise _Parsed(parse_args(self, *given, **named))
+
+    monkeypatch.setattr(sys, "argv", [str(script), *command.arguments])
+    if script.stem == "anytime":  # reads fairseq's options, which come in several steps
+        sys.argv[sys.argv.index("--user-dir") + 1] = str(ROOT / "fairseq_deq")
+        module.parse(None)
+        return
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    with pytest.raises(_Parsed):
+        module.main()
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.value("--path")], ids=str)
+def test_what_is_evaluated_was_trained_in_the_same_document(command):
+    trained = {c.value("--save-dir") for c in commands(command.document) if c.tool == "fairseq-train"}
+    trained.add("quickstart/checkpoints")  # by scripts/quickstart.sh
+    assert str(Path(command.value("--path")).parent) in trained
 
 
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

@@ -22,7 +22,7 @@ LOG = """\
 {'_name': None, 'common': {'_name': None, 'log_interval': 10, 'epoch': 'no JSON'}}
 {"epoch": 1, "update": 0.2, "loss": "10", "ppl": "1024", "f_nfe": "12.5", "b_nfe": "9.25", "f_res": "0.02", \
 "b_res": "0.03", "f_conv": "0.9", "b_conv": "0.8", "f_lane_nfe": "7.5", "b_lane_nfe": "6.5", \
-"jac_loss": "0.7", "ups": "2", "num_updates": "20", "lr": "0.002", "gnorm": "0.9"}
+"jac": "0.7", "ups": "2", "num_updates": "20", "lr": "0.002", "gnorm": "0.9"}
 {"epoch": 1, "valid_loss": "9.5", "valid_ppl": "724.08", "valid_f_nfe": "14", "valid_sradius": "0.97", \
 "valid_num_updates": "20"}
 begin validation on "valid" subset
