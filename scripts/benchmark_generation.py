@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import statistics
 import sys
 import time
@@ -29,6 +30,7 @@ from typing import Any
 
 import torch
 from fairseq import checkpoint_utils
+from fairseq.data import data_utils
 from fairseq.models.transformer_lm import TransformerLanguageModel, base_lm_architecture
 from torch import Tensor
 
@@ -215,9 +217,10 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     stack = build_stack(deq, task, args.layers).to(device)
     for model in (deq, stack):
         model.prepare_for_inference_(cfg)
-    task.load_dataset("valid")
-    blocks = task.datasets["valid"]
-    text = torch.cat([blocks[i]["source"] for i in range(len(blocks))])
+    blocks = data_utils.load_indexed_dataset(os.path.join(args.data, "valid"), task.source_dictionary)
+    if blocks is None:
+        raise SystemExit(f"{args.data} has no validation text: give fairseq-preprocess a --validpref")
+    text = torch.cat([blocks[i] for i in range(len(blocks))]).long()
     results = []
     for length in args.contexts:
         for batch in args.batches:
