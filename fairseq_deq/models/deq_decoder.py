@@ -279,15 +279,20 @@ class DEQDecoder(FairseqIncrementalDecoder):
 
     @torch.no_grad()
     def prefill(
-        self, tokens: Tensor, incremental_state: dict[str, Any], memory: Memory | None = None
+        self,
+        tokens: Tensor,
+        incremental_state: dict[str, Any],
+        memory: Memory | MemoryCarrier | None = None,
     ) -> None:
         """Solve for whole prompts in one parallel solve, before decoding goes through their tokens.
 
         Args:
             tokens: prompts, (B, L); those that are shorter are padded on the right, or on the left.
             incremental_state: where decoding keeps its cache; nothing has been decoded in it yet.
-            memory: what the text before the prompts left.
+            memory: what the text before the prompts left, or its carrier.
         """
+        if isinstance(memory, MemoryCarrier):
+            memory = memory.before(tokens.device)
         if not self.pretraining:
             self.set_incremental_state(incremental_state, "cache", self._begin(tokens, memory)[0])
 
