@@ -14,10 +14,10 @@ SENTENCE = "the people of the United States"
 
 
 @pytest.fixture(scope="module")
-def words(deq_checkpoint, data_bin):
+def words(unique_checkpoint, data_bin):
     """A model of whole words, solved until it has converged."""
     return DEQTransformerLanguageModel.from_pretrained(
-        str(deq_checkpoint.parent), deq_checkpoint.name, str(data_bin), f_thres=80, f_eps=1e-5
+        str(unique_checkpoint.parent), unique_checkpoint.name, str(data_bin), f_thres=80, f_eps=1e-5
     )
 
 
