@@ -109,3 +109,145 @@ class Relay:
     def __call__(self, z: Tensor) -> Tensor:
         own = torch.tanh(_rowwise(z, self.own) + self.shift)
         return torch.stack([torch.ones_like(z[:, 0]), z[:, 0] * own[:, 1], self.third * own[:, 2]], 1)
+
+
+# ---------------------------------------------------------------------- the bank
+
+
+class Pointwise:
+    """Row by row z -> map(z, b), with a row of parameters b for each position; it can be restricted."""
+
+    def __init__(self, map: Callable[[Tensor, Tensor], Tensor], b: Tensor) -> None:
+        self.map, self.b = map, b
+        self.calls = 0
+
+    def __call__(self, z: Tensor) -> Tensor:
+        self.calls += 1
+        return self.map(z, self.b)
+
+    def restrict(self, z: Tensor, positions: Tensor, value: Tensor | None) -> Callable[[Tensor], Tensor]:
+        own = self.b.reshape(-1, self.b.shape[-1]).index_select(0, positions)
+
+        def f(rows: Tensor) -> Tensor:
+            self.calls += 1
+            return self.map(rows, own)
+
+        return f
+
+
+@dataclass(frozen=True)
+class Case:
+    """A map of the bank, and what is true of it.
+
+    Attributes:
+        make: the map, in some dtype.
+        z0: the start, (2, 3, C), in float64.
+        solution: its fixed point; None where it has none, or many.
+        rate: factor by which plain iteration shrinks the residual in the end; None where it does not.
+        stiffness: |(I - J)^{-1}|: how many times the residual an error can be.
+        relative: residual to ask for, as a share of |f(z)|; otherwise it is absolute.
+        solvable: it has a fixed point.
+        spoilt: the sample that has none, where only one has none.
+    """
+
+    name: str
+    make: Callable[[torch.dtype], Pointwise]
+    z0: Tensor
+    solution: Tensor | None = None
+    rate: float | None = None
+    stiffness: float = 1.0
+    relative: bool = True
+    solvable: bool = True
+    spoilt: int | None = None
+
+
+def _shift(width: int, low: float = -1.0) -> Tensor:
+    """Parameters, (2, 3, width), exact in every precision."""
+    return (torch.linspace(low, 1, 6 * width, dtype=torch.float64) * 16).round().div(16).view(2, 3, width)
+
+
+def _affine_case(name: str, matrix: Tensor) -> Case:
+    matrix = matrix.double()
+    b = _shift(matrix.shape[0])
+    inverse = torch.linalg.inv(torch.eye(matrix.shape[0]).double() - matrix)
+    radius = torch.linalg.eigvals(matrix).abs().max().item()
+
+    def make(dtype: torch.dtype) -> Pointwise:
+        own = matrix.to(dtype)
+        return Pointwise(lambda z, b: z @ own.T + b, b.to(dtype))
+
+    return Case(
+        name,
+        make,
+        torch.zeros_like(b),
+        b @ inverse.T,
+        rate=radius if radius < 1 else None,
+        stiffness=torch.linalg.matrix_norm(inverse, 2).item(),
+    )
+
+
+def _plain_case(name: str, map: Callable[[Tensor, Tensor], Tensor], z0: Tensor, **options: object) -> Case:
+    return Case(name, lambda dtype: Pointwise(map, torch.zeros(2, 3, 1, dtype=dtype)), z0, **options)
+
+
+def _rotation(degrees: float, size: float) -> Tensor:
+    a = math.radians(degrees)
+    return size * torch.tensor([[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]])
+
+
+def _poisoned(z: Tensor, b: Tensor) -> Tensor:
+    """0.5 z + 1, and NaN where the parameter is."""
+    return 0.5 * z + 1 + b
+
+
+def _poisoned_case() -> Case:
+    b = torch.zeros(2, 3, 2, dtype=torch.float64)
+    b[0] = math.nan
+    solution = torch.full_like(b, 2.0)
+    return Case(
+        "NaN in one sample",
+        lambda dtype: Pointwise(_poisoned, b.to(dtype)),
+        torch.zeros_like(b),
+        solution,
+        rate=0.5,
+        stiffness=2.0,
+        spoilt=0,
+    )
+
+
+_ONES = torch.ones(2, 3, 2, dtype=torch.float64)
+_SINGULAR = torch.diag(torch.tensor([1.0, 0.5], dtype=torch.float64))
+
+CASES = [
+    _affine_case("contraction", torch.diag(torch.tensor([0.5, -0.3, 0.1, 0.8]))),
+    _affine_case("quarter turn", _rotation(90, 0.9)),
+    _affine_case("small turn", _rotation(30, 0.95)),
+    _affine_case("expanding turn", _rotation(90, 1.5)),
+    _affine_case("non-normal", torch.tensor([[0.5, 4.0, 0.0], [0.0, 0.5, 4.0], [0.0, 0.0, 0.5]])),
+    _affine_case("defective", torch.tensor([[0.9, 1.0], [0.0, 0.9]])),
+    _affine_case("expanding", torch.diag(torch.tensor([-1.5, 3.0]))),
+    _affine_case("flat", torch.diag(torch.tensor([0.0, 0.99]))),
+    _plain_case(
+        "cosine", lambda z, b: torch.cos(z), _shift(2), solution=0.7390851332151607 * _ONES, rate=0.68
+    ),
+    # The slope at the fixed point is 1: plain iteration approaches it as 1/k.
+    _plain_case("flat gradient", lambda z, b: z - z**3, 0.5 * _ONES, relative=False),
+    _plain_case("many fixed points", lambda z, b: z @ _SINGULAR.to(z), _ONES, rate=0.5),
+    _plain_case(
+        "singular, none",
+        lambda z, b: z @ _SINGULAR.to(z) + 1,
+        0 * _ONES,
+        relative=False,
+        solvable=False,
+    ),
+    _plain_case("no fixed point", lambda z, b: z * z + 1, 0 * _ONES, relative=False, solvable=False),
+    _plain_case("overflow", lambda z, b: 1e30 * z * z + 1, _ONES, relative=False, solvable=False),
+    _plain_case("NaN everywhere", lambda z, b: z * math.nan, _ONES, solvable=False),
+    _plain_case(
+        "NaN late",
+        lambda z, b: torch.where(z < 1.75, 0.5 * z + 1, torch.full_like(z, math.nan)),
+        0 * _ONES,
+        solvable=False,
+    ),
+    _poisoned_case(),
+]
