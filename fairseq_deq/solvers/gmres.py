@@ -104,8 +104,9 @@ class _Cycles:
         rhs = torch.zeros(n, steps + 1, 1, dtype=torch.float64)
         rhs[:, 0, 0] = beta.masked_fill(~moving, 0.0).cpu()  # the small systems are solved on the CPU
         taken = torch.zeros_like(beta)
-        limit, idle = self._limit(z + r).double().cpu(), ~moving.cpu()
-        y = torch.zeros(n, 0, 1, dtype=torch.float64)
+        limit = self._limit(z + r).double().cpu()
+        y = torch.zeros(n, steps, 1, dtype=torch.float64)
+        going = moving.cpu().clone()  # a sample that is done keeps its y, whatever the others still need
         for k in range(steps):
             w = basis[k] - (self._call(basis[k]) - constant)
             known = torch.stack(basis, 1)  # (n, k+1, N)
@@ -115,17 +116,18 @@ class _Cycles:
                 hessenberg[:, : k + 1, k] += along.squeeze(-1).cpu()
             length = torch.linalg.vector_norm(w, dim=1)
             hessenberg[:, k + 1, k] = length.cpu()
-            taken += 1
+            taken += going.to(taken)
             part = hessenberg[:, : k + 2, : k + 1]
-            y = torch.linalg.lstsq(_finite(part), rhs[:, : k + 2], driver="gelsd").solution  # (n, k+1, 1)
-            estimate = torch.linalg.vector_norm(rhs[:, : k + 2] - part @ y, dim=(1, 2))
+            least = torch.linalg.lstsq(_finite(part), rhs[:, : k + 2], driver="gelsd").solution  # (n, k+1, 1)
+            y[going, : k + 1] = least[going]
+            estimate = torch.linalg.vector_norm(rhs[:, : k + 2] - part @ least, dim=(1, 2))
             # The size of the state goes by its part in the Krylov space, whose basis is orthonormal.
-            size = torch.linalg.vector_norm(y, dim=(1, 2)) * self.config.rtol
-            done = estimate <= 0.9 * torch.maximum(limit, size)
-            if bool((done | idle).all()):
+            size = torch.linalg.vector_norm(least, dim=(1, 2)) * self.config.rtol
+            going &= ~(estimate <= 0.9 * torch.maximum(limit, size))
+            if k + 1 == steps or not bool(going.any()):
                 break
             basis.append((w / length.unsqueeze(1)).masked_fill((length == 0).unsqueeze(1), 0.0))
-        step = torch.bmm(y.transpose(1, 2).to(r), torch.stack(basis[: y.shape[1]], 1)).squeeze(1)
+        step = torch.bmm(y[:, : len(basis)].transpose(1, 2).to(r), torch.stack(basis, 1)).squeeze(1)
         good = moving & torch.isfinite(step).all(1)
         return torch.where(good.unsqueeze(1), z + step, z), taken
 
