@@ -19,8 +19,8 @@ MODES = {
         *[("position", "always"), ("position", "auto"), ("position", "never")],
         *[("sample", "always"), ("sample", "never"), ("batch", "never")],
     ],
-    torch.float32: [("position", "always"), ("position", "never"), ("batch", "never")],
-    torch.bfloat16: [("position", "auto"), ("sample", "never"), ("batch", "never")],
+    torch.float32: [("position", "always"), ("batch", "never")],
+    torch.bfloat16: [("position", "auto"), ("sample", "never")],
 }
 
 
