@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from fairseq.models import FairseqIncrementalDecoder
-from fairseq.modules import AdaptiveInput, AdaptiveSoftmax
 from torch import Tensor, nn
 
 from ..implicit import Equilibrium, SolveStats, fixed_point, unroll
@@ -24,12 +23,12 @@ from .decoding import DecodingCache, Prompt, nothing_settled
 from .deq_config import (
     DEQLanguageModelConfig,
     check_options,
-    cutoffs,
     forward_solver,
     gradient_config,
     penalty_schedule,
 )
 from .stability import BlockRadii, JacobianTerm
+from .words import embedding, softmax
 
 
 @dataclass(frozen=True)
@@ -83,8 +82,8 @@ class DEQDecoder(FairseqIncrementalDecoder):
         initializer = Initializer(str(cfg.init), cfg.init_std, cfg.init_range)
         cell.initialize(initializer)
         self.injection.initialize(initializer)
-        self.embed_tokens = _embedding(cfg, dictionary)
-        self.adaptive_softmax, self.output_projection = _softmax(
+        self.embed_tokens = embedding(cfg, dictionary)
+        self.adaptive_softmax, self.output_projection = softmax(
             cfg, dictionary, self.embed_tokens, cell.output_dim
         )
 
@@ -382,37 +381,3 @@ class DEQDecoder(FairseqIncrementalDecoder):
     @staticmethod
     def _no_stats(like: Tensor) -> tuple[SolveStats, SolveStats]:
         return SolveStats.empty(like.device), SolveStats.empty(like.device)
-
-
-def _embedding(cfg: DEQLanguageModelConfig, dictionary: Any) -> nn.Module:
-    size, pad, dim = len(dictionary), dictionary.pad(), cfg.decoder_embed_dim
-    if is_on(cfg, "adaptive_input"):
-        assert cfg.adaptive_input_cutoff is not None
-        bands = cutoffs(cfg.adaptive_input_cutoff)
-        return AdaptiveInput(size, pad, dim, cfg.adaptive_input_factor, dim, bands)
-    embedding = nn.Embedding(size, dim, pad)
-    nn.init.normal_(embedding.weight, std=dim**-0.5)
-    nn.init.zeros_(embedding.weight[pad])
-    return embedding
-
-
-def _softmax(
-    cfg: DEQLanguageModelConfig, dictionary: Any, embedding: nn.Module, dim: int
-) -> tuple[AdaptiveSoftmax | None, nn.Linear | None]:
-    size = len(dictionary)
-    if cfg.adaptive_softmax_cutoff:
-        softmax = AdaptiveSoftmax(
-            size,
-            dim,
-            cutoffs(cfg.adaptive_softmax_cutoff),
-            dropout=cfg.adaptive_softmax_dropout,
-            adaptive_inputs=embedding if is_on(cfg, "tie_adaptive_weights") else None,
-            factor=cfg.adaptive_softmax_factor,
-            tie_proj=is_on(cfg, "tie_adaptive_proj"),
-        )
-        return softmax, None
-    if is_on(cfg, "share_decoder_input_output_embed"):
-        return None, None
-    projection = nn.Linear(dim, size, bias=False)
-    nn.init.normal_(projection.weight, std=dim**-0.5)
-    return None, projection

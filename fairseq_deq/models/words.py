@@ -1,0 +1,58 @@
+"""Words in and words out: embeddings and softmax, fairseq's where they are adaptive."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fairseq.modules import AdaptiveInput, AdaptiveSoftmax
+from torch import nn
+
+from .deq_config import DEQLanguageModelConfig, cutoffs, is_on
+
+
+def embedding(cfg: DEQLanguageModelConfig, dictionary: Any) -> nn.Module:
+    """What turns tokens into embeddings: fairseq's adaptive input, or a table.
+
+    Args:
+        cfg: options of the model.
+        dictionary: fairseq's dictionary.
+    """
+    size, pad, dim = len(dictionary), dictionary.pad(), cfg.decoder_embed_dim
+    if is_on(cfg, "adaptive_input"):
+        assert cfg.adaptive_input_cutoff is not None
+        bands = cutoffs(cfg.adaptive_input_cutoff)
+        return AdaptiveInput(size, pad, dim, cfg.adaptive_input_factor, dim, bands)
+    table = nn.Embedding(size, dim, pad)
+    nn.init.normal_(table.weight, std=dim**-0.5)
+    nn.init.zeros_(table.weight[pad])
+    return table
+
+
+def softmax(
+    cfg: DEQLanguageModelConfig, dictionary: Any, embed_tokens: nn.Module, dim: int
+) -> tuple[AdaptiveSoftmax | None, nn.Linear | None]:
+    """fairseq's adaptive softmax, or the projection of the full one; neither where that is the embedding.
+
+    Args:
+        cfg: options of the model.
+        dictionary: fairseq's dictionary.
+        embed_tokens: what turns tokens into embeddings.
+        dim: channels of the features.
+    """
+    size = len(dictionary)
+    if cfg.adaptive_softmax_cutoff:
+        softmax = AdaptiveSoftmax(
+            size,
+            dim,
+            cutoffs(cfg.adaptive_softmax_cutoff),
+            dropout=cfg.adaptive_softmax_dropout,
+            adaptive_inputs=embed_tokens if is_on(cfg, "tie_adaptive_weights") else None,
+            factor=cfg.adaptive_softmax_factor,
+            tie_proj=is_on(cfg, "tie_adaptive_proj"),
+        )
+        return softmax, None
+    if is_on(cfg, "share_decoder_input_output_embed"):
+        return None, None
+    projection = nn.Linear(dim, size, bias=False)
+    nn.init.normal_(projection.weight, std=dim**-0.5)
+    return None, projection
