@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-
-from fairseq_deq.models import deq_decoder
+from models.builders import count_solves
 
 PROMPTS = "the people of the United States\n\nwe\nour common Union , and the people\n"
 SEARCH = ("--max-len-a", "1", "--max-len-b", "6", "--cpu", "--buffer-size", "4", "--batch-size", "4")
@@ -33,15 +32,7 @@ def _interactive(in_process, data, checkpoint, prompts, *options):
 
 
 def test_a_batch_of_prompts_is_one_parallel_solve(monkeypatch, in_process, data_bin, deq_checkpoint, prompts):
-    solves = []
-    for name in ("fixed_point", "solve_independent"):
-        original = getattr(deq_decoder, name)
-
-        def counted(f, z0, *rest, original=original):
-            solves.append(tuple(z0.shape[:2]))
-            return original(f, z0, *rest)
-
-        monkeypatch.setattr(deq_decoder, name, counted)
+    solves = count_solves(monkeypatch)
     output = _interactive(in_process, data_bin, deq_checkpoint, prompts, "--beam", "3", "--nbest", "3")
     longest = max(len(line.split()) for line in PROMPTS.splitlines())
     assert [shape for shape in solves if shape[1] > 1] == [(4, longest + 1)]

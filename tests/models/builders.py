@@ -9,6 +9,7 @@ import torch
 from fairseq.data import Dictionary
 
 import fairseq_deq  # noqa: F401  (registers the models)
+from fairseq_deq.models import deq_decoder
 from fairseq_deq.models.deq_transformer_lm import DEQTransformerConfig, DEQTransformerLanguageModel
 from fairseq_deq.models.deq_trellisnet_lm import DEQTrellisNetConfig, DEQTrellisNetLanguageModel
 
@@ -75,3 +76,17 @@ def build_trellis(
 def tokens(batch: int, length: int, seed: int = 1) -> torch.Tensor:
     """Random tokens (B, T), no special symbols."""
     return torch.randint(4, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def count_solves(monkeypatch: Any) -> list[tuple[int, int]]:
+    """Rows and positions of every solve of a decoder from now on, in a list that grows."""
+    solves: list[tuple[int, int]] = []
+    for name in ("fixed_point", "solve_independent"):
+        original = getattr(deq_decoder, name)
+
+        def counted(f: Any, z0: torch.Tensor, *rest: Any, original: Any = original) -> Any:
+            solves.append((z0.shape[0], z0.shape[1]))
+            return original(f, z0, *rest)
+
+        monkeypatch.setattr(deq_decoder, name, counted)
+    return solves

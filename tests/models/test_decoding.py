@@ -9,7 +9,7 @@ import torch
 from fairseq.sequence_generator import SequenceGenerator
 from fairseq.sequence_scorer import SequenceScorer
 from fairseq.tasks.language_modeling import LanguageModelingTask
-from models.builders import build, build_trellis, dictionary, tokens
+from models.builders import build, build_trellis, count_solves, dictionary, tokens
 
 from fairseq_deq.generation.generator import PrefillingGenerator
 from fairseq_deq.models import deq_decoder
@@ -304,15 +304,7 @@ def test_hypotheses_are_those_of_fairseq_token_by_token_and_scores_those_of_teac
 
 
 def test_a_prompt_is_one_parallel_solve_however_long_and_wide_the_beam(monkeypatch):
-    solves = []
-    for name in ("fixed_point", "solve_independent"):
-        original = getattr(deq_decoder, name)
-
-        def counted(f, z0, *rest, original=original):
-            solves.append(tuple(z0.shape[:2]))
-            return original(f, z0, *rest)
-
-        monkeypatch.setattr(deq_decoder, name, counted)
+    solves = count_solves(monkeypatch)
     model = _model(f_thres=100)
     prompts = tokens(2, 9)
     with_prefill = _searched(model, PrefillingGenerator, prompts, beam_size=3, max_len_b=12)
