@@ -115,21 +115,7 @@ def test_a_layer_that_is_used_twice_gets_the_sum(mode):
         assert torch.allclose(3 * one, both, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "mode",
-    [
-        pytest.param(
-            mode,
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="the loop goes on stepping lanes at rest, so that the estimate knows its batch mates",
-            ),
-        )
-        if mode == "shine"
-        else mode
-        for mode in MODES
-    ],
-)
+@pytest.mark.parametrize("mode", MODES)
 def test_micro_batches_add_up(mode):
     gradient = GradientConfig(mode, _solver())
     once = _gradients(gradient)

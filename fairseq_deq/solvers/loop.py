@@ -117,7 +117,9 @@ class Loop:
         assert self.parked is not None
         rows = self.lanes.flatten(vector).to(self.full.dtype)
         estimate = rows.clone()
-        for lanes, stepper in (*self.parked, (self.rows, self.stepper)):
+        moving = self.here.moving.nonzero().squeeze(1)
+        live = (self.rows[moving], self.stepper.subset(moving))
+        for lanes, stepper in (*self.parked, live):  # what a lane knew when it came to rest for the last time
             product = stepper.inverse_transpose(rows.index_select(0, lanes))
             sound = torch.isfinite(product).all(1, keepdim=True)
             estimate.index_copy_(0, lanes, torch.where(sound, product, rows.index_select(0, lanes)))
@@ -205,6 +207,8 @@ class Loop:
         here.evaluations = here.evaluations + moving
         here.since_best = torch.where(better, 0, here.since_best + moving)
         here.moving = moving & ~measured.passed
+        if self.parked is not None:
+            self._park(lanes[moving & measured.passed])
         grown = (distance > GROWTH_LIMIT * here.best_distance) | torch.isinf(distance)
         lost = here.moving & (grown | (here.since_best >= self.config.patience))
         self.moving_count, self.lost_count = torch.stack([here.moving.sum(), lost.sum()]).tolist()
@@ -247,6 +251,13 @@ class Loop:
         limit = self.config.atol * fz.shape[1] ** 0.5 + self.config.rtol * size
         passed = (distance <= limit) & (distance < torch.inf)
         return _Measured(distance.nan_to_num_(nan=torch.inf, posinf=torch.inf), size, passed)
+
+    def _park(self, stopped: Tensor) -> None:
+        """Keep the histories of lanes that come to rest: the stepper goes on with whatever its rows do."""
+        assert self.parked is not None
+        if stopped.numel():
+            source = torch.searchsorted(self.rows, stopped)
+            self.parked.append((stopped, self.stepper.subset(source)))
 
     def _renew(self, mask: Tensor, lanes: Tensor, z: Tensor) -> None:
         """The best state of the masked rows is z."""
@@ -300,11 +311,6 @@ class Loop:
         """
         place = torch.full((self.lanes.count,), -1, dtype=torch.long, device=rows.device)
         place[self.rows] = torch.arange(self.rows.numel(), device=rows.device)
-        if self.parked is not None:
-            dropped = torch.ones(self.lanes.count, dtype=torch.bool, device=rows.device)
-            dropped[rows] = False
-            leaving = self.rows[dropped[self.rows]]
-            self.parked.append((leaving, self.stepper.subset(place[leaving])))
         if rows.numel() != self.rows.numel() or not torch.equal(rows, self.rows):
             self.stepper = self.stepper.subset(place[rows])
         self.rows, self.z, self.here = rows, z.clone(), self.ledger.rows(rows)

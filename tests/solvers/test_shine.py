@@ -62,10 +62,6 @@ def test_a_lane_of_one_number_has_its_slope(solver, active_set):
     assert torch.allclose(estimate, f.inverse_transpose(_vector(1)), rtol=1e-4)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the loop goes on stepping lanes at rest, and what their histories knew is overwritten",
-)
 @pytest.mark.parametrize("active_set", ["always", "never"])
 @pytest.mark.parametrize(("solver", "memory"), [("anderson", 3), ("broyden", 0)])
 def test_what_a_frozen_lane_knew_does_not_depend_on_who_moves_after_it(solver, memory, active_set):
