@@ -178,7 +178,9 @@ class Loop:
         here.given_up &= ~passed & same  # of another equation
         woken = ~here.moving & ~passed & ~here.given_up & self.live[lanes]
         resting = ~here.moving & passed
-        stale = here.moving & ~passed & (distance >= best) & (distance <= 10 * best)
+        # Never worse than the first state: or a lane that grows by less at a time would drift away.
+        bound = torch.minimum(10 * best, here.first_distance)
+        stale = here.moving & ~passed & (distance >= best) & (distance <= bound)
         self._renew(stale, lanes, z)
         known = resting | stale
         here.best_size = torch.where(known, measured.size, here.best_size)
