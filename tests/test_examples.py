@@ -1,4 +1,4 @@
-"""Recipes of Transformers run in miniature, from training to evaluation, with the commands of their READMEs."""
+"""Recipes of Transformers run in miniature: training and evaluation, with the commands of their READMEs."""
 
 from __future__ import annotations
 
