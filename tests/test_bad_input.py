@@ -60,6 +60,8 @@ WRONG_OPTIONS = [
     ("--b-eps 0", "--b-eps must be above 0"),
     ("--f-thres 0", "--f-thres must be an integer of at least 1, got 0"),
     ("--f-thres many", "--f-thres: invalid int value: 'many'"),
+    ("--subseq-forget", "--subseq-forget needs --subseq-len above 0"),
+    ("--ddp-backend fully_sharded", "--ddp-backend fully_sharded does not work with --arch"),
     ("--f-damping 1.5", "--f-damping must lie in (0, 1], got 1.5"),
     ("--gradient phantom --phantom-steps 0", "--phantom-steps must be at least 1, got 0"),
     ("--phantom-damping 0", "--phantom-damping must lie in (0, 1], got 0.0"),

@@ -1,5 +1,6 @@
 """`deq_lm_loss`: cross-entropy with the statistics of the solves beside it."""
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,10 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
 from omegaconf import II
 from torch import Tensor, nn
+
+from ..solvers import Status
+
+logger = logging.getLogger(__name__)
 
 # Entries of SolveStats, as they are named in the log: a mean a lane, prefixed f_ (forward) or b_ (backward).
 _COLUMNS = ("nfe", "lane_nfe", "res", "conv")
@@ -36,6 +41,8 @@ class DEQLanguageModelLoss(FairseqCriterion):
     residual), `f_conv` (share of converged lanes), and the same with `b_` for the backward solve.
     The Jacobian penalty, where the model computes one, is added to the loss that is differentiated, and
     logged without its weight as `jac`, a mean over positions; the spectral radius as `sradius`, over rows.
+    `f_nonfinite` is there when f was never finite somewhere: the number of such lanes, whose samples a
+    warning names.
     """
 
     def __init__(self, task: Any, sentence_avg: bool) -> None:
@@ -57,6 +64,9 @@ class DEQLanguageModelLoss(FairseqCriterion):
         features, extra = model(**sample["net_input"])
         target = model.get_targets(sample, (features, extra))
         loss = self._cross_entropy(model.decoder, features, target, reduce)
+        non_finite = _lanes_without_a_finite_f(extra, features.device)
+        if bool(non_finite.any()):
+            _name_the_samples(non_finite, sample)
         ntokens = int(sample["ntokens"])
         sample_size = target.size(0) if self.sentence_avg else ntokens
         logging_output = {
@@ -64,6 +74,7 @@ class DEQLanguageModelLoss(FairseqCriterion):
             "ntokens": ntokens,
             "nsentences": target.size(0),
             "sample_size": sample_size,
+            "f_nonfinite_sum": non_finite.sum(),
         }
         term, radii = extra.get("jacobian_term"), extra.get("block_radii")
         # Every worker logs the same entries, on the device of the loss.
@@ -109,6 +120,9 @@ class DEQLanguageModelLoss(FairseqCriterion):
             metrics.log_scalar("nll_loss", total("loss") / max(ntokens, 1) / math.log(2), ntokens, round=3)
         key = "loss" if sample_size == ntokens else "nll_loss"
         metrics.log_derived("ppl", lambda meters: utils.get_perplexity(meters[key].avg))
+        non_finite = total("f_nonfinite_sum")
+        if non_finite > 0:
+            metrics.log_scalar_sum("f_nonfinite", non_finite)
         for prefix, digits in (("f", 4), ("b", 4)):
             lanes = total(f"{prefix}_lanes_sum")
             if lanes > 0:
@@ -124,6 +138,29 @@ class DEQLanguageModelLoss(FairseqCriterion):
     def logging_outputs_can_be_summed() -> bool:
         """Every entry is a sum, so workers may add them up first."""
         return True
+
+
+def _lanes_without_a_finite_f(extra: dict[str, Any], device: torch.device) -> Tensor:
+    """Number of lanes of each row of the batch where f was never finite, (B,); (1,) if lanes span rows."""
+    rows = torch.zeros(1, dtype=torch.long, device=device)
+    for equilibrium in extra.get("equilibria", ()):
+        if equilibrium.result is not None:
+            failed = equilibrium.result.status.eq(Status.NON_FINITE)
+            rows = rows + failed.reshape(failed.shape[0], -1).sum(1)
+    return rows
+
+
+def _name_the_samples(non_finite: Tensor, sample: dict[str, Any]) -> None:
+    total, rows = int(non_finite.sum()), non_finite.nonzero().flatten().tolist()
+    ids = sample.get("id")
+    names = [int(ids[row]) for row in rows] if ids is not None and len(ids) == len(non_finite) else rows
+    shown = ", ".join(map(str, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    logger.warning(
+        "f is not finite at %d positions, in the samples %s: they keep their start as equilibrium, and the "
+        "gradient of the batch cannot be trusted; look for NaN in the weights of their tokens",
+        total,
+        shown,
+    )
 
 
 def _adaptive_cross_entropy(softmax: Any, output: Tensor, target: Tensor, padding_idx: int) -> Tensor:

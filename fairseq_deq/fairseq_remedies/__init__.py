@@ -14,7 +14,13 @@ from .checkpoints import (
     load_checkpoints_with_safe_globals,
 )
 from .dictionaries import refuse_other_dictionaries
-from .distributed import leave_process_groups, start_processes_as_asked, wrap_cpu_models_without_devices
+from .distributed import (
+    leave_process_groups,
+    refuse_sharded_equilibria,
+    start_processes_as_asked,
+    wrap_cpu_models_without_devices,
+)
+from .divergence import stop_diverged_runs_with_advice
 from .evaluation import (
     evaluate_context_windows_in_order,
     refuse_scores_that_are_not_finite,
@@ -28,9 +34,11 @@ from .options import (
     check_syntax_of_model_overrides,
     explain_precision_without_device,
 )
+from .precision import autocast_on_the_cpu
 from .prompts import take_prompts_whole, warn_of_unknown_words
 from .sentences import say_option_errors_in_one_sentence
 from .updates import announce_finished_updates
+from .words import count_words_of_subwords
 
 # Where several wrap the same function, a later one is the outer one.
 REMEDIES = (
@@ -48,13 +56,17 @@ REMEDIES = (
     refuse_to_skip_blocks,
     refuse_scores_that_are_not_finite,
     evaluate_context_windows_in_order,
+    count_words_of_subwords,
     check_model_overrides,
     accept_user_dir_of_imported_package,
     start_processes_as_asked,
     leave_process_groups,
+    refuse_sharded_equilibria,  # before processes start
     explain_precision_without_device,  # before processes start
     check_syntax_of_model_overrides,
     wrap_cpu_models_without_devices,
+    autocast_on_the_cpu,
+    stop_diverged_runs_with_advice,
     announce_finished_updates,
     warn_of_unknown_words,
     take_prompts_whole,

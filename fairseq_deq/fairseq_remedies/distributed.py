@@ -149,6 +149,32 @@ def _then_leaving_the_group(distributed_main: Callable[..., None]) -> Callable[.
     return wrapper
 
 
+def refuse_sharded_equilibria() -> None:
+    """Refuse `--ddp-backend fully_sharded` for the models of this package.
+
+    The reason: it frees the weights of a module after its forward pass and gathers them again when autograd
+    reaches the module. The implicit gradient multiplies with the Jacobian of the layer many times within one
+    node of the backward pass, and so with weights that are not there.
+    """
+    from fairseq.distributed import utils as distributed_utils
+
+    replace(distributed_utils, "call_main", _without_sharded_equilibria)
+
+
+def _without_sharded_equilibria(call_main: Callable[..., None]) -> Callable[..., None]:
+    def wrapper(cfg: Any, main: Callable[..., Any], **kwargs: Any) -> None:
+        name = str(getattr(cfg.model, "_name", "") or "")
+        if name.startswith("deq_") and cfg.distributed_training.ddp_backend == "fully_sharded":
+            raise OptionError(
+                f"--ddp-backend fully_sharded does not work with --arch {name}: it frees the layer's "
+                "weights after the forward pass, and the implicit gradient needs them in the backward pass; "
+                "use pytorch_ddp or legacy_ddp (one layer's weights are all that a process keeps)"
+            )
+        call_main(cfg, main, **kwargs)
+
+    return wrapper
+
+
 def wrap_cpu_models_without_devices() -> None:
     """Let the default `--ddp-backend pytorch_ddp` train on CPUs.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from fairseq.models import FairseqIncrementalDecoder
 from torch import Tensor, nn
 
-from ..implicit import Equilibrium, SolveStats, fixed_point, unroll
+from ..implicit import Equilibrium, GradientConfig, SolveStats, fixed_point, unroll
 from ..modules.cell import Cell
 from ..modules.dropout import apply_mask, variational_mask
 from ..modules.injection import Injection
 from ..modules.memory import Memory, MemoryCarrier
 from ..modules.weight_norm import Initializer
 from ..options import is_on
+from ..solvers import SolverConfig
 from ..solvers.independent import solve_independent
 from .decoding import DecodingCache, Prompt, nothing_settled
 from .deq_config import (
@@ -27,6 +28,7 @@ from .deq_config import (
     gradient_config,
     penalty_schedule,
 )
+from .precision import within_reach
 from .stability import BlockRadii, JacobianTerm
 from .words import embedding, softmax
 
@@ -222,7 +224,15 @@ class DEQDecoder(FairseqIncrementalDecoder):
         z0 = injection.new_zeros(*injection.shape[:2], self.cell.state_dim)
         if self.pretraining:
             return Equilibrium(unroll(f, z0, self.pretrain_layers), None, *stats)
-        return fixed_point(f, z0, self.solver, self.gradient, *stats)
+        return fixed_point(f, z0, *self._options(z0), *stats)
+
+    def _options(self, like: Tensor) -> tuple[SolverConfig, GradientConfig]:
+        """Options of the solves that start from `like`, with tolerances within reach of its precision."""
+        backward = within_reach(self.gradient.solver, like)
+        gradient = self.gradient
+        if backward is not gradient.solver:
+            gradient = replace(gradient, solver=backward)
+        return within_reach(self.solver, like), gradient
 
     def _embed(self, tokens: Tensor) -> Tensor:
         """Embeddings (B, T, D) of tokens (B, T); nothing at padding."""
@@ -363,10 +373,10 @@ class DEQDecoder(FairseqIncrementalDecoder):
         stats = self._no_stats(tokens)
         if new.shape[1] > 1:
             z0 = injection.new_zeros(*new.shape, self.cell.state_dim)
-            equilibrium = fixed_point(f, z0, self.solver, self.gradient, *stats)
+            equilibrium = fixed_point(f, z0, *self._options(z0), *stats)
         else:
             z0, known = cache.start()
-            result = solve_independent(f, z0, self.solver)
+            result = solve_independent(f, z0, within_reach(self.solver, z0))
             stats[0].record(result)
             state = result.state if known is None else torch.where(known, z0, result.state)
             equilibrium = Equilibrium(state, result, *stats)

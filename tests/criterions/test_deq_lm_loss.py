@@ -172,3 +172,29 @@ def test_the_radius_is_a_mean_over_rows_of_their_largest():
     assert logged["sradius_rows"] == 3
     assert _means(logged)["sradius"] == pytest.approx(largest.mean().item(), abs=1e-4)
     assert largest.min() > 0.01
+
+
+def test_samples_where_f_is_not_finite_are_counted_and_named(caplog):
+    model = build(dtype=torch.float32, f_eps=1e-3)
+    source = tokens(4, 6)
+    source[source == 10] = 11
+    source[2] = 10
+    with torch.no_grad():
+        model.decoder.embed_tokens.weight[10] = float("nan")
+        sample = _sample(source, tokens(4, 6, seed=2)) | {"id": torch.tensor([20, 21, 22, 23])}
+        _, _, logged = _criterion()(model, sample)
+    assert logged["f_nonfinite_sum"] == 6
+    assert "f is not finite at 6 positions, in the samples 22:" in caplog.text
+    with metrics.aggregate() as aggregated:
+        _criterion().reduce_metrics([logged, logged])
+    assert aggregated.get_smoothed_values()["f_nonfinite"] == 12
+
+
+def test_where_f_is_finite_nothing_is_said(caplog):
+    with torch.no_grad():
+        _, _, logged = _criterion()(build(), _sample(tokens(2, 6), tokens(2, 6, seed=2)))
+    assert logged["f_nonfinite_sum"] == 0
+    with metrics.aggregate() as aggregated:
+        _criterion().reduce_metrics([logged])
+    assert "f_nonfinite" not in aggregated.get_smoothed_values()
+    assert caplog.text == ""

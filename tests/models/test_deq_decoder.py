@@ -48,6 +48,22 @@ def test_the_state_solves_the_equation():
     assert (fz - z).norm(dim=-1).max() <= 2e-10 * fz.norm(dim=-1).min() * 10
 
 
+def test_forgetful_subsequences_see_the_one_before_alone():
+    source = tokens(2, 12)
+    whole = _features(build(), source)
+    forgetful = _features(build(subseq_len=4, subseq_forget="true"), source)
+    assert torch.allclose(forgetful[:, :8], whole[:, :8], atol=1e-7)
+    # the third sees the second; the second's own past counts through its states alone
+    assert (forgetful[:, 8:] - whole[:, 8:]).abs().max() > 1e-4
+    _, extra = build(mem_len=12).extract_features(tokens(2, 12, seed=3))
+    remembering, _ = build(subseq_len=4, subseq_forget="true").extract_features(
+        source, memory=extra["memory"]
+    )
+    whole, _ = build().extract_features(source, memory=extra["memory"])
+    assert torch.allclose(remembering[:, :4], whole[:, :4], atol=1e-7)  # the first sees the memory
+    assert (remembering[:, 4:] - whole[:, 4:]).abs().max() > 1e-4  # and the second does not
+
+
 @pytest.mark.parametrize("pre_norm", ["false", "true"])
 @pytest.mark.parametrize("subseq_len", [1, 5, 12])
 def test_subsequences_that_keep_their_context_change_nothing(subseq_len, pre_norm):

@@ -1,0 +1,125 @@
+"""Perplexity a word of a text that was split into pieces of words."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._patch import replace
+
+logger = logging.getLogger(__name__)
+
+_BEGINNING = "\u2581"  # sentencepiece puts it before a piece that begins a word
+_CONTINUED = "@@"  # subword-nmt puts it after a piece that the next one continues
+
+
+def count_words_of_subwords() -> None:
+    """Say the perplexity a word beside that a piece, and print it where `--post-process` asks for words.
+
+    The faults: fairseq-eval-lm prints a perplexity a piece, which depends on how the text was split, and
+    knows words for subword-nmt alone: `--post-process sentencepiece` ends in a NotImplementedError,
+    `--post-process subword_nmt` looks for pieces that end in "subword_nmt" and so changes nothing, and with
+    `--post-process "@@ "` a word that two blocks share counts twice, so that the number depends on the
+    length of blocks and on the batch size. Here the score of the whole text is divided by its number of
+    words; the end of a line counts as one, as it does in a text of words.
+    """
+    import fairseq_cli.eval_lm as tool
+
+    replace(tool, "eval_lm", _counting_words)
+
+
+def _counting_words(eval_lm: Callable[..., dict[str, float]]) -> Callable[..., dict[str, float]]:
+    signature = inspect.signature(eval_lm)
+
+    def wrapper(*args: Any, **kwargs: Any) -> dict[str, float]:
+        call = signature.bind(*args, **kwargs)
+        call.apply_defaults()
+        options = call.arguments
+        dictionary = options["target_dictionary"] or options["source_dictionary"]
+        scheme = _scheme(dictionary)
+        asked = options["post_process"]
+        if scheme is None or options["remove_bos_token"] or asked not in (None, *_NAMES[scheme]):
+            return eval_lm(*call.args, **call.kwargs)
+        if asked is not None:
+            options["post_process"] = None if scheme == _BEGINNING else "@@ "
+        merges = options["post_process"] is not None
+        marks = _word_marks(dictionary, scheme)
+        counted = _Counted(options["batch_iterator"], marks, dictionary.pad(), merges)
+        options["batch_iterator"] = counted
+        results = eval_lm(*call.args, **call.kwargs)
+        if counted.words == 0:
+            return results
+        bits = results["loss"] * counted.divisor / counted.words
+        perplexity = 2**bits if bits < 1000 else math.inf
+        logger.info(
+            f"{counted.words:,} words in {counted.pieces:,} pieces ({_NAMES[scheme][0]}): "
+            f"loss a word {bits:.4f}, word-level perplexity {perplexity:.2f}"
+        )
+        return results if asked is None else {"loss": bits, "perplexity": perplexity}
+
+    return wrapper
+
+
+_NAMES = {_BEGINNING: ("sentencepiece",), _CONTINUED: ("subword_nmt", "@@ ")}
+
+
+def _scheme(dictionary: Any) -> str | None:
+    """How the words of a dictionary were split, by the mark of its pieces; None: they were not."""
+    symbols = [dictionary[i] for i in range(dictionary.nspecial, len(dictionary))]
+    if any(symbol.startswith(_BEGINNING) for symbol in symbols):
+        return _BEGINNING
+    if any(symbol.endswith(_CONTINUED) and symbol != _CONTINUED for symbol in symbols):
+        return _CONTINUED
+    return None
+
+
+def _word_marks(dictionary: Any, scheme: str) -> Tensor:
+    """For each type whether it makes a word: by beginning it, or by ending it, (V,) bool."""
+    symbols = [dictionary[i] for i in range(len(dictionary))]
+    if scheme == _BEGINNING:
+        marks = torch.tensor([symbol.startswith(_BEGINNING) for symbol in symbols])
+    else:
+        marks = torch.tensor([not symbol.endswith(_CONTINUED) for symbol in symbols])
+    marks[dictionary.eos()] = True
+    marks[dictionary.pad()] = False
+    return marks
+
+
+class _Counted:
+    """Batches that are counted as they pass.
+
+    Args:
+        batches: fairseq's batches.
+        marks: which types make a word, (V,) bool.
+        pad: the type that counts for nothing.
+        merges: whether fairseq leaves the pieces that others continue out of its own count.
+    Attributes:
+        pieces, words: in the batches so far.
+        divisor: what fairseq divides the score by.
+    """
+
+    def __init__(self, batches: Iterable[Any], marks: Tensor, pad: int, merges: bool) -> None:
+        self.batches, self.marks, self.pad, self.merges = batches, marks, pad, merges
+        self.pieces = self.words = self.divisor = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        for sample in self.batches:
+            if "net_input" in sample:
+                self._count(sample["target"].cpu())
+            yield sample
+
+    def _count(self, target: Tensor) -> None:
+        for row in target:
+            pieces = row[row != self.pad]
+            words = self.marks[pieces]
+            self.pieces += pieces.numel()
+            self.words += int(words.sum())
+            self.divisor += pieces.numel()
+            if self.merges:  # fairseq merges a piece with the next one of the same block
+                self.divisor -= int((~words[:-1]).sum())

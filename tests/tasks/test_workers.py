@@ -1,0 +1,153 @@
+"""Two processes train as one with the doubled batch, and go on as if they had not been interrupted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fairseq.data import Dictionary, data_utils
+from tasks.pair import Pair, train_alone
+
+COMMON = (
+    *("--task", "deq_language_modeling", "--arch", "deq_transformer_lm_tiny", "--criterion", "deq_lm_loss"),
+    *("--decoder-embed-dim", "16", "--decoder-ffn-embed-dim", "32", "--decoder-attention-heads", "2"),
+    *("--mem-len", "8", "--tokens-per-sample", "8", "--num-workers", "0", "--cpu", "--seed", "3"),
+    *("--disable-validation", "--log-format", "json", "--log-interval", "1"),
+)
+# Columns that are about time, or about the moment.
+TIMES = {"train_wall", "wall", "wps", "ups", "epoch", "update"}
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """Two processes that are started once."""
+    processes = Pair()
+    yield processes
+    processes.stop()
+
+
+def _model(folder: Path, name: str = "checkpoint_last.pt") -> dict[str, torch.Tensor]:
+    state = torch.load(folder / name, weights_only=False)["model"]
+    return {name: weight for name, weight in state.items() if "_float_tensor" not in name}
+
+
+def _lines(log: str) -> list[dict[str, float]]:
+    lines = [json.loads(line[line.index("{") :]) for line in log.splitlines() if '"gnorm"' in line]
+    return [{key: float(value) for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def rare(data_bin) -> int:
+    """A cut-off above which no type occurs in what the first process reads of two updates of two batches."""
+    words = Dictionary.load(str(data_bin / "dict.txt"))
+    sentences = data_utils.load_indexed_dataset(str(data_bin / "train"), words)
+    tokens = torch.cat([sentences[i] for i in range(len(sentences))])
+    length = len(tokens) // 4 // 8 * 8
+    read = torch.cat([tokens[row * length : row * length + 32] for row in range(2)])
+    assert int(read.max()) < len(words) - 8
+    return int(read.max()) + 1
+
+
+@pytest.fixture(scope="module")
+def gradients(data_bin, rare):
+    """A training in float64 of a stack's update and one of the equilibrium, 2 batches each, by plain SGD."""
+    return (
+        *(data_bin, *COMMON, "--optimizer", "sgd", "--lr", "1.0", "--max-update", "2", "--update-freq", "2"),
+        # fairseq's adaptive input is float32 whatever the weights are
+        *("--pretrain-steps", "1", "--adaptive-softmax-cutoff", f"100,{rare}"),
+        *("--share-decoder-input-output-embed", "false"),
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(in_process, gradients, tmp_path_factory):
+    """The weights of the first and second update of one process, and its log."""
+    folder = tmp_path_factory.mktemp("alone")
+    options = ("--batch-size", "4", "--save-dir", folder, "--save-interval-updates", "1")
+    log = train_alone(in_process, *gradients, *options, dtype="float64")
+    return [_model(folder, f"checkpoint_1_{update}.pt") for update in (1, 2)], _lines(log)
+
+
+@pytest.mark.parametrize("backend", ["pytorch_ddp", "legacy_ddp"])
+def test_gradients_are_those_of_one_process_with_the_doubled_batch(backend, pair, gradients, alone, tmp_path):
+    options = ("--batch-size", "2", "--save-dir", tmp_path, "--ddp-backend", backend)
+    log = pair.train(*gradients, *options, dtype="float64")
+    before, expected = alone[0]
+    weights = _model(tmp_path)
+    moved = 0
+    for name, weight in weights.items():
+        assert weight.dtype == torch.float64 or not weight.is_floating_point(), name
+        # with a learning rate of 1 and no clipping, the step is the gradient
+        gradient = before[name] - expected[name]
+        assert torch.allclose(before[name] - weight, gradient, rtol=1e-6, atol=1e-9), name
+        moved += int(gradient.abs().max() > 1e-6)
+    assert moved > 10
+    assert _lines(log) == alone[1]  # the statistics are those of the whole job
+
+
+def test_loss_curve_in_float32_is_that_of_one_process(pair, in_process, data_bin, tmp_path):
+    # Picard, since Anderson's mixing makes much of a rounding error where nothing has converged yet.
+    training = (
+        *(
+            data_bin,
+            *COMMON,
+            "--optimizer",
+            "adam",
+            "--lr",
+            "0.002",
+            "--clip-norm",
+            "1",
+            "--max-update",
+            "12",
+        ),
+        *("--f-solver", "picard", "--b-solver", "picard", "--f-thres", "10", "--b-thres", "10"),
+    )
+    two = _lines(pair.train(*training, "--batch-size", "4", "--save-dir", tmp_path / "two"))
+    one = _lines(train_alone(in_process, *training, "--batch-size", "8", "--save-dir", tmp_path / "one"))
+    assert len(one) == len(two) >= 12
+    for ours, theirs in zip(one, two):
+        assert ours.keys() == theirs.keys()
+        for column, value in ours.items():
+            assert theirs[column] == pytest.approx(value, rel=2e-3, abs=2e-3), column
+    assert one[-1]["loss"] < one[0]["loss"]
+
+
+def _kept(folder: Path) -> dict[str, Any]:
+    state = torch.load(folder / "checkpoint_last.pt", weights_only=False)
+    extra = state["extra_state"]
+    return {
+        "weights": state["model"],
+        "optimizer": state["last_optimizer_state"]["state"],
+        "updates": state["optimizer_history"][-1]["num_updates"],
+        "schedule": state["optimizer_history"][-1]["lr_scheduler_state"],
+        "position": extra["train_iterator"],
+        "memory": extra["DEQLanguageModelingTask"],
+    }
+
+
+def _differences(a: Any, b: Any, at: str = "") -> list[str]:
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), at
+        return [d for key in a for d in _differences(a[key], b[key], f"{at}/{key}")]
+    same = torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    return [] if same else [at]
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_two_processes_resume_bit_for_bit_on_either_side_of_the_switch(stop, pair, data_bin, tmp_path):
+    training = (
+        *(data_bin, *COMMON, "--optimizer", "adam", "--lr", "0.01", "--clip-norm", "1", "--update-freq", "2"),
+        *("--dropout", "0.1", "--attention-dropout", "0.1", "--pretrain-steps", "2", "--max-update", "5"),
+        *("--lr-scheduler", "inverse_sqrt", "--warmup-updates", "3", "--batch-size", "2"),
+    )
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    pair.train(*training, "--save-dir", whole, "--save-interval-updates", "1")
+    first = whole / f"checkpoint_1_{stop}.pt"
+    log = pair.train(*training, "--save-dir", parts, "--restore-file", first)
+    assert f"Loaded checkpoint {first} (epoch 1 @ {stop} updates)" in log
+    kept = _kept(whole)
+    assert kept["memory"]["memory_state"].shape == (4, 8, 16)
+    assert _differences(_kept(parts), kept) == []
