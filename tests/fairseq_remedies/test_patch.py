@@ -86,6 +86,7 @@ def test_every_wrap_of_the_entry_point_is_there_from_the_inside_out():
         function = function.__wrapped__
     assert [name.split(".")[0] for name in names] == [
         "_with_processes_as_asked",
+        "_without_sharded_equilibria",
         "_with_precision_checked",
         "_with_overrides_checked",
         "_in_one_sentence",
