@@ -172,7 +172,7 @@ class HasAdjoint(Protocol):
         """f(z)."""
 
     def adjoint(self, z: Tensor, grad: Tensor) -> Callable[[Tensor], Tensor]:
-        """lambda -> J^T lambda + grad, with J = df/dz at z; best as a `Restrictable`."""
+        """lambda -> J^T lambda + grad, with J = df/dz at z; best as a `Restrictable`, or a `Recurrent`."""
 
 
 class _AdjointMap:
@@ -271,7 +271,7 @@ class _ImplicitGradient(torch.autograd.Function):
             if solver.solver in linear_solver_names():
                 # From zero its first evaluation gives the constant of the map; one Krylov space a sample.
                 start = torch.zeros_like(grad)
-                solver = replace(solver, scope="sample" if solver.scope == "position" else solver.scope)
+                solver = replace(solver, scope="batch" if solver.scope == "batch" else "sample")
             result = solve(adjoint, start, solver)
         ctx.stats.record(result)
         return result.state.to(dtype), None, None, None, None, None

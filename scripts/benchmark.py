@@ -36,6 +36,7 @@ from fairseq_deq import implicit
 from fairseq_deq.implicit import Equilibrium, GradientConfig, SolveStats, fixed_point
 from fairseq_deq.jacobian import spectral_radius
 from fairseq_deq.models import deq_decoder
+from fairseq_deq.modules.trellis_cell import TrellisCell
 from fairseq_deq.solvers import SolverConfig
 
 try:
@@ -110,7 +111,7 @@ class ProbedMap:
     """f or its adjoint, whole or at some positions, under a probe; it offers what the map offers."""
 
     def __new__(cls, f: Any, probe: Probe) -> ProbedMap:
-        offered = [kind for kind in (_Restricting, _Adjoining) if hasattr(f, kind.offers)]
+        offered = [kind for kind in (_Restricting, _Adjoining, _Recurring) if hasattr(f, kind.offers)]
         return super().__new__(type("ProbedMap", (*offered, cls), {}))
 
     def __init__(self, f: Any, probe: Probe) -> None:
@@ -134,6 +135,22 @@ class _Adjoining:
 
     def adjoint(self: Any, *args: Any) -> ProbedMap:
         return ProbedMap(self.f.adjoint(*args), self.probe)
+
+
+class _Recurring:
+    offers = "column"
+
+    @property
+    def own(self: Any) -> int:
+        return self.f.own
+
+    @property
+    def order(self: Any) -> Any:
+        return self.f.order
+
+    def column(self: Any, *args: Any) -> Callable[..., Any]:
+        column = self.probe.evaluation(self.f.column, lambda *_: 0)(*args)
+        return self.probe.evaluation(column, Tensor.numel)
 
 
 @contextmanager
@@ -275,6 +292,29 @@ def stack(layers: int, checkpointed: bool) -> Method:
     return run
 
 
+class ScannedCells:
+    """f of a TrellisNet with its cell states scanned: a sweep in time for all positions, same fixed points.
+
+    The gates come from h as in f, then c_t = sigma(f_t) * c_{t-1} + sigma(i_t) * tanh(g_t) is run through the
+    segment: a quasi-Newton step that inverts what is diagonal in the coupling of positions.
+    Source: Lim et al. (2023, arXiv 2309.12252); Gonzalez et al. (2024, arXiv 2407.19115).
+    """
+
+    def __init__(self, f: Any) -> None:
+        self.f = getattr(f, "f", f)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        f = self.f
+        i, o, g, forget = f.gates(z).chunk(4, -1)
+        added, forget, cell = i.sigmoid() * g.tanh(), forget.sigmoid(), f.past.cell[:, 0]
+        cells = []
+        for t in range(f.length):
+            cell = forget[:, t] * cell + added[:, t]
+            cells.append(cell)
+        cell = torch.stack(cells, 1)
+        return torch.cat([o.sigmoid() * cell.tanh(), cell], -1)
+
+
 class TorchDEQ:
     """A solve and a gradient of TorchDEQ 0.1.0, its solvers under the probe of the step that runs."""
 
@@ -305,7 +345,29 @@ class TorchDEQ:
         return self.deq(f, z0)[0][-1]
 
 
-def methods(args: argparse.Namespace) -> dict[str, Any]:
+def trellis_methods(args: argparse.Namespace) -> dict[str, Any]:
+    """What only TrellisNets offer, the solves of their paper, and the stack that it compares with."""
+    forward = SolverConfig(scope="recurrence", memory=2, max_evals=args.f_thres, rtol=args.rtol, atol=0.0)
+    backward = replace(forward, max_evals=args.b_thres)
+    found: dict[str, Any] = {}
+    for solver, memory in (("anderson", 2), ("anderson", 5), ("broyden", 0), ("picard", 0)):
+        pair = (replace(config, solver=solver, memory=memory) for config in (forward, backward))
+        name = f"{solver} {memory}".removesuffix(" 0") + "+ift, position after position"
+        found[name] = our_method(next(pair), GradientConfig(solver=next(pair)))
+    whole = replace(forward, solver="broyden", scope="batch", memory=0)
+    found["broyden+ift, whole batch"] = our_method(
+        whole, GradientConfig(solver=replace(whole, max_evals=args.b_thres))
+    )
+    sweep = replace(forward, scope="sample", memory=6)
+    gradient = GradientConfig(solver=replace(sweep, max_evals=args.b_thres, memory=8))
+    found["anderson+ift, cells scanned, sample scope"] = lambda f, z0: (
+        fixed_point(ScannedCells(f), z0, sweep, gradient).state
+    )
+    found["stack of 40"] = stack(40, False)
+    return found
+
+
+def methods(args: argparse.Namespace, layer: Layer) -> dict[str, Any]:
     """All methods by name."""
     forward = SolverConfig(max_evals=args.f_thres, rtol=args.rtol, atol=0.0)
     backward = SolverConfig(max_evals=args.b_thres, memory=5, rtol=args.rtol, atol=0.0)
@@ -340,6 +402,8 @@ def methods(args: argparse.Namespace) -> dict[str, Any]:
         }
     else:
         print("torchdeq is not installed: its rows are left out (pip install --no-deps torchdeq)")
+    if isinstance(layer.decoder.cell, TrellisCell):
+        found = trellis_methods(args) | found
     for layers in (12, 24):
         for checkpointed in (False, True):
             name = f"stack of {layers}" + (", checkpointed" if checkpointed else "")
@@ -443,7 +507,7 @@ def gradient_error(gradients: list[Tensor], truth: list[Tensor]) -> float:
 
 def measure(args: argparse.Namespace, layer: Layer, truth: list[Tensor]) -> dict[str, dict[str, float]]:
     """A row of figures for each method."""
-    runs = {name: m for name, m in methods(args).items() if not args.only or name in args.only}
+    runs = {name: m for name, m in methods(args, layer).items() if not args.only or name in args.only}
     size = layer.bound()[1].numel()
     rows: dict[str, dict[str, float]] = {}
     times: dict[str, list[float]] = {name: [] for name in runs}

@@ -60,7 +60,8 @@ class DEQLanguageModelConfig(FairseqDataclass):
     stop_mode: StopMode = option("rel", "--f-eps is relative to |f(z)| (rel) or a root mean square (abs)")
     solver_scope: Scope = option(
         "position",
-        "what is solved as one unknown: position, sample, batch; only position is causal throughout",
+        "what is solved as one unknown: position, sample, batch, or position after position (recurrence, of "
+        "TrellisNets alone); sample and batch are not causal until they have converged",
     )
     f_memory: int = option(0, "states the forward solver keeps; 0: the solver's default")
     b_memory: int = option(0, "states the backward solver keeps; 0: the solver's default")
@@ -114,7 +115,7 @@ def forward_solver(cfg: DEQLanguageModelConfig) -> SolverConfig:
         max_evals=cfg.f_thres,
         rtol=cfg.f_eps if relative else 0.0,
         atol=0.0 if relative else cfg.f_eps,
-        memory=cfg.f_memory,
+        memory=cfg.f_memory or _anderson_memory(cfg, cfg.f_solver, 0),
         damping=cfg.f_damping,
         scope=str(cfg.solver_scope),
         active_set=str(cfg.active_set),
@@ -134,7 +135,7 @@ def gradient_config(cfg: DEQLanguageModelConfig) -> GradientConfig:
         max_evals=cfg.b_thres,
         rtol=cfg.b_eps,
         atol=0.0,
-        memory=cfg.b_memory or (5 if cfg.b_solver == "anderson" else 0),
+        memory=cfg.b_memory or _anderson_memory(cfg, cfg.b_solver, 5),
         scope=str(cfg.solver_scope),
         active_set=str(cfg.active_set),
         policy=str(cfg.solver_policy),
@@ -164,6 +165,13 @@ def penalty_schedule(cfg: DEQLanguageModelConfig) -> PenaltySchedule:
             "unroll does not solve for: choose --gradient ift, shine, phantom or jfb"
         )
     return PenaltySchedule(weight, cfg.jac_loss_freq, every, start=cfg.pretrain_steps)
+
+
+def _anderson_memory(cfg: DEQLanguageModelConfig, solver: str, states: int) -> int:
+    """States that Anderson keeps where the user names no number: `states`, or 2 for a position by itself."""
+    if solver != "anderson":
+        return 0
+    return 2 if str(cfg.solver_scope) == "recurrence" else states
 
 
 def _solver(flags: dict[str, str], **options: Any) -> SolverConfig:

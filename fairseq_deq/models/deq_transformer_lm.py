@@ -55,6 +55,10 @@ class DEQTransformerLanguageModel(DEQLanguageModel):
 
 
 def _head_dim(cfg: DEQTransformerConfig) -> int:
+    if str(cfg.solver_scope) == "recurrence":
+        raise OptionError(
+            "--solver-scope recurrence is for TrellisNets; a Transformer takes position, sample or batch"
+        )
     for name in ("decoder_ffn_embed_dim", "decoder_attention_heads"):
         if getattr(cfg, name) < 1:
             raise OptionError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(cfg, name)}")

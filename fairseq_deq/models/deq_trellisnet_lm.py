@@ -8,7 +8,7 @@ from fairseq.models import register_model
 from ..errors import OptionError
 from ..modules.trellis_cell import TrellisCell
 from ..options import is_on, option, switch
-from .deq_config import DEQLanguageModelConfig
+from .deq_config import DEQLanguageModelConfig, Scope
 from .deq_decoder import DEQDecoder, InputOptions
 from .deq_language_model import DEQLanguageModel
 
@@ -27,6 +27,11 @@ class DEQTrellisNetConfig(DEQLanguageModelConfig):
     emb_dropout: float = option(0.0, "dropout of whole words of the dictionary")
     wdrop: float = option(0.0, "dropout of the convolution's weights on past positions")
     wnorm: str = switch(True, "normalise the weights of both convolutions (weight norm)")
+    solver_scope: Scope = option(
+        "recurrence",
+        "what is solved as one unknown: position after position (recurrence), all positions side by side "
+        "(position), sample, batch; sample and batch are not causal until they have converged",
+    )
 
 
 @register_model("deq_trellisnet_lm", dataclass=DEQTrellisNetConfig)
@@ -70,6 +75,11 @@ def _output_dim(cfg: DEQTrellisNetConfig) -> int:
         raise OptionError(
             f"--dilation must be 1, got {cfg.dilation}: an equilibrium has one layer, so positions that a "
             "wider step leaves out would never meet; --ksize widens what a position sees"
+        )
+    if str(cfg.gradient) == "shine" and str(cfg.solver_scope) == "recurrence":
+        raise OptionError(
+            "--gradient shine needs --solver-scope position, sample or batch: a recurrence keeps no estimate "
+            "of the inverse Jacobian"
         )
     for name in ("dropouti", "dropouth", "emb_dropout", "wdrop"):
         if not 0 <= getattr(cfg, name) < 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .dropout import apply_mask
@@ -12,7 +13,7 @@ from .rows import rowwise_linear
 
 
 class TrellisAdjoint:
-    """lambda -> J^T lambda + grad for the layer of `TrellisCell`, as a recurrence from the last position.
+    """lambda -> J^T lambda + grad for the layer of `TrellisCell`, also as a recurrence backwards.
 
     With lambda = (l, m) for (h, c), s = sigma' and so on at the equilibrium, and
         n_t = m_t + l_t * o * (1 - tanh(c)^2)                     (what reaches c'_t),
@@ -55,8 +56,20 @@ class TrellisAdjoint:
         if keep is not None:
             for factor in (self.of_hidden, self.of_cell, self.forget_hidden, self.forget):
                 factor *= keep.view(*keep.shape, *[1] * (factor.dim() - 2))
-        self.own_tap = taps[:, 0].T.contiguous()  # (H, 4H)
-        self.next_taps = taps[:, 1:].permute(2, 1, 0).reshape(self.width, -1)  # (H, (k-1)4H), tap 1 first
+        self.taps = taps.permute(2, 1, 0).reshape(self.width, -1)  # (H, k*4H), tap 0 first
+        self.own_tap = self.taps[:, : 4 * self.width].contiguous()
+        self.next_taps = self.taps[:, 4 * self.width :].contiguous()
+
+    def __call__(self, adjoint: Tensor) -> Tensor:
+        """J^T lambda + grad, (B, T, 2H), at all positions at once."""
+        hidden, cell = adjoint.split(self.width, -1)
+        errors = (self.of_hidden * hidden.unsqueeze(2) + self.of_cell * cell.unsqueeze(2)).flatten(2)
+        after = F.pad(errors, (0, 0, 0, self.reach))
+        windows = torch.cat([after[:, j : j + self.length] for j in range(self.reach + 1)], -1)
+        to_hidden = rowwise_linear(windows.flatten(0, 1), self.taps).view_as(hidden)
+        to_hidden = apply_mask(to_hidden, None if self.mask is None else self.mask.unsqueeze(1))
+        forgotten = self.forget_hidden * hidden + self.forget * cell
+        return torch.cat([to_hidden, F.pad(forgotten[:, 1:], (0, 0, 0, 1))], -1) + self.grad
 
     @property
     def own(self) -> int:
@@ -67,6 +80,10 @@ class TrellisAdjoint:
     def order(self) -> range:
         """The positions, each after all that it depends on."""
         return range(self.length - 1, -1, -1)
+
+    def start(self, adjoint: Tensor, t: int) -> Tensor:
+        """The gradient from above, (B, H)."""
+        return self.grad[:, t, : self.width]
 
     def column(self, adjoint: Tensor, t: int) -> Callable[[Tensor], Tensor]:
         """The map at position t, as one of its l, with those after it held at `adjoint` (B, T, 2H)."""

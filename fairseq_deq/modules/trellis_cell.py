@@ -140,7 +140,9 @@ class PreparedTrellis:
         hidden, cell = state.split(self.cell.hidden_dim, -1)
         past = past or self.beginning(state)
         reach = self.cell.kernel_size - 1
-        return TrellisPast(torch.cat([past.hidden, hidden], 1)[:, -reach:], cell[:, -1:])
+        hidden = torch.cat([past.hidden, hidden[:, -reach:]], 1)[:, -reach:]
+        # A view would keep the whole segment in memory; there may be no position at all.
+        return TrellisPast(hidden, torch.cat([past.cell, cell[:, -1:]], 1)[:, -1:].clone())
 
     def beginning(self, like: Tensor) -> TrellisPast:
         """The state before a text: zeros, for the rows of `like` (B, ...)."""
@@ -176,16 +178,23 @@ class BoundTrellis:
         self.keep = None if padding is None else (~padding[:, -self.length :]).to(injection.dtype)  # (B, T)
 
     def __call__(self, z: Tensor) -> Tensor:
-        hidden, cell = z.split(self.width, -1)
-        rows = self.windows(hidden).reshape(self.batch * self.length, -1)
-        gates = rowwise_linear(rows, self.p.weight).view_as(self.injection) + self.injection
-        fz = gated(gates, torch.cat([self.past.cell, cell[:, :-1]], 1))
+        fz = gated(self.gates(z), self.cells_before(z))
         return fz if self.keep is None else fz * self.keep.unsqueeze(-1)
 
-    def windows(self, hidden: Tensor) -> Tensor:
-        """What the convolution sees at each position, (B, T, kH), oldest first."""
-        seen = torch.cat([self.before, apply_mask(hidden, self.p.masks.hidden)], 1)
+    def gates(self, z: Tensor) -> Tensor:
+        """The gates before their nonlinearities, (B, T, 4H)."""
+        rows = self.windows(z).reshape(self.batch * self.length, -1)
+        return rowwise_linear(rows, self.p.weight).view_as(self.injection) + self.injection
+
+    def windows(self, z: Tensor) -> Tensor:
+        """What the convolution sees of h at each position, (B, T, kH), oldest first."""
+        hidden = apply_mask(z[..., : self.width], self.p.masks.hidden)
+        seen = torch.cat([self.before, hidden], 1)
         return torch.cat([seen[:, j : j + self.length] for j in range(self.reach + 1)], -1)
+
+    def cells_before(self, z: Tensor) -> Tensor:
+        """c_{t-1} for each position, (B, T, H)."""
+        return torch.cat([self.past.cell, z[:, :-1, self.width :]], 1)
 
     # ------------------------------------------------------------------ position after position
 
@@ -198,6 +207,10 @@ class BoundTrellis:
     def order(self) -> range:
         """The positions, each after all that it depends on."""
         return range(self.length)
+
+    def start(self, z: Tensor, t: int) -> Tensor:
+        """The h of the position before t, (B, H)."""
+        return z[:, t - 1, : self.width] if t else self.past.hidden[:, -1]
 
     def column(self, z: Tensor, t: int) -> Callable[[Tensor], Tensor]:
         """f at position t of every sample, as a map of its h, with the positions before it held at z.
@@ -231,12 +244,9 @@ class BoundTrellis:
             z: states, (B, T, C).
             grad: (B, T, C).
         """
-        hidden, cell = z.split(self.width, -1)
-        rows = self.windows(hidden).reshape(self.batch * self.length, -1)
-        gates = rowwise_linear(rows, self.p.weight).view_as(self.injection) + self.injection
-        before = torch.cat([self.past.cell, cell[:, :-1]], 1)
         taps = self.p.weight.unflatten(1, (self.reach + 1, self.width)).flip(1)
-        return TrellisAdjoint(gates, before, taps, self.p.masks.hidden, self.keep, grad)
+        mask = self.p.masks.hidden
+        return TrellisAdjoint(self.gates(z), self.cells_before(z), taps, mask, self.keep, grad)
 
     # ------------------------------------------------------------------ at some positions only
 
@@ -260,11 +270,8 @@ class _RestrictedTrellis:
         self.keep = (
             None if bound.keep is None else bound.keep.flatten().index_select(0, positions).unsqueeze(1)
         )
-        hidden, cell = z.split(bound.width, -1)
-        self.held = bound.windows(hidden).flatten(0, 1).index_select(0, positions)  # (n, kH)
-        self.held_cell = (
-            torch.cat([bound.past.cell, cell[:, :-1]], 1).flatten(0, 1).index_select(0, positions)
-        )
+        self.held = bound.windows(z).flatten(0, 1).index_select(0, positions)  # (n, kH)
+        self.held_cell = bound.cells_before(z).flatten(0, 1).index_select(0, positions)
         # Which row each tap sees; n stands for a position that is held.
         place = positions.new_full((bound.batch * length,), n)
         place[positions] = torch.arange(n, device=z.device)

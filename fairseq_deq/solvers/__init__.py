@@ -3,6 +3,7 @@
 from . import anderson, broyden, gmres, picard  # noqa: F401  (each registers its solver)
 from .config import SolverConfig
 from .lanes import Restrictable
+from .recurrence import Recurrent
 from .registry import Stepper, linear_solver_names, register_linear_solver, register_solver, solver_names
 from .result import ConvergenceError, ConvergenceWarning, FixedPoint, Status, worst_residual
 from .solve import solve, solve_keeping_inverse
@@ -11,6 +12,7 @@ __all__ = [
     "ConvergenceError",
     "ConvergenceWarning",
     "FixedPoint",
+    "Recurrent",
     "Restrictable",
     "SolverConfig",
     "Status",

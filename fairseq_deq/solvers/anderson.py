@@ -91,6 +91,9 @@ class Anderson:
 
     def _least_squares(self, rhs: Tensor, g: Tensor | None) -> Tensor:
         """gamma, (n, slots): DG^T DG gamma = rhs; where that fails, argmin |g - DG gamma|, or 0 without g."""
+        if self.gram.shape[1] == 1:
+            square = self.gram[:, 0] * (1 + self.ridge)
+            return torch.where(square > 0, rhs / square, 0.0)
         scale = self.gram.diagonal(dim1=1, dim2=2).sqrt()  # (n, slots): lengths of the columns of DG
         inverse = torch.where(scale > 0, 1 / scale, 0.0)
         normal = self.gram * inverse.unsqueeze(1) * inverse.unsqueeze(2)

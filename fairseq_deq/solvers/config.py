@@ -7,7 +7,7 @@ from typing import Any
 
 from .registry import linear_solver_names, solver_names
 
-SCOPES = ("position", "sample", "batch")
+SCOPES = ("position", "sample", "batch", "recurrence")
 POLICIES = ("best", "raise", "fallback")
 ACTIVE_SETS = ("auto", "always", "never")
 
@@ -25,8 +25,9 @@ class SolverConfig:
         max_evals: budget of evaluations of f.
         rtol, atol: relative and absolute tolerance.
         scope: what one lane is: a `position` (every index of the leading dimensions), a `sample` (every
-            index of dimension 0), or the whole `batch`. Only `position` keeps a causal f causal before it
-            has converged.
+            index of dimension 0), or the whole `batch`; `recurrence`: positions again, but settled one after
+            another, where f is a `Recurrent`. Only `position` and `recurrence` keep a causal f causal before
+            it has converged.
         memory: states (Anderson), steps (Broyden) or basis vectors (GMRES) kept, 0 for the solver's own
             default; bounds the solver's memory.
         damping: step length tau in (0, 1]; 1 steps to f(z).

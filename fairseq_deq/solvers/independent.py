@@ -84,7 +84,7 @@ def solve_independent(f: Callable[[Tensor], Tensor], z0: Tensor, config: SolverC
     It does lane by lane what `solve` does, where no lane need ever be woken. All inner products of an
     iteration come from one matrix product and go to the host in one transfer, where stops, restarts and the
     small least squares are cheap; one more matrix product makes the next state. What this way does not cover
-    (a solver other than Anderson, lanes that depend on each other) is left to `solve`.
+    (a solver other than Anderson, lanes that depend on each other, a recurrence) is left to `solve`.
 
     Args:
         f: map of a tensor to one of the same shape; where it has `restrict`, converged lanes are
@@ -96,7 +96,7 @@ def solve_independent(f: Callable[[Tensor], Tensor], z0: Tensor, config: SolverC
     Raises:
         ConvergenceError: policy `raise`, and some lane did not converge.
     """
-    if config.solver != "anderson" or LaneShape.of(z0, config.scope).coupled:
+    if config.solver != "anderson" or config.scope == "recurrence" or LaneShape.of(z0, config.scope).coupled:
         return solve(f, z0, config)
     return apply_policy(_Run(f, z0, config).run(), f, config)
 

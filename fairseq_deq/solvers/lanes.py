@@ -30,7 +30,8 @@ class LaneShape:
 
     Attributes:
         full: shape of the state, (..., C).
-        shape: shape of the lanes: (...) in position scope, (B,) in sample scope, (1,) in batch scope.
+        shape: shape of the lanes: (...) in position scope and of a recurrence, (B,) in sample scope, (1,) in
+            batch scope.
         samples: number of independent samples, B (1 in batch scope).
     """
 
@@ -47,7 +48,12 @@ class LaneShape:
         """
         if z.dim() < 2:
             raise ValueError(f"a state needs shape (samples, ..., C), got {tuple(z.shape)}")
-        shapes = {"position": z.shape[:-1], "sample": z.shape[:1], "batch": torch.Size([1])}
+        shapes = {
+            "position": z.shape[:-1],
+            "recurrence": z.shape[:-1],
+            "sample": z.shape[:1],
+            "batch": torch.Size([1]),
+        }
         return cls(z.shape, shapes[scope], 1 if scope == "batch" else z.shape[0])
 
     @property

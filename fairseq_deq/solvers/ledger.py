@@ -80,6 +80,46 @@ class Ledger:
         for f in fields(self):
             getattr(self, f.name).index_copy_(0, index, getattr(rows, f.name))
 
+    def record(self, distance: Tensor, size: Tensor, passed: Tensor, starting: bool = True) -> Tensor:
+        """Enter an evaluation, and freeze the lanes that pass.
+
+        Args:
+            distance, size: |f(z) - z|, inf where not finite, and |f(z)|, (n,).
+            passed: (n,) bool, the former is small enough.
+            starting: whether it may be the first evaluation of some lane.
+        Returns:
+            (n,) bool, the lanes whose state is their best so far.
+        """
+        moving = self.moving
+        better = moving & ((distance < self.best_distance) | passed)
+        self.best_distance = torch.where(better, distance, self.best_distance)
+        self.best_size = torch.where(better, size, self.best_size)
+        if starting:
+            first = self.first_distance
+            self.first_distance = torch.where(torch.isinf(first), distance, first)
+        self.last_distance = distance
+        self.peak_distance = torch.maximum(self.peak_distance, distance)
+        self.evaluations = self.evaluations + moving
+        self.since_best = torch.where(better, 0, self.since_best + moving)
+        self.moving = moving & ~passed
+        return better
+
+    def lost(self, patience: int) -> Tensor:
+        """Moving lanes that are far from their best state, or have found none for `patience` evaluations."""
+        far = (self.last_distance > GROWTH_LIMIT * self.best_distance) | torch.isinf(self.last_distance)
+        return self.moving & (far | (self.since_best >= patience))
+
+    def restart(self, lost: Tensor) -> Tensor:
+        """Lanes `lost` (indices or mask) start again with half the step; tells which of them are given up."""
+        self.restarts[lost] += 1
+        self.tau[lost] *= 0.5
+        self.fresh[lost] = True
+        self.since_best[lost] = 0
+        hopeless = self.restarts[lost] > MAX_RESTARTS
+        self.given_up[lost] = hopeless
+        self.moving[lost] = ~hopeless
+        return hopeless
+
     def residual(self) -> Tensor:
         """|f(z) - z| / |f(z)| at the best state of every lane, (n,)."""
         residual = self.best_distance / self.best_size.clamp(min=1e-30)

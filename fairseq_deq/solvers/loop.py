@@ -11,7 +11,7 @@ from torch import Tensor
 from .config import SolverConfig
 from .cost import GatherCost
 from .lanes import LaneShape, Restrictable
-from .ledger import GROWTH_LIMIT, MAX_RESTARTS, MOVED, Ledger
+from .ledger import MOVED, Ledger
 from .registry import Stepper, get_solver
 from .result import FixedPoint
 
@@ -196,23 +196,12 @@ class Loop:
 
     def _judge(self, here: Ledger, lanes: Tensor, z: Tensor, measured: _Measured) -> Tensor:
         """Freeze lanes that pass, keep best states, and tell which lanes have lost their way, (n,) bool."""
-        distance, moving = measured.distance, here.moving
-        better = moving & ((distance < here.best_distance) | measured.passed)
+        moving = here.moving
+        better = here.record(measured.distance, measured.size, measured.passed, self.some_fresh)
         self._renew(better, lanes, z)
-        here.best_distance = torch.where(better, distance, here.best_distance)
-        here.best_size = torch.where(better, measured.size, here.best_size)
-        if self.some_fresh:
-            first = here.first_distance
-            here.first_distance = torch.where(torch.isinf(first), distance, first)
-        here.last_distance = distance
-        here.peak_distance = torch.maximum(here.peak_distance, distance)
-        here.evaluations = here.evaluations + moving
-        here.since_best = torch.where(better, 0, here.since_best + moving)
-        here.moving = moving & ~measured.passed
         if self.parked is not None:
             self._park(lanes[moving & measured.passed])
-        grown = (distance > GROWTH_LIMIT * here.best_distance) | torch.isinf(distance)
-        lost = here.moving & (grown | (here.since_best >= self.config.patience))
+        lost = here.lost(self.config.patience)
         self.moving_count, self.lost_count = torch.stack([here.moving.sum(), lost.sum()]).tolist()
         return lost
 
@@ -236,14 +225,8 @@ class Loop:
     def _restart(self, lost: Tensor) -> None:
         """Send rows back to their best state with half the step and no history; in the end give up."""
         here = self.here
-        here.restarts[lost] += 1
-        here.tau[lost] *= 0.5
-        here.fresh[lost] = True
-        here.since_best[lost] = 0
+        hopeless = here.restart(lost)
         self.z.index_copy_(0, lost, self.best.index_select(0, self.rows[lost]))
-        hopeless = here.restarts[lost] > MAX_RESTARTS
-        here.given_up[lost] = hopeless
-        here.moving[lost] = ~hopeless
         self.moving_count -= int(hopeless.sum())
         self.some_fresh = self.damped = True
 

@@ -12,26 +12,39 @@ from torch import Tensor
 from .config import SolverConfig
 from .lanes import LaneShape
 from .loop import Loop
+from .recurrence import Recurrent, solve_recurrence
 from .registry import get_linear_solver
 from .result import ConvergenceError, ConvergenceWarning, FixedPoint
 
 
 @torch.no_grad()
-def solve(f: Callable[[Tensor], Tensor], z0: Tensor, config: SolverConfig) -> FixedPoint:
+def solve(f: Callable[[Tensor], Tensor] | Recurrent, z0: Tensor, config: SolverConfig) -> FixedPoint:
     """Find z with z = f(z), lane by lane.
 
     Args:
         f: map of a tensor to one of the same shape; where it has `restrict` (see `Restrictable`), frozen
-            lanes are not evaluated. A linear solver (`gmres`) needs it to be affine.
+            lanes are not evaluated. A linear solver (`gmres`) needs it to be affine, scope `recurrence` to be
+            a `Recurrent`.
         z0: starting state, (..., C); dimension 0 indexes independent samples.
         config: solver, budget, tolerance, scope, policy.
     Returns:
         the `FixedPoint`; its state is detached and finite wherever z0 is.
     Raises:
         ConvergenceError: policy `raise`, and some lane did not converge.
+        ValueError: scope `recurrence`, and f is no `Recurrent`.
     """
+    return apply_policy(_solve(f, z0, config), f, config)
+
+
+def _solve(f: Callable[[Tensor], Tensor] | Recurrent, z0: Tensor, config: SolverConfig) -> FixedPoint:
     linear = get_linear_solver(config.solver)
-    return apply_policy(linear(f, z0, config) if linear is not None else Loop(f, z0, config).run(), f, config)
+    if linear is not None:
+        return linear(f, z0, config)  # type: ignore[arg-type]
+    if config.scope != "recurrence":
+        return Loop(f, z0, config).run()  # type: ignore[arg-type]
+    if not isinstance(f, Recurrent):
+        raise ValueError("scope recurrence needs a map with `own`, `order` and `column`: see Recurrent")
+    return solve_recurrence(f, z0, config)
 
 
 @torch.no_grad()
@@ -45,7 +58,7 @@ def solve_keeping_inverse(
     Returns:
         the `FixedPoint`, and the estimate, which holds the solver's history.
     Raises:
-        ValueError: the solver is a linear one.
+        ValueError: the solver is a linear one, or the scope is `recurrence`.
         ConvergenceError: as in `solve`.
     Source: Ramzi et al. (2022, arXiv 2106.00553), who reuse the inverse of a quasi-Newton solver.
     """
@@ -53,11 +66,17 @@ def solve_keeping_inverse(
         raise ValueError(
             f"solver {config.solver} keeps no estimate of the inverse Jacobian; use anderson or broyden"
         )
+    if config.scope == "recurrence":
+        raise ValueError(
+            "scope recurrence keeps no estimate of the inverse Jacobian; use position, sample or batch"
+        )
     loop = Loop(f, z0, config, keep_inverse=True)
     return apply_policy(loop.run(), f, config), torch.no_grad()(loop.inverse_transpose)
 
 
-def apply_policy(result: FixedPoint, f: Callable[[Tensor], Tensor], config: SolverConfig) -> FixedPoint:
+def apply_policy(
+    result: FixedPoint, f: Callable[[Tensor], Tensor] | Recurrent, config: SolverConfig
+) -> FixedPoint:
     """`result`, or what the policy makes of it where a lane did not converge."""
     if config.policy == "best" or bool(result.converged.all()):
         return result
@@ -66,7 +85,9 @@ def apply_policy(result: FixedPoint, f: Callable[[Tensor], Tensor], config: Solv
     return _fall_back(f, result, config)
 
 
-def _fall_back(f: Callable[[Tensor], Tensor], first: FixedPoint, config: SolverConfig) -> FixedPoint:
+def _fall_back(
+    f: Callable[[Tensor], Tensor] | Recurrent, first: FixedPoint, config: SolverConfig
+) -> FixedPoint:
     """Damped Picard from the best state, on the lanes of the samples that failed; keeps what is better."""
     warnings.warn(
         f"{config.solver} did not converge, trying damped picard. {first.explain()}",
@@ -74,7 +95,7 @@ def _fall_back(f: Callable[[Tensor], Tensor], first: FixedPoint, config: SolverC
         stacklevel=4,
     )
     damped = replace(config, solver="picard", memory=0, damping=min(config.damping, 0.5), policy="best")
-    second = Loop(f, first.state, damped).run()
+    second = _solve(f, first.state, damped)
     better = second.residual < first.residual
     lanes = LaneShape.of(first.state, config.scope)
     rows = torch.where(better.view(-1, 1), lanes.flatten(second.state), lanes.flatten(first.state))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -71,6 +72,40 @@ def build_trellis(
     small = EXACT | {"nhid": 8, "init_std": 0.4}
     model = DEQTrellisNetLanguageModel.build_model(DEQTrellisNetConfig(**(small | options)), task())
     return model.to(dtype).eval()
+
+
+def features(model: Any, source: torch.Tensor, **inputs: Any) -> torch.Tensor:
+    """The features of `source` (B, T), without gradients."""
+    with torch.no_grad():
+        return model.extract_features(source, **inputs)[0]
+
+
+def decode(
+    model: Any,
+    source: torch.Tensor,
+    steps_at_once: int = 1,
+    reorder: Callable[[int], torch.Tensor] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores of incremental decoding, (B, S, V), and the tokens they belong to.
+
+    Args:
+        model: a model of this package.
+        source: tokens (B, T).
+        steps_at_once: length of the prompt, which is seen in one go.
+        reorder: from the number of tokens seen to the rows that go on.
+    """
+    state: dict[str, Any] = {}
+    out: list[torch.Tensor] = []
+    for end in range(steps_at_once, source.shape[1] + 1):
+        with torch.no_grad():
+            x, _ = model.decoder(source[:, :end], incremental_state=state)
+        out.append(x)
+        if reorder is not None:
+            order = reorder(end)
+            model.decoder.reorder_incremental_state(state, order)
+            source = source.index_select(0, order)
+            out = [o.index_select(0, order) for o in out]
+    return torch.cat(out, 1), source
 
 
 def tokens(batch: int, length: int, seed: int = 1) -> torch.Tensor:

@@ -2,16 +2,11 @@
 
 import pytest
 import torch
-from models.builders import build, tokens
+from models.builders import build, decode, features, tokens
 
 from fairseq_deq.implicit import unroll
 
 SOLVERS = ("anderson", "broyden", "picard")
-
-
-def _features(model, source, **inputs):
-    with torch.no_grad():
-        return model.extract_features(source, **inputs)[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -20,11 +15,11 @@ def _features(model, source, **inputs):
 def test_a_changed_token_leaves_all_before_it_bitwise_unchanged(solver, budget, dtype):
     model = build(dtype=dtype, f_solver=solver, f_thres=budget, f_eps=1e-3, init_std=0.5)
     source = tokens(3, 21)
-    before = _features(model, source)
+    before = features(model, source)
     for t in (0, 7, 20):
         changed = source.clone()
         changed[:, t] = (changed[:, t] - 3) % 48 + 4
-        after = _features(model, changed)
+        after = features(model, changed)
         assert torch.equal(after[:, :t], before[:, :t])
         # One evaluation only measures the residual of the start.
         assert budget == 1 or not torch.equal(after[:, t], before[:, t])
@@ -34,9 +29,9 @@ def test_a_changed_token_leaves_all_before_it_bitwise_unchanged(solver, budget, 
 def test_a_sample_does_not_depend_on_its_batch_mates(solver):
     model = build(dtype=torch.float32, f_solver=solver, f_thres=9, f_eps=1e-3, init_std=0.5)
     source = tokens(4, 16)
-    together = _features(model, source)
+    together = features(model, source)
     for row in range(4):
-        assert torch.equal(_features(model, source[row : row + 1]), together[row : row + 1])
+        assert torch.equal(features(model, source[row : row + 1]), together[row : row + 1])
 
 
 def test_the_state_solves_the_equation():
@@ -50,8 +45,8 @@ def test_the_state_solves_the_equation():
 
 def test_forgetful_subsequences_see_the_one_before_alone():
     source = tokens(2, 12)
-    whole = _features(build(), source)
-    forgetful = _features(build(subseq_len=4, subseq_forget="true"), source)
+    whole = features(build(), source)
+    forgetful = features(build(subseq_len=4, subseq_forget="true"), source)
     assert torch.allclose(forgetful[:, :8], whole[:, :8], atol=1e-7)
     # the third sees the second; the second's own past counts through its states alone
     assert (forgetful[:, 8:] - whole[:, 8:]).abs().max() > 1e-4
@@ -68,15 +63,15 @@ def test_forgetful_subsequences_see_the_one_before_alone():
 @pytest.mark.parametrize("subseq_len", [1, 5, 12])
 def test_subsequences_that_keep_their_context_change_nothing(subseq_len, pre_norm):
     source = tokens(2, 12)
-    whole = _features(build(decoder_normalize_before=pre_norm), source)
-    parts = _features(build(decoder_normalize_before=pre_norm, subseq_len=subseq_len), source)
+    whole = features(build(decoder_normalize_before=pre_norm), source)
+    parts = features(build(decoder_normalize_before=pre_norm, subseq_len=subseq_len), source)
     assert torch.allclose(parts, whole, atol=1e-8)
 
 
 def test_memory_of_everything_continues_the_sequence():
     model = build(mem_len=100)
     source = tokens(2, 15)
-    whole = _features(model, source)
+    whole = features(model, source)
     memory, parts = None, []
     for part in source.split(6, 1):
         with torch.no_grad():
@@ -99,7 +94,7 @@ def test_left_padding_does_not_change_the_tokens_after_it():
     model = build()
     source = tokens(2, 10)
     padded = torch.cat([torch.full((2, 3), model.decoder.padding_idx), source], 1)
-    assert torch.allclose(_features(model, padded)[:, 3:], _features(model, source), atol=1e-8)
+    assert torch.allclose(features(model, padded)[:, 3:], features(model, source), atol=1e-8)
 
 
 # ---------------------------------------------------------------------- phases
@@ -120,7 +115,7 @@ def test_pretraining_computes_two_layers():
     decoder = model.decoder
     u = decoder.injection(decoder.embed_tokens(source) * decoder.inputs.scale)
     f = decoder.cell.prepare(decoder.cell.draw(2, 8, 0, u)).bind(u, None)
-    assert torch.equal(_features(model, source), unroll(f, torch.zeros(2, 8, 16, dtype=u.dtype), 2))
+    assert torch.equal(features(model, source), unroll(f, torch.zeros(2, 8, 16, dtype=u.dtype), 2))
 
 
 def test_a_checkpoint_is_evaluated_as_what_it_was_trained_as():
@@ -135,27 +130,13 @@ def test_a_checkpoint_is_evaluated_as_what_it_was_trained_as():
 # ---------------------------------------------------------------------- decoding
 
 
-def _decode(model, source, steps_at_once=1, reorder=None):
-    state, out = {}, []
-    for end in range(steps_at_once, source.shape[1] + 1):
-        with torch.no_grad():
-            x, _ = model.decoder(source[:, :end], incremental_state=state)
-        out.append(x)
-        if reorder is not None:
-            order = reorder(end)
-            model.decoder.reorder_incremental_state(state, order)
-            source = source.index_select(0, order)
-            out = [o.index_select(0, order) for o in out]
-    return torch.cat(out, 1), source
-
-
 @pytest.mark.parametrize("pre_norm", ["false", "true"])
 def test_decoding_token_by_token_equals_teacher_forcing(pre_norm):
     model = build(decoder_normalize_before=pre_norm, wnorm="true")
     source = tokens(3, 11)
     with torch.no_grad():
         whole, _ = model(source)
-    assert torch.allclose(_decode(model, source)[0], whole, atol=1e-8)
+    assert torch.allclose(decode(model, source)[0], whole, atol=1e-8)
 
 
 def test_a_prompt_is_solved_in_one_go():
@@ -163,13 +144,13 @@ def test_a_prompt_is_solved_in_one_go():
     source = tokens(2, 9)
     with torch.no_grad():
         whole, _ = model(source)
-    assert torch.allclose(_decode(model, source, steps_at_once=6)[0], whole[:, 5:], atol=1e-8)
+    assert torch.allclose(decode(model, source, steps_at_once=6)[0], whole[:, 5:], atol=1e-8)
 
 
 def test_decoding_follows_the_beams():
     model = build()
     generator = torch.Generator().manual_seed(5)
-    decoded, source = _decode(
+    decoded, source = decode(
         model, tokens(4, 9), reorder=lambda end: torch.randint(0, 4, (4,), generator=generator)
     )
     with torch.no_grad():
@@ -210,13 +191,13 @@ def test_a_non_finite_sample_does_not_spoil_the_others():
     model = build(dtype=torch.float32, f_eps=1e-4)
     source = tokens(3, 8)
     source[1] = 10
-    clean = _features(model, source)
+    clean = features(model, source)
     with torch.no_grad():
         model.decoder.embed_tokens.weight[10] = float("nan")
     source[0, source[0] == 10] = 11
     source[2, source[2] == 10] = 11
     x, extra = model.extract_features(source)
     assert torch.isfinite(x).all()
-    assert torch.equal(x[2], _features(model, source[2:])[0])
+    assert torch.equal(x[2], features(model, source[2:])[0])
     assert not extra["equilibria"][0].result.converged[1].any()
     assert clean.shape == x.shape

@@ -114,6 +114,7 @@ def test_initial_weights_have_the_asked_for_spread():
         ({"dilation": 2}, "--dilation must be 1, got 2"),
         ({"ksize": 1}, "--ksize must be at least 2"),
         ({"nhid": -1}, "--nhid must be at least 0"),
+        ({"gradient": "shine"}, "--gradient shine needs --solver-scope position, sample or batch"),
         ({"wdrop": 1.0}, r"--wdrop must be in \[0, 1\)"),
         ({"emb_dropout": -0.1}, r"--emb-dropout must be in \[0, 1\)"),
         ({"nout": 5, "share_decoder_input_output_embed": "true"}, "--nout 5 must be --decoder-embed-dim 16"),

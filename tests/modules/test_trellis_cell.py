@@ -120,6 +120,7 @@ def test_the_adjoint_is_the_transposed_jacobian(options):
     leaf = z.requires_grad_()
     (expected,) = torch.autograd.grad(f(leaf), leaf, adjoint)
     assert torch.allclose(torch.stack(mapped, 1), expected + grad, atol=1e-12)
+    assert torch.allclose(adjoint_map(adjoint), expected + grad, atol=1e-12)
 
 
 @pytest.mark.parametrize("options", [{}, {"kernel_size": 3, **DROPPED}], ids=str)

@@ -1,0 +1,128 @@
+"""TrellisNets through fairseq's own tools on real text: train, resume, validate, evaluate, generate."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from test_end_to_end import STATISTICS, _json_lines, _perplexity, _weights
+
+TINY = (
+    *("--task", "language_modeling", "--arch", "deq_trellisnet_lm_tiny", "--criterion", "deq_lm_loss"),
+    *("--decoder-embed-dim", "32", "--nhid", "16", "--init-std", "0.1"),
+    *("--optimizer", "adam", "--lr", "0.005", "--clip-norm", "0.5", "--tokens-per-sample", "32"),
+    *("--batch-size", "8", "--required-batch-size-multiple", "1", "--num-workers", "0", "--cpu"),
+    *("--log-format", "json", "--log-interval", "2", "--seed", "3"),
+)
+DROPOUTS = (
+    *("--dropout", "0.1", "--dropouti", "0.1", "--dropouth", "0.1", "--emb-dropout", "0.1"),
+    *("--wdrop", "0.1"),
+)
+
+
+def _train(in_process, data_bin: Path, folder: Path, *options: str) -> str:
+    return in_process("fairseq-train", data_bin, *TINY, "--save-dir", folder, *options).checked().text
+
+
+@pytest.fixture(scope="module")
+def trained(in_process, data_bin, tmp_path_factory):
+    """A model trained for 30 updates, 10 of them as a stack, and the log of the run."""
+    folder = tmp_path_factory.mktemp("trellis")
+    options = "--max-update 30 --pretrain-steps 10 --pretrain-layers 4".split()
+    return folder, _train(in_process, data_bin, folder, *options)
+
+
+def test_training_learns_and_logs_both_solves(trained):
+    _, log = trained
+    lines = [line for line in _json_lines(log) if "loss" in line]
+    assert float(lines[-1]["loss"]) < float(lines[0]["loss"]) - 0.7
+    equilibrium = [line for line in lines if "f_nfe" in line]
+    assert 0 < len(equilibrium) < len(lines)  # a stack has no solve
+    for name in STATISTICS:
+        assert all(math.isfinite(float(line[name])) for line in equilibrium), name
+    assert 0.9 < float(equilibrium[-1]["f_conv"]) <= 1
+    assert 0.9 < float(equilibrium[-1]["b_conv"]) <= 1
+    assert 1 < float(equilibrium[-1]["f_lane_nfe"]) <= float(equilibrium[-1]["f_nfe"]) <= 30
+
+
+def test_validation_in_training_and_eval_lm_agree(trained, in_process, data_bin):
+    folder, log = trained
+    valid = next(float(line["valid_loss"]) for line in reversed(_json_lines(log)) if "valid_loss" in line)
+    _, perplexity = _perplexity(
+        in_process(
+            "fairseq-eval-lm",
+            data_bin,
+            "--path",
+            folder / "checkpoint_last.pt",
+            *"--gen-subset valid --tokens-per-sample 32 --batch-size 4 --num-workers 0 --cpu".split(),
+        )
+        .checked()
+        .text
+    )
+    assert math.log2(perplexity) == pytest.approx(valid, abs=2e-3)
+
+
+@pytest.mark.parametrize("stop", [3, 8])
+def test_resuming_on_either_side_of_the_switch_gives_the_uninterrupted_run(
+    stop, in_process, data_bin, tmp_path
+):
+    options = ("--pretrain-steps", "5", "--disable-validation", *DROPOUTS)
+    _train(in_process, data_bin, tmp_path / "whole", *options, "--max-update", "10")
+    _train(in_process, data_bin, tmp_path / "parts", *options, "--max-update", str(stop))
+    _train(in_process, data_bin, tmp_path / "parts", *options, "--max-update", "10")
+    whole = _weights(tmp_path / "whole" / "checkpoint_last.pt")
+    parts = _weights(tmp_path / "parts" / "checkpoint_last.pt")
+    assert whole.keys() == parts.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, parts[name]), name
+
+
+def test_adaptive_input_and_softmax_train_and_evaluate(in_process, data_bin, tmp_path):
+    adaptive = (
+        *("--share-decoder-input-output-embed", "false", "--adaptive-input", "--tie-adaptive-weights"),
+        *("--tie-adaptive-proj", "--adaptive-input-cutoff", "50,200", "--adaptive-softmax-cutoff", "50,200"),
+        *("--adaptive-input-factor", "1", "--adaptive-softmax-factor", "1"),
+    )
+    log = _train(in_process, data_bin, tmp_path, *adaptive, "--max-update", "12", "--disable-validation")
+    losses = [float(line["loss"]) for line in _json_lines(log) if "loss" in line]
+    assert losses[-1] < losses[0]
+    _, perplexity = _perplexity(
+        in_process(
+            "fairseq-eval-lm",
+            data_bin,
+            "--path",
+            tmp_path / "checkpoint_last.pt",
+            *"--gen-subset test --tokens-per-sample 32 --num-workers 0 --cpu".split(),
+        )
+        .checked()
+        .text
+    )
+    assert 1 < perplexity < 2 ** losses[0]
+
+
+def test_interactive_continues_prompts(trained, command, data_bin):
+    output = (
+        command(
+            "fairseq-interactive",
+            data_bin,
+            *"--task language_modeling --path".split(),
+            trained[0] / "checkpoint_last.pt",
+            *"--beam 2 --nbest 1 --max-len-a 1".split(),
+            *"--max-len-b 8 --buffer-size 2 --batch-size 2 --cpu".split(),
+            stdin="the people of\nof\n",
+        )
+        .checked()
+        .text
+    )
+    continuations = re.findall(r"^D-(\d)\t(-[\d.]+)\t(.+)$", output, re.MULTILINE)
+    assert [number for number, _, _ in continuations] == ["0", "1"]
+    assert continuations[0][2].startswith("the people of")
+    assert all(len(text.split()) > 3 for _, _, text in continuations)
+
+
+def test_a_dilation_is_refused_in_one_sentence(refused, data_bin):
+    sentence = refused("fairseq-train", data_bin, *TINY, "--dilation", "2").text
+    assert "--dilation must be 1, got 2" in sentence
