@@ -182,6 +182,12 @@ class DEQLanguageModelingTask(LanguageModelingTask):
                 "context is in the memory: --model-overrides \"{'mem_len': 480}\""
             )
         most = max(1, (max_tokens or 36000) // self.args.tokens_per_sample)
+        if batch_size is not None and batch_size > most:
+            bound = f"--max-tokens {max_tokens or 36000}"
+            logger.warning(
+                f"{most} streams instead of --batch-size {batch_size}: {bound} has no room for more of "
+                f"--tokens-per-sample {self.args.tokens_per_sample}"
+            )
         return self.get_batch_iterator(
             dataset,
             max_sentences=min(batch_size or 1, most),

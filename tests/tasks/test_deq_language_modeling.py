@@ -341,6 +341,15 @@ def test_lengths_can_be_changed_at_evaluation(whole, in_process, data_bin):
     assert _perplexity(output.text) == (expected_tokens, pytest.approx(expected, abs=0.01))
 
 
+def test_fewer_streams_than_asked_for_are_said(whole, in_process, data_bin):
+    path = ("--path", whole[0] / "checkpoint_last.pt", "--gen-subset", "test")
+    output = in_process(
+        "fairseq-eval-lm", data_bin, *EVALUATION, *path, "--batch-size", "8", "--max-tokens", "64"
+    )
+    assert "2 streams instead of --batch-size 8: --max-tokens 64 has no room" in output.text
+    assert "tokens in 2 streams" in output.text
+
+
 def test_validation_in_training_fairseq_validate_and_eval_lm_agree(whole, in_process, data_bin):
     folder, log = whole
     lines = [json.loads(line[line.index("{") :]) for line in log.splitlines() if '{"epoch"' in line]

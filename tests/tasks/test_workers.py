@@ -88,6 +88,25 @@ def test_gradients_are_those_of_one_process_with_the_doubled_batch(backend, pair
     assert _lines(log) == alone[1]  # the statistics are those of the whole job
 
 
+def test_jacobian_penalty_is_that_of_the_whole_job(pair, in_process, gradients, tmp_path):
+    penalised = (*gradients, "--jac-loss-weight", "0.5")
+    logs, weights = [], []
+    for backend in ("pytorch_ddp", "legacy_ddp"):
+        options = ("--batch-size", "2", "--save-dir", tmp_path / backend, "--ddp-backend", backend)
+        logs.append(_lines(pair.train(*penalised, *options, dtype="float64")))
+        weights.append(_model(tmp_path / backend))
+    for name, weight in weights[0].items():
+        assert torch.allclose(weight, weights[1][name], atol=1e-9), name
+    assert logs[0] == logs[1]
+    # one process draws other probes
+    options = ("--batch-size", "4", "--save-dir", tmp_path / "alone")
+    alone = _lines(train_alone(in_process, *penalised, *options, dtype="float64"))
+    assert alone[-1]["jac"] > 0
+    assert logs[0][-1]["jac"] == pytest.approx(alone[-1]["jac"], rel=0.2)
+    assert logs[0][-1]["gnorm"] == pytest.approx(alone[-1]["gnorm"], rel=0.2)
+    assert logs[0][-1]["loss"] == alone[-1]["loss"]
+
+
 def test_loss_curve_in_float32_is_that_of_one_process(pair, in_process, data_bin, tmp_path):
     # Picard, since Anderson's mixing makes much of a rounding error where nothing has converged yet.
     training = (
