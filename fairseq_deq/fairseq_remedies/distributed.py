@@ -163,7 +163,7 @@ def refuse_sharded_equilibria() -> None:
 
 def _without_sharded_equilibria(call_main: Callable[..., None]) -> Callable[..., None]:
     def wrapper(cfg: Any, main: Callable[..., Any], **kwargs: Any) -> None:
-        name = str(getattr(cfg.model, "_name", "") or "")
+        name = str(getattr(cfg.get("model"), "_name", "") or "")
         if name.startswith("deq_") and cfg.distributed_training.ddp_backend == "fully_sharded":
             raise OptionError(
                 f"--ddp-backend fully_sharded does not work with --arch {name}: it frees the layer's "
