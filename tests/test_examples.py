@@ -1,4 +1,4 @@
-"""Recipes of Transformers run in miniature: training and evaluation, with the commands of their READMEs."""
+"""Every recipe runs in miniature, from training to evaluation, with the commands of its README."""
 
 from __future__ import annotations
 
@@ -47,12 +47,7 @@ def _smaller_training(command) -> tuple[str, ...]:
     return small + (CUTOFFS if "wt103" in architecture else ())
 
 
-TRAININGS = [
-    command
-    for recipe in RECIPES
-    for command in commands(recipe)
-    if command.tool == "fairseq-train" and "trellisnet" not in str(command.value("--arch"))
-]
+TRAININGS = [command for recipe in RECIPES for command in commands(recipe) if command.tool == "fairseq-train"]
 
 
 @pytest.mark.parametrize("training", TRAININGS, ids=str)
