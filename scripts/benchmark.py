@@ -148,6 +148,9 @@ class _Recurring:
     def order(self: Any) -> Any:
         return self.f.order
 
+    def start(self: Any, *args: Any) -> Tensor:
+        return self.f.start(*args)
+
     def column(self: Any, *args: Any) -> Callable[..., Any]:
         column = self.probe.evaluation(self.f.column, lambda *_: 0)(*args)
         return self.probe.evaluation(column, Tensor.numel)

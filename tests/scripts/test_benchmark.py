@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from models.builders import build_trellis, tokens
+
+from fairseq_deq.solvers import Recurrent
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "benchmark.py"
 spec = importlib.util.spec_from_file_location("benchmark", SCRIPT)
@@ -68,3 +72,14 @@ def test_a_text_too_short_is_refused_in_one_sentence(data_bin, deq_checkpoint, m
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit, match="lower --batch or --tokens"):
         benchmark.main()
+
+
+def test_a_recurrence_under_a_probe_is_still_one():
+    decoder = build_trellis(dtype=torch.float32).decoder
+    with torch.no_grad():
+        u = decoder.injection(decoder.embed_tokens(tokens(2, 5)))
+        f = decoder.cell.prepare(decoder.cell.draw(2, 5, 0, u)).bind(u, None)
+    z = torch.zeros(2, 5, decoder.cell.state_dim)
+    probed = benchmark.ProbedMap(f, benchmark.Probe(z.numel()))
+    assert isinstance(probed, Recurrent)
+    assert isinstance(probed.adjoint(z, z), Recurrent)
