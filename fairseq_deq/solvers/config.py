@@ -36,7 +36,9 @@ class SolverConfig:
             time after the start, and wakes the frozen lanes whose inputs moved on; the next ones follow when
             1.6 times as many iterations have passed.
         active_set: evaluate f at the moving lanes only, where f offers `restrict`: when that saves time, by
-            what evaluations have cost so far (`auto`), `always`, or `never`.
+            what evaluations have cost so far (`auto`), `always` when a fifth of the rows can be left out, or
+            `never`. What `auto` decides is not repeatable, and does not matter where f rounds a position the
+            same in any company.
         patience: evaluations without a new best residual after which a lane restarts from its best state
             with half the step.
         policy: on lanes that did not converge: return the `best` state, `raise` a `ConvergenceError`, or

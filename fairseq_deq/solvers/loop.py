@@ -17,6 +17,8 @@ from .result import FixedPoint
 
 # From one recheck to the next the number of iterations grows by this factor.
 _RECHECK_GROWTH = 1.6
+# Without regard to time, rows are left out where that saves at least this share of them.
+_LEAST_SAVED = 0.2
 # Gathered rows come in multiples of this, so that a matrix product rounds a row the same in any company.
 ROW_MULTIPLE = 16
 
@@ -275,8 +277,11 @@ class Loop:
             return None
         now = moving.numel()
         then = min(-(-self.moving_count // ROW_MULTIPLE) * ROW_MULTIPLE, now)
-        always = self.config.active_set == "always"
-        if then == now or not (always or self.cost.pays(now, then, self.until_recheck - 1)):
+        if self.config.active_set == "always":
+            worth = now - then >= _LEAST_SAVED * now
+        else:
+            worth = self.cost.pays(now, then, self.until_recheck - 1)
+        if not worth:
             return None
         # Frozen lanes fill up the last multiple; they are evaluated and ignored.
         order = torch.argsort(moving.to(torch.int8), descending=True, stable=True)
