@@ -109,7 +109,8 @@ class DecodingCache:
             the mean of the row's equilibria so far, (B, 1, C), and those of the prompts that reach further;
             (B, 1, 1) bool, True for these; None where no prompt does.
         """
-        mean, prompt, position = self.total / self.count, self.prompt, self.seen
+        mean = self.total / self.count.clamp(min=1)  # zero where a row has had nothing but padding
+        prompt, position = self.prompt, self.seen
         if prompt is None or position >= prompt.state.shape[1]:
             return mean, None
         inside = (prompt.lengths > position).view(-1, 1, 1)

@@ -78,6 +78,21 @@ def test_chunks_of_tokens_equal_teacher_forcing():
         assert torch.allclose(scores, whole[:, end - 1], atol=1e-8)
 
 
+def test_a_row_that_begins_with_padding_may_come_token_by_token():
+    model, text = build(), tokens(2, 6)
+    text[1, :3] = model.decoder.padding_idx
+    state: dict = {}
+    with torch.no_grad():
+        steps = [
+            model.decoder.extract_features(text[:, :k], incremental_state=state)[0][:, -1]
+            for k in range(1, 7)
+        ]
+        whole, _ = model.extract_features(text)
+    found = torch.stack(steps, 1)
+    assert torch.allclose(found[0], whole[0], atol=1e-8)
+    assert torch.allclose(found[1, 3:], whole[1, 3:], atol=1e-8)
+
+
 def test_left_padding_changes_nothing():
     model = _model()
     source, pads = tokens(3, 12), [0, 2, 5]
