@@ -126,3 +126,14 @@ def test_interactive_continues_prompts(trained, command, data_bin):
 def test_a_dilation_is_refused_in_one_sentence(refused, data_bin):
     sentence = refused("fairseq-train", data_bin, *TINY, "--dilation", "2").text
     assert "--dilation must be 1, got 2" in sentence
+
+
+def test_streams_with_a_carried_state_resume_bit_for_bit(in_process, data_bin, tmp_path):
+    options = ("--task", "deq_language_modeling", "--tokens-per-sample", "16", "--batch-size", "4", *DROPOUTS)
+    options = (*options, "--disable-validation")
+    _train(in_process, data_bin, tmp_path / "whole", *options, "--max-update", "6")
+    _train(in_process, data_bin, tmp_path / "parts", *options, "--max-update", "3")
+    _train(in_process, data_bin, tmp_path / "parts", *options, "--max-update", "6")
+    whole, parts = (_weights(tmp_path / name / "checkpoint_last.pt") for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
