@@ -1,0 +1,157 @@
+"""The ways to take a training step that the benchmark sets side by side."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from typing import Any
+
+import torch
+from step_layer import Layer, Map, Method
+from step_probe import Probe
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from fairseq_deq.implicit import GradientConfig, fixed_point
+from fairseq_deq.modules.trellis_cell import TrellisCell
+from fairseq_deq.solvers import SolverConfig
+
+try:
+    import torchdeq
+except ImportError:
+    torchdeq = None
+
+
+def our_method(solver: SolverConfig, gradient: GradientConfig) -> Method:
+    """A solve and a gradient of this package."""
+    return lambda f, z0: fixed_point(f, z0, solver, gradient).state
+
+
+def stack(layers: int, checkpointed: bool) -> Method:
+    """A stack of tied layers with ordinary gradients."""
+
+    def run(f: Map, z: Tensor) -> Tensor:
+        for _ in range(layers):
+            z = checkpoint(f, z, use_reentrant=False) if checkpointed else f(z)
+        return z
+
+    return run
+
+
+class ScannedCells:
+    """f of a TrellisNet with its cell states scanned: a sweep in time for all positions, same fixed points.
+
+    The gates come from h as in f, then c_t = sigma(f_t) * c_{t-1} + sigma(i_t) * tanh(g_t) is run through the
+    segment: a quasi-Newton step that inverts what is diagonal in the coupling of positions.
+    Source: Lim et al. (2023, arXiv 2309.12252); Gonzalez et al. (2024, arXiv 2407.19115).
+    """
+
+    def __init__(self, f: Any) -> None:
+        self.f = getattr(f, "f", f)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        f = self.f
+        i, o, g, forget = f.gates(z).chunk(4, -1)
+        added, forget, cell = i.sigmoid() * g.tanh(), forget.sigmoid(), f.past.cell[:, 0]
+        cells = []
+        for t in range(f.length):
+            cell = forget[:, t] * cell + added[:, t]
+            cells.append(cell)
+        cell = torch.stack(cells, 1)
+        return torch.cat([o.sigmoid() * cell.tanh(), cell], -1)
+
+
+class TorchDEQ:
+    """A solve and a gradient of TorchDEQ 0.1.0, its solvers under the probe of the step that runs."""
+
+    probe: Probe | None = None
+
+    def __init__(self, args: argparse.Namespace, solver: str, **options: Any) -> None:
+        plain = torchdeq.solver.get_solver(solver)
+
+        def probed(*arguments: Any, **keywords: Any) -> Any:
+            run = plain if self.probe is None else self.probe.solver(plain, lambda result: result[0])
+            return run(*arguments, **keywords)
+
+        name = f"probed_{solver}_{id(self)}"
+        torchdeq.solver.register_solver(name, probed)
+        self.deq = torchdeq.get_deq(
+            f_solver=name,
+            b_solver=name,
+            f_max_iter=args.f_thres,
+            b_max_iter=args.b_thres,
+            f_tol=args.rtol,
+            b_tol=args.rtol,
+            f_stop_mode="rel",
+            b_stop_mode="rel",
+            **options,
+        ).train()
+
+    def __call__(self, f: Map, z0: Tensor) -> Tensor:
+        return self.deq(f, z0)[0][-1]
+
+
+def trellis_methods(args: argparse.Namespace) -> dict[str, Any]:
+    """What only TrellisNets offer, the solves of their paper, and the stack that it compares with."""
+    forward = SolverConfig(scope="recurrence", memory=2, max_evals=args.f_thres, rtol=args.rtol, atol=0.0)
+    backward = replace(forward, max_evals=args.b_thres)
+    found: dict[str, Any] = {}
+    for solver, memory in (("anderson", 2), ("anderson", 5), ("broyden", 0), ("picard", 0)):
+        pair = (replace(config, solver=solver, memory=memory) for config in (forward, backward))
+        name = f"{solver} {memory}".removesuffix(" 0") + "+ift, position after position"
+        found[name] = our_method(next(pair), GradientConfig(solver=next(pair)))
+    whole = replace(forward, solver="broyden", scope="batch", memory=0)
+    found["broyden+ift, whole batch"] = our_method(
+        whole, GradientConfig(solver=replace(whole, max_evals=args.b_thres))
+    )
+    sweep = replace(forward, scope="sample", memory=6)
+    gradient = GradientConfig(solver=replace(sweep, max_evals=args.b_thres, memory=8))
+    found["anderson+ift, cells scanned, sample scope"] = lambda f, z0: (
+        fixed_point(ScannedCells(f), z0, sweep, gradient).state
+    )
+    found["stack of 40"] = stack(40, False)
+    return found
+
+
+def methods(args: argparse.Namespace, layer: Layer) -> dict[str, Any]:
+    """All methods by name."""
+    forward = SolverConfig(max_evals=args.f_thres, rtol=args.rtol, atol=0.0)
+    backward = SolverConfig(max_evals=args.b_thres, memory=5, rtol=args.rtol, atol=0.0)
+    loose = args.rtol * args.lane_factor
+    sample = {"scope": "sample", "memory": 0}
+    ours: dict[str, tuple[SolverConfig, GradientConfig]] = {
+        "anderson+ift": (forward, GradientConfig(solver=backward)),
+        f"anderson+ift, lanes at {loose:g}": (
+            replace(forward, rtol=loose),
+            GradientConfig(solver=replace(backward, rtol=loose)),
+        ),
+        "anderson+ift, no restarts": (replace(forward, patience=10**6), GradientConfig(solver=backward)),
+        "anderson+gmres": (forward, GradientConfig(solver=replace(backward, solver="gmres", memory=0))),
+        "anderson+ift, sample scope": (
+            replace(forward, scope="sample", memory=6),
+            GradientConfig(solver=replace(backward, scope="sample", memory=8)),
+        ),
+        "broyden+ift, sample scope": (
+            replace(forward, solver="broyden", **sample),
+            GradientConfig(solver=replace(backward, solver="broyden", **sample)),
+        ),
+        "anderson+shine5": (forward, GradientConfig("shine", backward, refine=5)),
+        "anderson+phantom5": (forward, GradientConfig("phantom", backward, steps=5)),
+        "anderson+jfb": (forward, GradientConfig("jfb", backward)),
+    }
+    found: dict[str, Any] = {name: our_method(*pair) for name, pair in ours.items()}
+    if torchdeq is not None:
+        found |= {
+            "torchdeq broyden+ift": TorchDEQ(args, "broyden", ift=True),
+            "torchdeq anderson+ift": TorchDEQ(args, "anderson", ift=True),
+            "torchdeq broyden+phantom5": TorchDEQ(args, "broyden", grad=5, tau=1.0),
+        }
+    else:
+        print("torchdeq is not installed: its rows are left out (pip install --no-deps torchdeq)")
+    if isinstance(layer.decoder.cell, TrellisCell):
+        found = trellis_methods(args) | found
+    for layers in (12, 24):
+        for checkpointed in (False, True):
+            name = f"stack of {layers}" + (", checkpointed" if checkpointed else "")
+            found[name] = stack(layers, checkpointed)
+    return found
