@@ -33,7 +33,8 @@ class GradientConfig:
             the inverse Jacobian, refined by `refine` evaluations of the linear solve; `phantom`, `steps`
             damped steps at the fixed point; `jfb`, one undamped step; `unroll`, ordinary autograd through
             every evaluation.
-        solver: options of the linear solve behind `ift` and `shine`.
+        solver: options of the linear solve behind `ift` and `shine`; its active set `auto` is `always`, so
+            that gradients can be repeated bit for bit.
         steps, damping: number of steps k and step length tau of `phantom`.
         refine: evaluations of the linear solve in `shine`; 0 takes the estimate as it is.
     """
@@ -257,6 +258,9 @@ class _ImplicitGradient(torch.autograd.Function):
         dtype = fz.dtype
         grad = grad.to(leaf.dtype)
         solver, start = ctx.gradient.solver, grad
+        if solver.active_set == "auto":
+            # Restricted products round differently from whole ones, and time must not decide how.
+            solver = replace(solver, active_set="always")
         if ctx.inverse is not None:
             start = ctx.inverse(grad)
             longest = _SHINE_LIMIT * torch.linalg.vector_norm(grad, dim=-1, keepdim=True)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from fairseq import checkpoint_utils
+from runs import check_adaptive, check_resuming, json_lines, read_losses, read_perplexity, read_weights
 
 from fairseq_deq.jacobian import jacobian_penalty
 
@@ -23,25 +24,9 @@ TINY = (
 STATISTICS = ("f_nfe", "f_lane_nfe", "f_res", "f_conv", "b_nfe", "b_lane_nfe", "b_res", "b_conv")
 
 
-def _json_lines(text: str) -> list[dict[str, str]]:
-    return [json.loads(line[line.index("{") :]) for line in text.splitlines() if '{"epoch"' in line]
-
-
-def _weights(path: Path) -> dict[str, torch.Tensor]:
-    state = torch.load(path, weights_only=False)["model"]
-    return {name: tensor for name, tensor in state.items() if "_float_tensor" not in name}
-
-
-def _train(in_process, data_bin: Path, folder: Path, *options: str) -> str:
-    return in_process("fairseq-train", data_bin, *TINY, "--save-dir", folder, *options).checked().text
-
-
-def _perplexity(text: str) -> tuple[int, float]:
-    tokens = re.search(r"Evaluated ([\d,]+) tokens", text)
-    perplexity = re.search(r"Perplexity: ([\d.]+)", text)
-    assert tokens, text
-    assert perplexity, text
-    return int(tokens.group(1).replace(",", "")), float(perplexity.group(1))
+def _train(in_process, data_bin: Path, folder: Path, *more: str, options: tuple[str, ...] = ()) -> str:
+    arguments = (data_bin, *TINY, "--save-dir", folder, *options, *more)
+    return in_process("fairseq-train", *arguments).checked().text
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +45,7 @@ def trained(in_process, data_bin, tmp_path_factory):
 
 def test_training_learns_and_logs_both_solves(trained):
     _, log = trained
-    lines = [line for line in _json_lines(log) if "loss" in line]
+    lines = [line for line in json_lines(log) if "loss" in line]
     first, last = float(lines[0]["loss"]), float(lines[-1]["loss"])
     assert last < first - 1.0
     assert "f_nfe" not in lines[0]  # a stack has no solve
@@ -74,7 +59,7 @@ def test_training_learns_and_logs_both_solves(trained):
 
 def test_perplexity_is_that_of_the_loss_alone(trained):
     _, log = trained
-    for line in _json_lines(log):
+    for line in json_lines(log):
         if "loss" in line:
             assert float(line["ppl"]) == pytest.approx(2 ** float(line["loss"]), rel=2e-3)
 
@@ -88,7 +73,7 @@ def test_tensorboard_holds_the_solver_columns(trained):
 
 def test_validation_in_training_fairseq_validate_and_eval_lm_agree(trained, in_process, data_bin):
     folder, log = trained
-    valid = next(float(line["valid_loss"]) for line in reversed(_json_lines(log)) if "valid_loss" in line)
+    valid = next(float(line["valid_loss"]) for line in reversed(json_lines(log)) if "valid_loss" in line)
     path = ("--path", folder / "checkpoint_last.pt")
     checked = (
         in_process(
@@ -104,7 +89,7 @@ def test_validation_in_training_fairseq_validate_and_eval_lm_agree(trained, in_p
     )
     (again,) = re.findall(r"loss ([\d.]+) \|", checked)[-1:]
     assert float(again) == pytest.approx(valid, abs=2e-3)
-    tokens, perplexity = _perplexity(
+    tokens, perplexity = read_perplexity(
         in_process(
             "fairseq-eval-lm",
             data_bin,
@@ -121,7 +106,7 @@ def test_validation_in_training_fairseq_validate_and_eval_lm_agree(trained, in_p
 
 def test_solver_options_can_be_changed_at_evaluation(trained, in_process, data_bin):
     def evaluate(overrides: str) -> float:
-        return _perplexity(
+        return read_perplexity(
             in_process(
                 "fairseq-eval-lm",
                 data_bin,
@@ -145,36 +130,11 @@ def test_resuming_on_either_side_of_the_switch_gives_the_uninterrupted_run(
     stop, in_process, data_bin, tmp_path
 ):
     options = ("--pretrain-steps", "10", "--disable-validation", "--dropout", "0.1", "--wnorm")
-    _train(in_process, data_bin, tmp_path / "whole", *options, "--max-update", "16")
-    _train(in_process, data_bin, tmp_path / "parts", *options, "--max-update", str(stop))
-    _train(in_process, data_bin, tmp_path / "parts", *options, "--max-update", "16")
-    whole = _weights(tmp_path / "whole" / "checkpoint_last.pt")
-    parts = _weights(tmp_path / "parts" / "checkpoint_last.pt")
-    assert whole.keys() == parts.keys()
-    for name, tensor in whole.items():
-        assert torch.equal(tensor, parts[name]), name
+    check_resuming(partial(_train, in_process, data_bin, options=options), tmp_path, stop, 16)
 
 
 def test_adaptive_input_and_softmax_train_and_evaluate(in_process, data_bin, tmp_path):
-    adaptive = (
-        *("--share-decoder-input-output-embed", "false", "--adaptive-input", "--tie-adaptive-weights"),
-        *("--tie-adaptive-proj", "--adaptive-input-cutoff", "50,200", "--adaptive-softmax-cutoff", "50,200"),
-    )
-    log = _train(in_process, data_bin, tmp_path, *adaptive, "--max-update", "12", "--disable-validation")
-    losses = [float(line["loss"]) for line in _json_lines(log) if "loss" in line]
-    assert losses[-1] < losses[0]
-    _, perplexity = _perplexity(
-        in_process(
-            "fairseq-eval-lm",
-            data_bin,
-            "--path",
-            tmp_path / "checkpoint_last.pt",
-            *"--gen-subset test --tokens-per-sample 32 --num-workers 0 --cpu".split(),
-        )
-        .checked()
-        .text
-    )
-    assert 1 < perplexity < 2 ** losses[0]
+    check_adaptive(in_process, data_bin, tmp_path, partial(_train, in_process, data_bin))
 
 
 @pytest.mark.parametrize("gradient", ["phantom", "jfb", "unroll"])
@@ -187,8 +147,8 @@ def test_every_gradient_trains(gradient, in_process, data_bin, tmp_path):
         gradient,
         *"--max-update 8 --disable-validation --f-thres 8".split(),
     )
-    losses = [float(line["loss"]) for line in _json_lines(log) if "loss" in line]
-    assert losses[-1] < losses[0]
+    found = read_losses(log)
+    assert found[-1] < found[0]
 
 
 def _penalty(path: Path, data_bin: Path) -> float:
@@ -209,7 +169,7 @@ def test_the_jacobian_penalty_trains_and_falls(in_process, data_bin, tmp_path):
     penalised = "--jac-loss-weight 2 --jac-loss-freq 0.8 --jac-incremental 5 --spectral-radius 8".split()
     log = _train(in_process, data_bin, tmp_path / "with", *options, *penalised)
     plain = _train(in_process, data_bin, tmp_path / "without", *options)
-    lines, without = _json_lines(log), _json_lines(plain)
+    lines, without = json_lines(log), json_lines(plain)
     logged = [float(line["jac"]) for line in lines if "jac" in line]
     assert logged[-1] < 0.5 * logged[0]
     assert not any("jac" in name or "sradius" in name for line in without for name in line)
@@ -239,7 +199,7 @@ def test_a_trellisnet_trains_with_the_jacobian_penalty_and_resumes_to_the_same(
 
     def train(name: str, updates: int) -> list[dict[str, str]]:
         save = ("--save-dir", tmp_path / name, "--max-update", str(updates))
-        return _json_lines(in_process("fairseq-train", data_bin, *options, *save).checked().text)
+        return json_lines(in_process("fairseq-train", data_bin, *options, *save).checked().text)
 
     def columns(lines: list[dict[str, str]]) -> dict[str, str | None]:
         return {line["num_updates"]: line.get("jac") for line in lines if "num_updates" in line}
@@ -249,8 +209,8 @@ def test_a_trellisnet_trains_with_the_jacobian_penalty_and_resumes_to_the_same(
     logged = list(columns(whole).values())
     assert None in logged
     assert any(value is not None and 0 < float(value) < 10 for value in logged)
-    weights = _weights(tmp_path / "whole" / "checkpoint_last.pt")
-    for name, tensor in _weights(tmp_path / "parts" / "checkpoint_last.pt").items():
+    weights = read_weights(tmp_path / "whole" / "checkpoint_last.pt")
+    for name, tensor in read_weights(tmp_path / "parts" / "checkpoint_last.pt").items():
         assert torch.equal(tensor, weights[name]), name
 
 

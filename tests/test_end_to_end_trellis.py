@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
-from test_end_to_end import STATISTICS, _json_lines, _perplexity, _weights
+from runs import check_adaptive, check_resuming, json_lines, read_perplexity
+from test_end_to_end import STATISTICS
 
 TINY = (
     *("--task", "language_modeling", "--arch", "deq_trellisnet_lm_tiny", "--criterion", "deq_lm_loss"),
@@ -23,8 +24,9 @@ DROPOUTS = (
 )
 
 
-def _train(in_process, data_bin: Path, folder: Path, *options: str) -> str:
-    return in_process("fairseq-train", data_bin, *TINY, "--save-dir", folder, *options).checked().text
+def _train(in_process, data_bin: Path, folder: Path, *more: str, options: tuple[str, ...] = ()) -> str:
+    arguments = (data_bin, *TINY, "--save-dir", folder, *options, *more)
+    return in_process("fairseq-train", *arguments).checked().text
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def trained(in_process, data_bin, tmp_path_factory):
 
 def test_training_learns_and_logs_both_solves(trained):
     _, log = trained
-    lines = [line for line in _json_lines(log) if "loss" in line]
+    lines = [line for line in json_lines(log) if "loss" in line]
     assert float(lines[-1]["loss"]) < float(lines[0]["loss"]) - 0.7
     equilibrium = [line for line in lines if "f_nfe" in line]
     assert 0 < len(equilibrium) < len(lines)  # a stack has no solve
@@ -50,8 +52,8 @@ def test_training_learns_and_logs_both_solves(trained):
 
 def test_validation_in_training_and_eval_lm_agree(trained, in_process, data_bin):
     folder, log = trained
-    valid = next(float(line["valid_loss"]) for line in reversed(_json_lines(log)) if "valid_loss" in line)
-    _, perplexity = _perplexity(
+    valid = next(float(line["valid_loss"]) for line in reversed(json_lines(log)) if "valid_loss" in line)
+    _, perplexity = read_perplexity(
         in_process(
             "fairseq-eval-lm",
             data_bin,
@@ -63,44 +65,6 @@ def test_validation_in_training_and_eval_lm_agree(trained, in_process, data_bin)
         .text
     )
     assert math.log2(perplexity) == pytest.approx(valid, abs=2e-3)
-
-
-@pytest.mark.parametrize("stop", [3, 8])
-def test_resuming_on_either_side_of_the_switch_gives_the_uninterrupted_run(
-    stop, in_process, data_bin, tmp_path
-):
-    options = ("--pretrain-steps", "5", "--disable-validation", *DROPOUTS)
-    _train(in_process, data_bin, tmp_path / "whole", *options, "--max-update", "10")
-    _train(in_process, data_bin, tmp_path / "parts", *options, "--max-update", str(stop))
-    _train(in_process, data_bin, tmp_path / "parts", *options, "--max-update", "10")
-    whole = _weights(tmp_path / "whole" / "checkpoint_last.pt")
-    parts = _weights(tmp_path / "parts" / "checkpoint_last.pt")
-    assert whole.keys() == parts.keys()
-    for name, tensor in whole.items():
-        assert torch.equal(tensor, parts[name]), name
-
-
-def test_adaptive_input_and_softmax_train_and_evaluate(in_process, data_bin, tmp_path):
-    adaptive = (
-        *("--share-decoder-input-output-embed", "false", "--adaptive-input", "--tie-adaptive-weights"),
-        *("--tie-adaptive-proj", "--adaptive-input-cutoff", "50,200", "--adaptive-softmax-cutoff", "50,200"),
-        *("--adaptive-input-factor", "1", "--adaptive-softmax-factor", "1"),
-    )
-    log = _train(in_process, data_bin, tmp_path, *adaptive, "--max-update", "12", "--disable-validation")
-    losses = [float(line["loss"]) for line in _json_lines(log) if "loss" in line]
-    assert losses[-1] < losses[0]
-    _, perplexity = _perplexity(
-        in_process(
-            "fairseq-eval-lm",
-            data_bin,
-            "--path",
-            tmp_path / "checkpoint_last.pt",
-            *"--gen-subset test --tokens-per-sample 32 --num-workers 0 --cpu".split(),
-        )
-        .checked()
-        .text
-    )
-    assert 1 < perplexity < 2 ** losses[0]
 
 
 def test_interactive_continues_prompts(trained, command, data_bin):
@@ -128,12 +92,21 @@ def test_a_dilation_is_refused_in_one_sentence(refused, data_bin):
     assert "--dilation must be 1, got 2" in sentence
 
 
+@pytest.mark.parametrize("stop", [3, 8])
+def test_resuming_on_either_side_of_the_switch_gives_the_uninterrupted_run(
+    stop, in_process, data_bin, tmp_path
+):
+    options = ("--pretrain-steps", "5", "--disable-validation", *DROPOUTS)
+    check_resuming(partial(_train, in_process, data_bin, options=options), tmp_path, stop, 10)
+
+
 def test_streams_with_a_carried_state_resume_bit_for_bit(in_process, data_bin, tmp_path):
-    options = ("--task", "deq_language_modeling", "--tokens-per-sample", "16", "--batch-size", "4", *DROPOUTS)
-    options = (*options, "--disable-validation")
-    _train(in_process, data_bin, tmp_path / "whole", *options, "--max-update", "6")
-    _train(in_process, data_bin, tmp_path / "parts", *options, "--max-update", "3")
-    _train(in_process, data_bin, tmp_path / "parts", *options, "--max-update", "6")
-    whole, parts = (_weights(tmp_path / name / "checkpoint_last.pt") for name in ("whole", "parts"))
-    assert whole.keys() == parts.keys()
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    streams = ("--task", "deq_language_modeling", "--tokens-per-sample", "16", "--batch-size", "4")
+    options = (*streams, *DROPOUTS, "--disable-validation")
+    check_resuming(partial(_train, in_process, data_bin, options=options), tmp_path, 3, 6)
+
+
+def test_adaptive_input_and_softmax_train_and_evaluate(in_process, data_bin, tmp_path):
+    options = ("--adaptive-input-factor", "1", "--adaptive-softmax-factor", "1")
+    train = partial(_train, in_process, data_bin, options=options)
+    check_adaptive(in_process, data_bin, tmp_path, train)

@@ -137,8 +137,7 @@ def gradient_config(cfg: DEQLanguageModelConfig) -> GradientConfig:
         atol=0.0,
         memory=cfg.b_memory or _anderson_memory(cfg, cfg.b_solver, 5),
         scope=str(cfg.solver_scope),
-        # Restricted products round differently, and time must not decide how: a run resumes bit for bit.
-        active_set="always" if str(cfg.active_set) == "auto" else str(cfg.active_set),
+        active_set=str(cfg.active_set),
         policy=str(cfg.solver_policy),
     )
     if cfg.phantom_steps < 1:

@@ -1,8 +1,10 @@
 """The contracts of the decoder: causality, independence of batch mates, phases, memory, decoding."""
 
+from functools import partial
+
 import pytest
 import torch
-from models.builders import build, decode, features, tokens
+from models.builders import build, build_trellis, decode, features, tokens
 
 from fairseq_deq.implicit import unroll
 
@@ -147,8 +149,9 @@ def test_a_prompt_is_solved_in_one_go():
     assert torch.allclose(decode(model, source, steps_at_once=6)[0], whole[:, 5:], atol=1e-8)
 
 
-def test_decoding_follows_the_beams():
-    model = build()
+@pytest.mark.parametrize("make", [build, partial(build_trellis, ksize=3)], ids=["transformer", "trellis"])
+def test_decoding_follows_the_beams(make):
+    model = make()
     generator = torch.Generator().manual_seed(5)
     decoded, source = decode(
         model, tokens(4, 9), reorder=lambda end: torch.randint(0, 4, (4,), generator=generator)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 from models.builders import build, tokens
+from runs import json_lines
 
 from fairseq_deq.models.deq_decoder import DEQDecoder
 from fairseq_deq.models.precision import within_reach
@@ -61,10 +60,6 @@ def test_bfloat16_autocast_converges_and_has_nearly_the_gradient_of_float32():
     assert (low - full).norm() < 0.1 * full.norm()
 
 
-def _json_lines(text):
-    return [json.loads(line[line.index("{") :]) for line in text.splitlines() if '{"epoch"' in line]
-
-
 @pytest.fixture
 def precisions(monkeypatch):
     """The types that forward passes compute in."""
@@ -87,7 +82,7 @@ def test_training_in_bfloat16_on_a_cpu(option, precisions, in_process, deq_train
         "fairseq-train", *deq_training, option, *options, "--log-format", "json", "--log-interval", "1"
     )
     assert precisions == {torch.bfloat16}
-    lines = [line for line in _json_lines(log.text) if "f_conv" in line]
+    lines = [line for line in json_lines(log.text) if "f_conv" in line]
     assert len(lines) >= 3
     assert float(lines[-1]["f_conv"]) > 0.7
     assert float(lines[-1]["b_conv"]) > 0.9
@@ -113,6 +108,6 @@ def test_training_in_low_precision_on_a_gpu(option, in_process, deq_training, tm
     log = in_process(
         "fairseq-train", *arguments, option, *options, "--log-format", "json", "--log-interval", "1"
     )
-    lines = [line for line in _json_lines(log.text) if "f_conv" in line]
+    lines = [line for line in json_lines(log.text) if "f_conv" in line]
     assert float(lines[-1]["f_conv"]) > 0.7
     assert float(lines[-1]["loss"]) < float(lines[0]["loss"])

@@ -153,17 +153,6 @@ def test_the_same_one_of_many_equilibria_is_found_however_a_text_is_cut(subseq_l
     assert torch.allclose(decode(model, source, steps_at_once=7)[0], whole[:, 6:], atol=1e-10)
 
 
-def test_decoding_follows_the_beams():
-    model = build_trellis(ksize=3)
-    generator = torch.Generator().manual_seed(5)
-    decoded, source = decode(
-        model, tokens(4, 9), reorder=lambda end: torch.randint(0, 4, (4,), generator=generator)
-    )
-    with torch.no_grad():
-        whole, _ = model(source)
-    assert torch.allclose(decoded, whole, atol=1e-8)
-
-
 def test_decoding_keeps_the_last_state_only_and_solves_the_new_token_alone():
     model = build_trellis(ksize=3, dtype=torch.float32, f_eps=1e-4)
     source, state = tokens(2, 30), {}

@@ -1,26 +1,20 @@
 """scripts/anytime.py: perplexity against the budget, and the words that need most of it."""
 
-import importlib.util
 import json
 import math
 import re
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from matplotlib import image
+from runs import SCRIPTS, load_script
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "anytime.py"
+SCRIPT = SCRIPTS / "anytime.py"
 
 
 @pytest.fixture(scope="module")
 def anytime():
-    spec = importlib.util.spec_from_file_location("anytime", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 @pytest.fixture

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from models.builders import build_trellis, tokens
+from runs import SCRIPTS, load_script
 
 from fairseq_deq.solvers import Recurrent
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "benchmark.py"
-spec = importlib.util.spec_from_file_location("benchmark", SCRIPT)
-benchmark = importlib.util.module_from_spec(spec)
-sys.modules["benchmark"] = benchmark  # dataclasses look their module up
-spec.loader.exec_module(benchmark)
+SCRIPT = SCRIPTS / "benchmark.py"
+benchmark = load_script(SCRIPT)
 step_probe = sys.modules["step_probe"]  # beside the script, which makes it findable
 
 ROWS = ("anderson+ift", "anderson+gmres", "anderson+jfb", "stack of 12", "stack of 12, checkpointed")

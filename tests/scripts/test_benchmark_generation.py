@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from runs import SCRIPTS, load_script
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "benchmark_generation.py"
+SCRIPT = SCRIPTS / "benchmark_generation.py"
 
 
 @pytest.fixture(scope="module")
 def benchmark():
     """The script as a module."""
-    spec = importlib.util.spec_from_file_location("benchmark_generation", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 def test_one_run_prints_writes_and_counts(benchmark, monkeypatch, capsys, tmp_path, data_bin, deq_checkpoint):

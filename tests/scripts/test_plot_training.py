@@ -1,18 +1,12 @@
 """scripts/plot_training.py: what it reads from logs, the picture, and the sentences about bad input."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 from matplotlib import image
+from runs import SCRIPTS, load_script
 from tensorboardX import SummaryWriter
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "plot_training.py"
-spec = importlib.util.spec_from_file_location("plot_training", SCRIPT)
-plot_training = importlib.util.module_from_spec(spec)
-sys.modules["plot_training"] = plot_training  # dataclasses look their module up
-spec.loader.exec_module(plot_training)
+SCRIPT = SCRIPTS / "plot_training.py"
+plot_training = load_script(SCRIPT)
 
 # Lines as fairseq-train --log-format json writes them: values are strings, and the configuration, which is no
 # JSON, is among them. The first line is as on the console, the others as in the log file.

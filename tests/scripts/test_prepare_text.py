@@ -1,18 +1,13 @@
 """scripts/prepare_text.py: the split, the tokenisers, the files, and the sentences about bad input."""
 
-import importlib.util
 import json
 import os
-import sys
-from pathlib import Path
 
 import pytest
+from runs import SCRIPTS, load_script
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "prepare_text.py"
-spec = importlib.util.spec_from_file_location("prepare_text", SCRIPT)
-prepare_text = importlib.util.module_from_spec(spec)
-sys.modules["prepare_text"] = prepare_text  # dataclasses look their module up
-spec.loader.exec_module(prepare_text)
+SCRIPT = SCRIPTS / "prepare_text.py"
+prepare_text = load_script(SCRIPT)
 
 # Abraham Lincoln, first inaugural address (1861) and Gettysburg address (1863).
 LINCOLN = [

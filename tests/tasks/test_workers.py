@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from fairseq.data import Dictionary, data_utils
+from runs import differences, resumed_state
 from tasks.pair import Pair, train_alone
 
 COMMON = (
@@ -134,27 +134,6 @@ def test_loss_curve_in_float32_is_that_of_one_process(pair, in_process, data_bin
     assert one[-1]["loss"] < one[0]["loss"]
 
 
-def _kept(folder: Path) -> dict[str, Any]:
-    state = torch.load(folder / "checkpoint_last.pt", weights_only=False)
-    extra = state["extra_state"]
-    return {
-        "weights": state["model"],
-        "optimizer": state["last_optimizer_state"]["state"],
-        "updates": state["optimizer_history"][-1]["num_updates"],
-        "schedule": state["optimizer_history"][-1]["lr_scheduler_state"],
-        "position": extra["train_iterator"],
-        "memory": extra["DEQLanguageModelingTask"],
-    }
-
-
-def _differences(a: Any, b: Any, at: str = "") -> list[str]:
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), at
-        return [d for key in a for d in _differences(a[key], b[key], f"{at}/{key}")]
-    same = torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-    return [] if same else [at]
-
-
 @pytest.mark.parametrize("stop", [1, 3])
 def test_two_processes_resume_bit_for_bit_on_either_side_of_the_switch(stop, pair, data_bin, tmp_path):
     training = (
@@ -167,6 +146,6 @@ def test_two_processes_resume_bit_for_bit_on_either_side_of_the_switch(stop, pai
     first = whole / f"checkpoint_1_{stop}.pt"
     log = pair.train(*training, "--save-dir", parts, "--restore-file", first)
     assert f"Loaded checkpoint {first} (epoch 1 @ {stop} updates)" in log
-    kept = _kept(whole)
+    kept = resumed_state(whole)
     assert kept["memory"]["memory_state"].shape == (4, 8, 16)
-    assert _differences(_kept(parts), kept) == []
+    assert differences(resumed_state(parts), kept) == []
