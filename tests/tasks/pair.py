@@ -64,18 +64,28 @@ def serve(rank: int, pipe: Any) -> None:
 
 
 def train_alone(run_in_process: Any, *arguments: str | Path, dtype: str = "float32") -> str:
-    """Run fairseq-train in this process, with weights of `dtype`; what it printed and logged."""
+    """Run fairseq-train in this process, with weights of `dtype`; what it printed and logged.
+
+    In float64 gradients are compared: the probes of the Jacobian penalty are then made from f(z), so that a
+    row has the same ones whatever process it is in.
+    """
     import torch
     from fairseq import utils
 
     def norm_alone(parameters: Any, max_norm: float, aggregate_norm_fn: Any = None) -> torch.Tensor:
         return torch.nn.utils.clip_grad_norm_(list(parameters), float("inf"))
 
+    def probes(fz: torch.Tensor) -> torch.Tensor:
+        return torch.cos(37 * fz.detach())
+
     torch.set_default_dtype(getattr(torch, dtype))
     try:
         if dtype == "float32":
             return run_in_process("fairseq-train", *arguments).text
-        with patch.object(utils, "clip_grad_norm_", norm_alone):  # fairseq's own is for float32 alone
+        with (
+            patch.object(utils, "clip_grad_norm_", norm_alone),  # fairseq's own is for float32 alone
+            patch.object(torch, "randn_like", probes),
+        ):
             return run_in_process("fairseq-train", *arguments).text
     finally:
         torch.set_default_dtype(torch.float32)

@@ -90,21 +90,15 @@ def test_gradients_are_those_of_one_process_with_the_doubled_batch(backend, pair
 
 def test_jacobian_penalty_is_that_of_the_whole_job(pair, in_process, gradients, tmp_path):
     penalised = (*gradients, "--jac-loss-weight", "0.5")
-    logs, weights = [], []
-    for backend in ("pytorch_ddp", "legacy_ddp"):
-        options = ("--batch-size", "2", "--save-dir", tmp_path / backend, "--ddp-backend", backend)
-        logs.append(_lines(pair.train(*penalised, *options, dtype="float64")))
-        weights.append(_model(tmp_path / backend))
-    for name, weight in weights[0].items():
-        assert torch.allclose(weight, weights[1][name], atol=1e-9), name
-    assert logs[0] == logs[1]
-    # one process draws other probes
     options = ("--batch-size", "4", "--save-dir", tmp_path / "alone")
     alone = _lines(train_alone(in_process, *penalised, *options, dtype="float64"))
+    expected = _model(tmp_path / "alone")
     assert alone[-1]["jac"] > 0
-    assert logs[0][-1]["jac"] == pytest.approx(alone[-1]["jac"], rel=0.2)
-    assert logs[0][-1]["gnorm"] == pytest.approx(alone[-1]["gnorm"], rel=0.2)
-    assert logs[0][-1]["loss"] == alone[-1]["loss"]
+    for backend in ("pytorch_ddp", "legacy_ddp"):
+        options = ("--batch-size", "2", "--save-dir", tmp_path / backend, "--ddp-backend", backend)
+        assert _lines(pair.train(*penalised, *options, dtype="float64")) == alone
+        for name, weight in _model(tmp_path / backend).items():
+            assert torch.allclose(weight, expected[name], rtol=1e-6, atol=1e-9), name
 
 
 def test_loss_curve_in_float32_is_that_of_one_process(pair, in_process, data_bin, tmp_path):
@@ -130,7 +124,8 @@ def test_loss_curve_in_float32_is_that_of_one_process(pair, in_process, data_bin
     for ours, theirs in zip(one, two):
         assert ours.keys() == theirs.keys()
         for column, value in ours.items():
-            assert theirs[column] == pytest.approx(value, rel=2e-3, abs=2e-3), column
+            tolerance = 2e-4 if column == "loss" else 2e-3
+            assert theirs[column] == pytest.approx(value, rel=tolerance, abs=tolerance), column
     assert one[-1]["loss"] < one[0]["loss"]
 
 
