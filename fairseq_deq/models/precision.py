@@ -13,8 +13,6 @@ from ..solvers import SolverConfig
 def dtype_of_f(like: Tensor) -> torch.dtype:
     """The type that matrix products of `like` are computed in: its own, or that of autocast."""
     device = like.device.type
-    if not hasattr(torch, "get_autocast_dtype"):  # before torch 2.4 no one function knows it
-        return like.dtype
     if torch.is_autocast_enabled(device) and like.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
     return like.dtype
