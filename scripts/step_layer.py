@@ -22,6 +22,17 @@ Method = Callable[[Map, Tensor], Tensor]  # f, z0 -> the state, with its graph
 
 
 @dataclass
+class InSubsequences:
+    """A method for `length` positions at a time, each subsequence with those before it settled."""
+
+    method: Method
+    length: int
+
+    def __call__(self, f: Map, z0: Tensor) -> Tensor:
+        return self.method(f, z0)
+
+
+@dataclass
 class Layer:
     """The layer of a trained model at one segment of text.
 
@@ -46,10 +57,11 @@ class Layer:
         def solved(f: Map, z0: Tensor, *_: Any) -> Equilibrium:
             state = method(f if probe is None else ProbedMap(f, probe), z0)
             if probe is not None:
-                probe.final = state.detach()
+                probe.returned.append(state.detach())
             return Equilibrium(state, None, SolveStats.empty(z0.device), SolveStats.empty(z0.device))
 
-        with replaced(deq_decoder, fixed_point=solved):
+        length = method.length if isinstance(method, InSubsequences) else 0
+        with replaced(deq_decoder, fixed_point=solved), replaced(self.decoder, subseq_len=length):
             x, _ = self.decoder.extract_features(self.tokens, memory=self.memory)
         if probe is not None:
             probe.backward = True

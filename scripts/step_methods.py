@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from step_layer import Layer, Map, Method
+from step_layer import InSubsequences, Layer, Map, Method
 from step_probe import Probe
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -109,6 +109,10 @@ def trellis_methods(args: argparse.Namespace) -> dict[str, Any]:
     found["anderson+ift, cells scanned, sample scope"] = lambda f, z0: (
         fixed_point(ScannedCells(f), z0, sweep, gradient).state
     )
+    chunks = replace(forward, scope="sample", memory=5)
+    chunked = our_method(chunks, GradientConfig(solver=replace(chunks, max_evals=args.b_thres)))
+    for length in (4, 16):
+        found[f"anderson+ift, sample scope, {length} at a time"] = InSubsequences(chunked, length)
     found["stack of 40"] = stack(40, False)
     return found
 

@@ -20,7 +20,12 @@ class Phase:
     inside: float = 0.0  # seconds of those spent in f or in products with its Jacobian
     calls: int = 0
     share: float = 0.0  # evaluations, each weighted by the share of the positions it was made at
-    state: Tensor | None = None
+    states: list[Tensor] = field(default_factory=list)  # of its solves, one a subsequence
+
+    @property
+    def state(self) -> Tensor | None:
+        """What they came to, (B, T, C); None where there was no solve."""
+        return torch.cat(self.states, 1) if self.states else None
 
 
 @dataclass
@@ -32,7 +37,12 @@ class Probe:
     current: Phase | None = None
     depth: int = 0
     backward: bool = False
-    final: Tensor | None = None  # what the method returned
+    returned: list[Tensor] = field(default_factory=list)  # by the method, one a subsequence
+
+    @property
+    def final(self) -> Tensor:
+        """What the method returned for the whole segment, (B, T, C)."""
+        return torch.cat(self.returned, 1)
 
     def solver(self, solve: Callable[..., Any], state: Callable[[Any], Tensor]) -> Callable[..., Any]:
         """`solve`, timed as the solve of the phase that the step is in."""
@@ -44,7 +54,10 @@ class Probe:
             result = solve(*args, **kwargs)
             synchronize()
             self.current.seconds += time.perf_counter() - begin
-            self.current.state, self.current = state(result).detach(), None
+            found = state(result).detach()
+            # The backward pass comes to the last subsequence first.
+            self.current.states.insert(0 if self.backward else len(self.current.states), found)
+            self.current = None
             return result
 
         return timed

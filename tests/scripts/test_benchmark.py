@@ -10,11 +10,14 @@ import torch
 from models.builders import build_trellis, tokens
 from runs import SCRIPTS, load_script
 
-from fairseq_deq.solvers import Recurrent
+from fairseq_deq.implicit import GradientConfig
+from fairseq_deq.solvers import Recurrent, SolverConfig
 
 SCRIPT = SCRIPTS / "benchmark.py"
 benchmark = load_script(SCRIPT)
-step_probe = sys.modules["step_probe"]  # beside the script, which makes it findable
+step_probe, step_layer, step_methods = (  # beside the script, which makes them findable
+    sys.modules[name] for name in ("step_probe", "step_layer", "step_methods")
+)
 
 ROWS = ("anderson+ift", "anderson+gmres", "anderson+jfb", "stack of 12", "stack of 12, checkpointed")
 
@@ -80,3 +83,20 @@ def test_a_recurrence_under_a_probe_is_still_one():
     probed = step_probe.ProbedMap(f, step_probe.Probe(z.numel()))
     assert isinstance(probed, Recurrent)
     assert isinstance(probed.adjoint(z, z), Recurrent)
+
+
+def test_a_step_in_subsequences_is_probed_as_a_whole():
+    decoder = build_trellis(dtype=torch.float64).decoder.eval()
+    x = tokens(2, 6)
+    layer = step_layer.Layer(decoder, x, None, torch.randn(2, 6, decoder.dim).double())
+    config = SolverConfig(solver="anderson", scope="sample", max_evals=200, rtol=1e-9, atol=0.0)
+    method = step_methods.our_method(config, GradientConfig(solver=config))
+    _, _, whole = benchmark.probed_step(layer, method, 2 * 6 * decoder.cell.state_dim)
+    chunked = step_layer.InSubsequences(method, 4)
+    _, probe, gradients = benchmark.probed_step(layer, chunked, 2 * 6 * decoder.cell.state_dim)
+    found = benchmark.residuals(layer, chunked, probe)
+    assert [len(probe.phases[phase].states) for phase in "fb"] == [2, 2]
+    assert probe.final.shape == (2, 6, decoder.cell.state_dim)
+    assert found["f_sample"] < 1e-8
+    assert found["b_sample"] < 1e-8
+    torch.testing.assert_close(gradients, whole, rtol=1e-6, atol=1e-9)
