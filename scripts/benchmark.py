@@ -18,6 +18,7 @@ import logging
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from step_layer import Layer, Method, load_layer
 from step_methods import TorchDEQ, methods
-from step_probe import Probe, replaced, synchronize
+from step_probe import Probe, peak_mib, replaced, synchronize
 
 import fairseq_deq  # noqa: F401  (registers the models)
 from fairseq_deq import implicit
@@ -54,25 +55,6 @@ def probed_step(layer: Layer, method: Method, size: int) -> tuple[float, Probe, 
         gradients = layer.step(method, probe)
     synchronize()
     return time.perf_counter() - begin, probe, gradients
-
-
-def peak_memory(layer: Layer, method: Method) -> float:
-    """MiB allocated at the peak of one step, over what there was before it."""
-    if layer.tokens.is_cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        layer.step(method)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        layer.step(method)
-    events = recorded.profiler.kineto_results.events()
-    level = peak = 0
-    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
-        level += event.nbytes()
-        peak = max(peak, level)
-    return peak / 2**20
 
 
 def residuals(layer: Layer, method: Method, probe: Probe) -> dict[str, float]:
@@ -138,7 +120,7 @@ def measure(args: argparse.Namespace, layer: Layer, truth: list[Tensor]) -> dict
         _, probe, gradients = probed_step(layer, method, size)
         rows[name] = {"gradient_error": gradient_error(gradients, truth)}
         rows[name] |= residuals(layer, method, probe)
-        rows[name]["peak_mib"] = peak_memory(layer, method)
+        rows[name]["peak_mib"] = peak_mib(partial(layer.step, method), layer.tokens.is_cuda)
     for _ in range(args.rounds):
         for name, method in runs.items():
             seconds, probe, _ = probed_step(layer, method, size)

@@ -1,4 +1,4 @@
-"""What happens in the solves of one training step: time, time inside f, evaluations, states."""
+"""What happens in a training step: its memory; time, time inside f, evaluations and states of its solves."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 
 @dataclass
@@ -142,6 +143,23 @@ def replaced(owner: Any, **attributes: Any) -> Iterator[None]:
     finally:
         for name, value in old.items():
             setattr(owner, name, value)
+
+
+def peak_mib(step: Callable[[], object], cuda: bool) -> float:
+    """MiB allocated at the peak of a step, over what there was before it."""
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        step()
+    events = recorded.profiler.kineto_results.events()
+    level = peak = 0
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        level += event.nbytes()
+        peak = max(peak, level)
+    return peak / 2**20
 
 
 def synchronize() -> None:

@@ -3,8 +3,9 @@
 
 Trains each model with every pair of --lr and --dropout for --updates updates, then the best pair anew for
 --final-updates, and evaluates each on the validation text: fairseq-train and fairseq-eval-lm, one run after
-the other in this process. Prints one line a run. What OUT/results.json has already is not run again. `--show`
-prints the commands instead of running them.
+the other in this process. Prints one line a run: perplexity, processor seconds of the training, and MiB that
+one training step of the trained model allocates at its peak, over weights and optimizer. What
+OUT/results.json has already is not run again. `--show` prints the commands instead of running them.
 
   deq      DEQ-Transformer: half of the updates as a stack of 4 layers, then at the equilibrium
   tied     the same layer 12 times with tied weights, trained through all of them
@@ -27,6 +28,9 @@ from pathlib import Path
 
 from fairseq import checkpoint_utils
 from fairseq_cli import eval_lm, train
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+from step_probe import peak_mib
 
 import fairseq_deq
 
@@ -90,6 +94,26 @@ def call(tool: str, arguments: Sequence[str], log: Path) -> tuple[str, float]:
     return stream.getvalue(), time.process_time() - begin
 
 
+def step_mib(checkpoint: str, data: str) -> float:
+    """MiB at the peak of a training step of the model in `checkpoint`, on a batch of the validation text."""
+    (model,), cfg, task = checkpoint_utils.load_model_ensemble_and_task([checkpoint], {"data": data})
+    criterion = task.build_criterion(cfg.criterion)
+    task.load_dataset("valid")
+    batches = task.get_batch_iterator(
+        task.dataset("valid"), max_sentences=cfg.dataset.batch_size, data_buffer_size=0
+    )
+    (batch, *_) = batches.next_epoch_itr(shuffle=False)
+    model.train()
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        loss, *_ = criterion(model, batch)
+        loss.backward()
+
+    step()  # what is made once, is made
+    return peak_mib(step, cuda=False)
+
+
 class Study:
     """Runs, each with its place in OUT and its line in OUT/results.json."""
 
@@ -115,10 +139,16 @@ class Study:
             _, seconds = call("fairseq-train", training, self.out / name / "train.log")
             printed, _ = call("fairseq-eval-lm", evaluation, self.out / name / "eval.log")
             (perplexity,) = re.findall(r"Perplexity: ([\d.]+)", printed)
-            self.results[name] = {"perplexity": float(perplexity), "seconds": round(seconds, 1)}
+            memory = step_mib(checkpoint, self.data)
+            self.results[name] = {
+                "perplexity": float(perplexity),
+                "seconds": round(seconds, 1),
+                "mib": round(memory, 1),
+            }
             self.file.write_text(json.dumps(self.results, indent=1) + "\n")
         result = self.results[name]
-        print(f"{name:28s} perplexity {result['perplexity']:8.2f}  {result['seconds']:7.1f} s", flush=True)
+        figures = "perplexity {perplexity:8.2f}  {seconds:7.1f} s  {mib:6.1f} MiB".format(**result)
+        print(f"{name:28s} {figures}", flush=True)
         return result["perplexity"]
 
 
