@@ -15,7 +15,8 @@ from .rows import SampleRows, headwise, pad_rows
 from .transformer_restricted import Slots
 
 if TYPE_CHECKING:
-    from .transformer_cell import BoundCell, PreparedCell
+    from .transformer_bound import BoundCell
+    from .transformer_cell import PreparedCell
 
 
 @dataclass(frozen=True)

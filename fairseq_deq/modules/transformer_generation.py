@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .transformer_cell import KeysValues, PreparedCell, sinusoid
+from .transformer_bound import KeysValues, sinusoid
+from .transformer_cell import PreparedCell
 
 # Buffers grow to this many positions, or by a quarter.
 _LEAST_CAPACITY = 64

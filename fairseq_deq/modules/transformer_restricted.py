@@ -12,7 +12,7 @@ from .dropout import apply_mask
 from .rows import SampleRows, headwise, pad_rows, weighted
 
 if TYPE_CHECKING:
-    from .transformer_cell import BoundCell
+    from .transformer_bound import BoundCell
 
 
 class Slots:

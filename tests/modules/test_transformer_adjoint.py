@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fairseq_deq.modules.transformer_cell import BoundCell, TransformerCell
+from fairseq_deq.modules.transformer_bound import BoundCell
+from fairseq_deq.modules.transformer_cell import TransformerCell
 from fairseq_deq.modules.weight_norm import Initializer
 
 B, C, HEADS, D = 3, 12, 2, 6

@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fairseq_deq.modules.transformer_cell import TransformerCell, sinusoid
+from fairseq_deq.modules.transformer_bound import sinusoid
+from fairseq_deq.modules.transformer_cell import TransformerCell
 from fairseq_deq.modules.weight_norm import Initializer
 
 B, T, M, C, HEADS, D = 3, 7, 5, 12, 2, 4

@@ -8,7 +8,8 @@ import pytest
 import torch
 from problems import Relay
 
-from fairseq_deq.modules.transformer_cell import BoundCell, TransformerCell
+from fairseq_deq.modules.transformer_bound import BoundCell
+from fairseq_deq.modules.transformer_cell import TransformerCell
 from fairseq_deq.modules.weight_norm import Initializer
 from fairseq_deq.solvers import SolverConfig, Status, solve
 
