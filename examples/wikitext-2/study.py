@@ -139,7 +139,9 @@ class Study:
             _, seconds = call("fairseq-train", training, self.out / name / "train.log")
             printed, _ = call("fairseq-eval-lm", evaluation, self.out / name / "eval.log")
             (perplexity,) = re.findall(r"Perplexity: ([\d.]+)", printed)
+            logging.disable(logging.INFO)
             memory = step_mib(checkpoint, self.data)
+            logging.disable(logging.NOTSET)
             self.results[name] = {
                 "perplexity": float(perplexity),
                 "seconds": round(seconds, 1),

@@ -35,6 +35,10 @@ class DEQLanguageModelConfig(FairseqDataclass):
     init: Init = option("normal", "initial weights: N(0, std), U(-range, range), or U(+-1/sqrt(fan_in))")
     init_std: float = option(0.02, "standard deviation of --init normal")
     init_range: float = option(0.05, "bound of --init uniform")
+    embed_std: float = option(
+        0.0,
+        "standard deviation of the initial embeddings, 0: 1/sqrt(width); --adaptive-input has fairseq's own",
+    )
 
     share_decoder_input_output_embed: str = switch(False, "tie the softmax to the input embedding")
     adaptive_input: str = switch(False, "use fairseq's adaptive input")
@@ -197,7 +201,7 @@ def check_options(cfg: DEQLanguageModelConfig, vocabulary: int) -> None:
     Raises:
         ValueError: with the option's name, what is wrong and what is valid.
     """
-    for name in ("pretrain_steps", "mem_len", "subseq_len", "spectral_radius"):
+    for name in ("pretrain_steps", "mem_len", "subseq_len", "spectral_radius", "embed_std"):
         _require(getattr(cfg, name) >= 0, name, "at least 0", getattr(cfg, name))
     for name in ("decoder_embed_dim", "pretrain_layers"):
         _require(getattr(cfg, name) >= 1, name, "at least 1", getattr(cfg, name))

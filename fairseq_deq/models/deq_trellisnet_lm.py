@@ -27,6 +27,11 @@ class DEQTrellisNetConfig(DEQLanguageModelConfig):
     emb_dropout: float = option(0.0, "dropout of whole words of the dictionary")
     wdrop: float = option(0.0, "dropout of the convolution's weights on past positions")
     wnorm: str = switch(True, "normalise the weights of both convolutions (weight norm)")
+    # h lies in (-1, 1): with small embeddings a tied softmax stays flat for long.
+    embed_std: float = option(
+        0.3,
+        "standard deviation of the initial embeddings, 0: 1/sqrt(width); --adaptive-input has fairseq's own",
+    )
     solver_scope: Scope = option(
         "recurrence",
         "what is solved as one unknown: position after position (recurrence), all positions side by side "
@@ -121,6 +126,7 @@ class PennTreebankTrellisConfig(DEQTrellisNetConfig):
     share_decoder_input_output_embed: str = switch(True, "tie the softmax to the input embedding")
     wnorm: str = switch(False, "normalise the weights of both convolutions (weight norm)")
     init_std: float = option(0.01, "standard deviation of --init normal")
+    embed_std: float = option(0.0, "standard deviation of the initial embeddings, 0: 1/sqrt(width)")
     dropout: float = option(0.45, "variational dropout of the output")
     dropouti: float = option(0.45, "variational dropout of the embeddings")
     dropouth: float = option(0.28, "variational dropout of the hidden state inside the convolution")

@@ -23,7 +23,7 @@ def embedding(cfg: DEQLanguageModelConfig, dictionary: Any) -> nn.Module:
         bands = cutoffs(cfg.adaptive_input_cutoff)
         return AdaptiveInput(size, pad, dim, cfg.adaptive_input_factor, dim, bands)
     table = nn.Embedding(size, dim, pad)
-    nn.init.normal_(table.weight, std=dim**-0.5)
+    nn.init.normal_(table.weight, std=cfg.embed_std or dim**-0.5)
     nn.init.zeros_(table.weight[pad])
     return table
 

@@ -109,8 +109,21 @@ def test_initial_weights_have_the_asked_for_spread():
 
 
 @pytest.mark.parametrize(
+    ("config", "std"),
+    [(TinyTrellisConfig, 0.3), (PennTreebankTrellisConfig, 400**-0.5)],
+    ids=["tiny", "ptb"],
+)
+def test_embeddings_start_as_wide_as_the_preset_says(config, std):
+    small = {"decoder_embed_dim": 400, "nhid": 8}
+    model = DEQTrellisNetTiny.build_model(config(**small), task(500))
+    assert model.decoder.embed_tokens.weight.std().item() == pytest.approx(std, rel=0.03)
+
+
+@pytest.mark.parametrize(
     ("options", "sentence"),
     [
+        ({"embed_std": -0.1}, "--embed-std must be at least 0, got -0.1"),
+        ({"embed_std": float("nan")}, "--embed-std must be at least 0, got nan"),
         ({"dilation": 2}, "--dilation must be 1, got 2"),
         ({"ksize": 1}, "--ksize must be at least 2"),
         ({"nhid": -1}, "--nhid must be at least 0"),
