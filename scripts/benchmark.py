@@ -34,7 +34,7 @@ import fairseq_deq  # noqa: F401  (registers the models)
 from fairseq_deq import implicit
 from fairseq_deq.implicit import GradientConfig, fixed_point
 from fairseq_deq.jacobian import spectral_radius
-from fairseq_deq.solvers import SolverConfig
+from fairseq_deq.solvers import Recurrent, SolverConfig
 
 
 def probed_step(layer: Layer, method: Method, size: int) -> tuple[float, Probe, list[Tensor]]:
@@ -86,10 +86,12 @@ def true_gradients(layer: Layer, exact: Layer) -> list[Tensor]:
 
     A trained layer can have several equilibria; the truth is the one that our default solve comes to.
     """
+    start, z0 = layer.bound()
+    scope = "recurrence" if isinstance(start, Recurrent) else "position"
     with torch.no_grad():
-        near = fixed_point(*layer.bound(), SolverConfig(max_evals=200), GradientConfig()).state
-    forward = SolverConfig(max_evals=500, rtol=1e-10, atol=0.0, memory=5)
-    backward = SolverConfig(max_evals=500, rtol=1e-9, atol=0.0, memory=8)
+        near = fixed_point(start, z0, SolverConfig(max_evals=200, scope=scope), GradientConfig()).state
+    forward = SolverConfig(max_evals=500, rtol=1e-10, atol=0.0, memory=5, scope=scope)
+    backward = SolverConfig(max_evals=500, rtol=1e-9, atol=0.0, memory=8, scope=scope)
     probe = Probe(1)
     gradient = GradientConfig(solver=backward)
     gradients = exact.step(lambda f, _: fixed_point(f, near.double(), forward, gradient).state, probe)

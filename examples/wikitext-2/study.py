@@ -171,8 +171,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for checkpoints, logs and results.json"
     )
-    parser.add_argument("--updates", type=int, default=200, help="of each run of the search (default: 200)")
-    parser.add_argument("--final-updates", type=int, default=600, help="of the last run (default: 600)")
+    parser.add_argument("--updates", type=int, default=300, help="of each run of the search (default: 300)")
+    parser.add_argument("--final-updates", type=int, default=2000, help="of the last run (default: 2000)")
     parser.add_argument("--lr", type=float, nargs="+", default=[0.002, 0.005], help="default: 0.002 0.005")
     parser.add_argument("--dropout", type=float, nargs="+", default=[0.0, 0.1], help="default: 0 0.1")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="default: all")

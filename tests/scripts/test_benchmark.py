@@ -89,7 +89,7 @@ def test_a_step_in_subsequences_is_probed_as_a_whole():
     decoder = build_trellis(dtype=torch.float64).decoder.eval()
     x = tokens(2, 6)
     layer = step_layer.Layer(decoder, x, None, torch.randn(2, 6, decoder.dim).double())
-    config = SolverConfig(solver="anderson", scope="sample", max_evals=200, rtol=1e-9, atol=0.0)
+    config = SolverConfig(solver="anderson", scope="sample", max_evals=200, rtol=1e-12, atol=0.0)
     method = step_methods.our_method(config, GradientConfig(solver=config))
     _, _, whole = benchmark.probed_step(layer, method, 2 * 6 * decoder.cell.state_dim)
     chunked = step_layer.InSubsequences(method, 4)
@@ -97,6 +97,6 @@ def test_a_step_in_subsequences_is_probed_as_a_whole():
     found = benchmark.residuals(layer, chunked, probe)
     assert [len(probe.phases[phase].states) for phase in "fb"] == [2, 2]
     assert probe.final.shape == (2, 6, decoder.cell.state_dim)
-    assert found["f_sample"] < 1e-8
-    assert found["b_sample"] < 1e-8
+    assert found["f_sample"] < 1e-11
+    assert found["b_sample"] < 1e-11
     torch.testing.assert_close(gradients, whole, rtol=1e-6, atol=1e-9)
