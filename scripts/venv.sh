@@ -43,6 +43,8 @@ _venv_is_complete() {
 _venv_install() {
     local root=$1 venv=$2 python
     python=$(_venv_find_python) || return 1
+    # Where the environment itself is active, its Python is about to go: take the one that it was made with.
+    case $python in "$venv"/*) python=$(readlink -f "$python") ;; esac
     echo "Setting up $venv with $("$python" --version) (once; needs about 1.5 GB)." >&2
     rm -rf "$venv" || { _venv_fail "cannot remove the incomplete environment $venv; remove it by hand."; return 1; }
     "$python" -m venv "$venv" || { _venv_fail "$python -m venv $venv failed; see the lines above."; return 1; }
