@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from step_layer import InSubsequences, Layer, Map, Method
-from step_probe import Probe
+from step_probe import Probe, ProbedMap
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -47,7 +47,7 @@ class ScannedCells:
     """
 
     def __init__(self, f: Any) -> None:
-        self.f = getattr(f, "f", f)
+        self.f = f
 
     def __call__(self, z: Tensor) -> Tensor:
         f = self.f
@@ -59,6 +59,11 @@ class ScannedCells:
             cells.append(cell)
         cell = torch.stack(cells, 1)
         return torch.cat([o.sigmoid() * cell.tanh(), cell], -1)
+
+
+def scanned(f: Any) -> Map:
+    """`ScannedCells` of f, under its probe if it has one."""
+    return ProbedMap(ScannedCells(f.f), f.probe) if isinstance(f, ProbedMap) else ScannedCells(f)
 
 
 class TorchDEQ:
@@ -107,7 +112,7 @@ def trellis_methods(args: argparse.Namespace) -> dict[str, Any]:
     sweep = replace(forward, scope="sample", memory=6)
     gradient = GradientConfig(solver=replace(sweep, max_evals=args.b_thres, memory=8))
     found["anderson+ift, cells scanned, sample scope"] = lambda f, z0: (
-        fixed_point(ScannedCells(f), z0, sweep, gradient).state
+        fixed_point(scanned(f), z0, sweep, gradient).state
     )
     chunks = replace(forward, scope="sample", memory=5)
     chunked = our_method(chunks, GradientConfig(solver=replace(chunks, max_evals=args.b_thres)))

@@ -75,6 +75,20 @@ def differences(a: Any, b: Any, at: str = "") -> list[str]:
     return [] if same else [at]
 
 
+def continuations(command: Callable[..., Any], data_bin: Path, checkpoint: Path, prompts: str) -> str:
+    """What fairseq-interactive prints for two prompts, of which each must get a longer continuation."""
+    options = (
+        "--task language_modeling --beam 2 --nbest 1 --max-len-a 1 --max-len-b 8 --buffer-size 2".split()
+    )
+    options += ["--batch-size", "2", "--cpu"]
+    output = command("fairseq-interactive", data_bin, "--path", checkpoint, *options, stdin=prompts)
+    text: str = output.checked().text
+    found = re.findall(r"^D-(\d)\t-[\d.]+\t(.+)$", text, re.MULTILINE)
+    assert [number for number, _ in found] == ["0", "1"]
+    assert all(len(continued.split()) > 3 for _, continued in found)
+    return text
+
+
 def check_resuming(train: Callable[..., str], folder: Path, stop: int, end: int) -> None:
     """Train to `end` at once, and in two parts; the weights must be equal bit for bit.
 

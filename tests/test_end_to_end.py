@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from fairseq import checkpoint_utils
-from runs import check_adaptive, check_resuming, json_lines, read_losses, read_perplexity, read_weights
+from runs import (
+    check_adaptive,
+    check_resuming,
+    continuations,
+    json_lines,
+    read_losses,
+    read_perplexity,
+    read_weights,
+)
 
 from fairseq_deq.jacobian import jacobian_penalty
 
@@ -215,20 +223,6 @@ def test_a_trellisnet_trains_with_the_jacobian_penalty_and_resumes_to_the_same(
 
 
 def test_interactive_continues_prompts_and_warns_of_unknown_words(trained, command, data_bin):
-    output = (
-        command(
-            "fairseq-interactive",
-            data_bin,
-            *"--task language_modeling --path".split(),
-            trained[0] / "checkpoint_last.pt",
-            *"--beam 2 --nbest 1 --max-len-a 1".split(),
-            *"--max-len-b 8 --buffer-size 2 --batch-size 2 --cpu".split(),
-            stdin="the people of\nxyzzy plugh\n",
-        )
-        .checked()
-        .text
-    )
-    continuations = re.findall(r"^D-(\d)\t(-[\d.]+)\t(.+)$", output, re.MULTILINE)
-    assert [number for number, _, _ in continuations] == ["0", "1"]
-    assert all(len(text.split()) > 3 for _, _, text in continuations)
+    checkpoint = trained[0] / "checkpoint_last.pt"
+    output = continuations(command, data_bin, checkpoint, "the people of\nxyzzy plugh\n")
     assert "2 of 2 words are not in the dictionary" in output

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shlex
 from pathlib import Path
 
 import pytest
 from documents import RECIPES, ROOT, commands
+from runs import load_script
 
 # The options that make a command small: they follow those of the README, and the last one given holds.
 SMALL = (
@@ -71,11 +71,7 @@ def test_the_recipe_runs_in_miniature(training, in_process, data_bin, tmp_path):
 
 @pytest.fixture(scope="module")
 def study():
-    script = ROOT / "examples" / "wikitext-2" / "study.py"
-    spec = importlib.util.spec_from_file_location("study", script)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "examples" / "wikitext-2" / "study.py")
 
 
 def test_the_study_picks_the_best_of_its_search_and_repeats_nothing(study, data_bin, tmp_path, capsys):
@@ -92,6 +88,15 @@ def test_the_study_picks_the_best_of_its_search_and_repeats_nothing(study, data_
     assert study.main(options) == 0
     assert capsys.readouterr().out == printed
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+
+def test_the_study_measures_the_memory_of_the_phase_that_was_trained_last(study, data_bin, tmp_path):
+    options = [str(data_bin), "--out", str(tmp_path), "--updates", "1", "--final-updates", "3"]
+    options += ["--models", "deq", "tied", "--lr", "0.001", "--dropout", "0"]
+    assert study.main(options) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    # an equilibrium keeps one evaluation of the layer, a stack all 12
+    assert 0 < 2 * results["deq-3-0.001-0"]["mib"] < results["tied-3-0.001-0"]["mib"]
 
 
 def test_the_study_shows_equal_commands(study, capsys):

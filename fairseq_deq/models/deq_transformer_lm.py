@@ -39,11 +39,12 @@ class DEQTransformerLanguageModel(DEQLanguageModel):
         Raises:
             ValueError: an option cannot work; the sentence names it and the valid values.
         """
+        _check(cfg)
         cell = TransformerCell(
             dim=cfg.decoder_embed_dim,
             ffn_dim=cfg.decoder_ffn_embed_dim,
             heads=cfg.decoder_attention_heads,
-            head_dim=_head_dim(cfg),
+            head_dim=cfg.decoder_head_dim or cfg.decoder_embed_dim // cfg.decoder_attention_heads,
             pre_norm=is_on(cfg, "decoder_normalize_before"),
             weight_norm=is_on(cfg, "wnorm"),
             dropout=cfg.dropout,
@@ -54,7 +55,7 @@ class DEQTransformerLanguageModel(DEQLanguageModel):
         return cls(DEQDecoder(cfg, task.source_dictionary, cell, inputs))
 
 
-def _head_dim(cfg: DEQTransformerConfig) -> int:
+def _check(cfg: DEQTransformerConfig) -> None:
     if str(cfg.solver_scope) == "recurrence":
         raise OptionError(
             "--solver-scope recurrence is for TrellisNets; a Transformer takes position, sample or batch"
@@ -68,14 +69,11 @@ def _head_dim(cfg: DEQTransformerConfig) -> int:
         raise OptionError(f"--attention-dropout must be in [0, 1), got {cfg.attention_dropout}")
     if cfg.decoder_embed_dim < 2 or cfg.decoder_embed_dim % 2:
         raise OptionError(f"--decoder-embed-dim must be even, got {cfg.decoder_embed_dim}")
-    if cfg.decoder_head_dim:
-        return cfg.decoder_head_dim
-    if cfg.decoder_embed_dim % cfg.decoder_attention_heads:
+    if not cfg.decoder_head_dim and cfg.decoder_embed_dim % cfg.decoder_attention_heads:
         raise OptionError(
             f"--decoder-embed-dim {cfg.decoder_embed_dim} is not a multiple of --decoder-attention-heads "
             f"{cfg.decoder_attention_heads}; change one, or set --decoder-head-dim"
         )
-    return cfg.decoder_embed_dim // cfg.decoder_attention_heads
 
 
 @dataclass

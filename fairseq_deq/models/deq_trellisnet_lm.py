@@ -53,7 +53,8 @@ class DEQTrellisNetLanguageModel(DEQLanguageModel):
         Raises:
             ValueError: an option cannot work; the sentence names it and the valid values.
         """
-        output_dim = _output_dim(cfg)
+        _check(cfg)
+        output_dim = cfg.nout or cfg.decoder_embed_dim
         cell = TrellisCell(
             hidden_dim=cfg.nhid + output_dim,
             output_dim=output_dim,
@@ -72,7 +73,7 @@ class DEQTrellisNetLanguageModel(DEQLanguageModel):
         return cls(DEQDecoder(cfg, task.source_dictionary, cell, inputs))
 
 
-def _output_dim(cfg: DEQTrellisNetConfig) -> int:
+def _check(cfg: DEQTrellisNetConfig) -> None:
     for name, least in (("nhid", 0), ("nout", 0), ("ksize", 2)):
         if getattr(cfg, name) < least:
             raise OptionError(f"--{name} must be at least {least}, got {getattr(cfg, name)}")
@@ -99,7 +100,6 @@ def _output_dim(cfg: DEQTrellisNetConfig) -> int:
             f"--nout {cfg.nout} must be --decoder-embed-dim {cfg.decoder_embed_dim} (or 0) where "
             "--tie-adaptive-weights ties the softmax to the embeddings"
         )
-    return cfg.nout or cfg.decoder_embed_dim
 
 
 @dataclass

@@ -80,6 +80,19 @@ def features(model: Any, source: torch.Tensor, **inputs: Any) -> torch.Tensor:
         return model.extract_features(source, **inputs)[0]
 
 
+def check_causality(model: Any, budget: int) -> None:
+    """A changed token changes itself and bitwise nothing before it, with `budget` evaluations of f."""
+    source = tokens(3, 21)
+    before = features(model, source)
+    for t in (0, 7, 20):
+        changed = source.clone()
+        changed[:, t] = (changed[:, t] - 3) % 48 + 4
+        after = features(model, changed)
+        assert torch.equal(after[:, :t], before[:, :t])
+        # One evaluation only measures the residual of the start.
+        assert budget == 1 or not torch.equal(after[:, t], before[:, t])
+
+
 def decode(
     model: Any,
     source: torch.Tensor,

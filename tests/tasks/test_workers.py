@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from fairseq.data import Dictionary, data_utils
-from runs import differences, resumed_state
+from runs import differences, json_lines, read_weights, resumed_state
 from tasks.pair import Pair, train_alone
 
 COMMON = (
@@ -29,13 +26,8 @@ def pair():
     processes.stop()
 
 
-def _model(folder: Path, name: str = "checkpoint_last.pt") -> dict[str, torch.Tensor]:
-    state = torch.load(folder / name, weights_only=False)["model"]
-    return {name: weight for name, weight in state.items() if "_float_tensor" not in name}
-
-
 def _lines(log: str) -> list[dict[str, float]]:
-    lines = [json.loads(line[line.index("{") :]) for line in log.splitlines() if '"gnorm"' in line]
+    lines = [line for line in json_lines(log) if "gnorm" in line]
     return [{key: float(value) for key, value in line.items() if key not in TIMES} for line in lines]
 
 
@@ -68,7 +60,7 @@ def alone(in_process, gradients, tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
     options = ("--batch-size", "4", "--save-dir", folder, "--save-interval-updates", "1")
     log = train_alone(in_process, *gradients, *options, dtype="float64")
-    return [_model(folder, f"checkpoint_1_{update}.pt") for update in (1, 2)], _lines(log)
+    return [read_weights(folder / f"checkpoint_1_{update}.pt") for update in (1, 2)], _lines(log)
 
 
 @pytest.mark.parametrize("backend", ["pytorch_ddp", "legacy_ddp"])
@@ -76,7 +68,7 @@ def test_gradients_are_those_of_one_process_with_the_doubled_batch(backend, pair
     options = ("--batch-size", "2", "--save-dir", tmp_path, "--ddp-backend", backend)
     log = pair.train(*gradients, *options, dtype="float64")
     before, expected = alone[0]
-    weights = _model(tmp_path)
+    weights = read_weights(tmp_path / "checkpoint_last.pt")
     moved = 0
     for name, weight in weights.items():
         assert weight.dtype == torch.float64 or not weight.is_floating_point(), name
@@ -92,30 +84,20 @@ def test_jacobian_penalty_is_that_of_the_whole_job(pair, in_process, gradients, 
     penalised = (*gradients, "--jac-loss-weight", "0.5")
     options = ("--batch-size", "4", "--save-dir", tmp_path / "alone")
     alone = _lines(train_alone(in_process, *penalised, *options, dtype="float64"))
-    expected = _model(tmp_path / "alone")
+    expected = read_weights(tmp_path / "alone" / "checkpoint_last.pt")
     assert alone[-1]["jac"] > 0
     for backend in ("pytorch_ddp", "legacy_ddp"):
         options = ("--batch-size", "2", "--save-dir", tmp_path / backend, "--ddp-backend", backend)
         assert _lines(pair.train(*penalised, *options, dtype="float64")) == alone
-        for name, weight in _model(tmp_path / backend).items():
+        for name, weight in read_weights(tmp_path / backend / "checkpoint_last.pt").items():
             assert torch.allclose(weight, expected[name], rtol=1e-6, atol=1e-9), name
 
 
 def test_loss_curve_in_float32_is_that_of_one_process(pair, in_process, data_bin, tmp_path):
     # Picard, since Anderson's mixing makes much of a rounding error where nothing has converged yet.
     training = (
-        *(
-            data_bin,
-            *COMMON,
-            "--optimizer",
-            "adam",
-            "--lr",
-            "0.002",
-            "--clip-norm",
-            "1",
-            "--max-update",
-            "12",
-        ),
+        *(data_bin, *COMMON, "--optimizer", "adam", "--lr", "0.002", "--clip-norm", "1"),
+        *("--max-update", "12"),
         *("--f-solver", "picard", "--b-solver", "picard", "--f-thres", "10", "--b-thres", "10"),
     )
     two = _lines(pair.train(*training, "--batch-size", "4", "--save-dir", tmp_path / "two"))
