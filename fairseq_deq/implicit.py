@@ -11,8 +11,10 @@ from torch import Tensor
 
 from .solvers import (
     FixedPoint,
+    Preconditioner,
     Restrictable,
     SolverConfig,
+    direction_of,
     linear_solver_names,
     solve,
     solve_keeping_inverse,
@@ -33,8 +35,7 @@ class GradientConfig:
             the inverse Jacobian, refined by `refine` evaluations of the linear solve; `phantom`, `steps`
             damped steps at the fixed point; `jfb`, one undamped step; `unroll`, ordinary autograd through
             every evaluation.
-        solver: options of the linear solve behind `ift` and `shine`; its active set `auto` is `always`, so
-            that gradients can be repeated bit for bit.
+        solver: options of the linear solve behind `ift` and `shine`.
         steps, damping: number of steps k and step length tau of `phantom`.
         refine: evaluations of the linear solve in `shine`; 0 takes the estimate as it is.
     """
@@ -74,7 +75,7 @@ class SolveStats:
         """Add the sums of `result`."""
         lanes = result.residual.numel()
         residual = torch.nan_to_num(result.residual.float(), posinf=1.0).sum()
-        counts = [float(lanes), float(result.iterations * lanes), float(result.lane_evaluations)]
+        counts = [float(lanes), float(result.nfe * lanes), float(result.total_lane_nfe)]
         self.sums[:3] += torch.tensor(counts, device=self.sums.device)
         self.sums[3] += residual
         self.sums[4] += result.converged.sum()
@@ -106,6 +107,7 @@ def fixed_point(
     gradient: GradientConfig,
     forward: SolveStats | None = None,
     backward: SolveStats | None = None,
+    preconditioner: Preconditioner | None = None,
 ) -> Equilibrium:
     """Solve z* = f(z*) and attach a gradient to it.
 
@@ -118,6 +120,7 @@ def fixed_point(
         solver: options of the forward solve; `unroll` takes `max_evals` steps of length `damping`.
         gradient: how to differentiate.
         forward, backward: statistics to add the two solves to; new ones where None.
+        preconditioner: what is known of f beforehand, used by both solves; None: nothing.
     Returns:
         the `Equilibrium`.
     Source: Bai, Kolter, Koltun (2019, arXiv 1909.01377); phantom: Geng et al. (2021, arXiv 2111.05177);
@@ -129,16 +132,16 @@ def fixed_point(
         return Equilibrium(unroll(f, z0, solver.max_evals, solver.damping), None, forward, backward)
     inverse: Callable[[Tensor], Tensor] | None = None
     if gradient.mode == "shine" and torch.is_grad_enabled():
-        result, inverse = solve_keeping_inverse(f, z0, solver)
+        result, inverse = solve_keeping_inverse(f, z0, solver, preconditioner)
     else:
-        result = solve(f, z0, solver)
+        result = solve(f, z0, solver, preconditioner)
     forward.record(result)
     if not torch.is_grad_enabled():
         return Equilibrium(result.state, result, forward, backward)
     leaf = result.state.detach().requires_grad_()
     fz = f(leaf)
     if gradient.mode in ("ift", "shine"):
-        state = _ImplicitGradient.apply(fz, leaf, f, gradient, inverse, backward)
+        state = _ImplicitGradient.apply(fz, leaf, f, gradient, inverse, backward, preconditioner)
         return Equilibrium(state, result, forward, backward, taped=(fz, leaf))
     steps, damping = (1, 1.0) if gradient.mode == "jfb" else (gradient.steps, gradient.damping)
     state = unroll(f, _stepped(result.state, fz, damping), steps - 1, damping)
@@ -179,8 +182,8 @@ class HasAdjoint(Protocol):
 class _AdjointMap:
     """lambda -> J^T lambda + grad, with J taken from one taped evaluation of f."""
 
-    def __init__(self, fz: Tensor, leaf: Tensor, grad: Tensor) -> None:
-        self.fz, self.leaf, self.grad = fz, leaf, grad
+    def __init__(self, fz: Tensor, leaf: Tensor, grad: Tensor, direction: int = 0) -> None:
+        self.fz, self.leaf, self.grad, self.direction = fz, leaf, grad, direction
 
     def __call__(self, adjoint: Tensor) -> Tensor:
         return _vjp(self.fz, self.leaf, adjoint) + self.grad
@@ -190,7 +193,7 @@ class _RestrictableAdjointMap(_AdjointMap):
     """The same where f can be evaluated, and so taped again, at some positions only."""
 
     def __init__(self, f: Restrictable, fz: Tensor, leaf: Tensor, grad: Tensor) -> None:
-        super().__init__(fz, leaf, grad)
+        super().__init__(fz, leaf, grad, -direction_of(f))
         self.f = f
 
     def restrict(
@@ -219,7 +222,7 @@ def _adjoint_map(
             fz = f(leaf)
     if solver.active_set != "never" and isinstance(f, Restrictable):
         return _RestrictableAdjointMap(f, fz, leaf, grad)
-    return _AdjointMap(fz, leaf, grad)
+    return _AdjointMap(fz, leaf, grad, -direction_of(f))
 
 
 def _vjp(out: Tensor, leaf: Tensor, vector: Tensor) -> Tensor:
@@ -239,16 +242,18 @@ class _ImplicitGradient(torch.autograd.Function):
         gradient: GradientConfig,
         inverse: Callable[[Tensor], Tensor] | None,
         stats: SolveStats,
+        preconditioner: Preconditioner | None,
     ) -> Tensor:
         ctx.save_for_backward(fz, leaf)
         ctx.f, ctx.gradient, ctx.inverse, ctx.stats = f, gradient, inverse, stats
+        ctx.preconditioner = None if preconditioner is None else preconditioner.transposed
         # J is that of f as it was evaluated, also where autocast lowered its precision.
         kind = leaf.device.type
         ctx.precision = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
         return leaf.detach().clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "the implicit gradient cannot be differentiated again (create_graph=True); "
@@ -258,16 +263,13 @@ class _ImplicitGradient(torch.autograd.Function):
         dtype = fz.dtype
         grad = grad.to(leaf.dtype)
         solver, start = ctx.gradient.solver, grad
-        if solver.active_set == "auto":
-            # Restricted products round differently from whole ones, and time must not decide how.
-            solver = replace(solver, active_set="always")
         if ctx.inverse is not None:
             start = ctx.inverse(grad)
             longest = _SHINE_LIMIT * torch.linalg.vector_norm(grad, dim=-1, keepdim=True)
             sound = torch.linalg.vector_norm(start, dim=-1, keepdim=True) <= longest
             start = torch.where(sound, start, grad)
             if ctx.gradient.refine == 0:
-                return start.to(dtype), None, None, None, None, None
+                return start.to(dtype), *[None] * 6
             solver = replace(solver, max_evals=ctx.gradient.refine, policy="best")
         kind, precision, enabled = ctx.precision
         with torch.autocast(kind, dtype=precision, enabled=enabled):
@@ -276,6 +278,6 @@ class _ImplicitGradient(torch.autograd.Function):
                 # From zero its first evaluation gives the constant of the map; one Krylov space a sample.
                 start = torch.zeros_like(grad)
                 solver = replace(solver, scope="batch" if solver.scope == "batch" else "sample")
-            result = solve(adjoint, start, solver)
+            result = solve(adjoint, start, solver, ctx.preconditioner)
         ctx.stats.record(result)
-        return result.state.to(dtype), None, None, None, None, None
+        return result.state.to(dtype), *[None] * 6

@@ -1,4 +1,4 @@
-"""The Jacobian of f at its fixed point: a penalty on its size, and its spectral radius. Knows only torch."""
+"""The Jacobian of f at its fixed point: its size as a penalty, its mean over positions, its spectral radius."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .solvers import Restrictable
-from .solvers.lanes import LaneShape
+from .solvers.lanes import LaneLayout
 
 
 def jacobian_penalty(fz: Tensor, z: Tensor, probes: int = 1, real: Tensor | None = None) -> Tensor:
@@ -87,6 +87,69 @@ class PenaltySchedule:
         return weight if lot < self.frequency else 0.0
 
 
+# Probes look at every eighth position, so that what they change hardly meets, and at those half-way between.
+_PROBE_STRIDE, _PROBES = 8, 2
+# Length of a probe, relative to the state, and ridge of its least squares, relative to its mean square.
+_PROBE_LENGTH, _PROBE_RIDGE = 1e-2, 1e-3
+
+
+@dataclass(frozen=True)
+class JacobianSums:
+    """Sums over positions t from which the mean of the blocks J_tt = df_t/dz_t follows by least squares.
+
+    Attributes:
+        gram: sum of d d^T over small changes d of the state of a position, (C, C), in float64.
+        cross: sum of d (f_t(z + d) - f_t(z))^T, likewise.
+    """
+
+    gram: Tensor
+    cross: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def probed(
+        cls, f: Callable[[Tensor], Tensor], z: Tensor, channels: int, real: Tensor | None = None, seed: int = 0
+    ) -> JacobianSums:
+        """The sums at z, from five evaluations of f: the state of some positions is changed a little.
+
+        Args:
+            f: map of a tensor to one of the same shape, (B, T, C').
+            z: the point, usually a fixed point.
+            channels: leading channels that are looked at, C.
+            real: (B, T) bool; the other positions do not count. None: all do.
+            seed: of the random changes, which are the same on every device.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        gram = torch.zeros(channels, channels, dtype=torch.float64, device=z.device)
+        cross = torch.zeros_like(gram)
+        base = f(z)
+        stride = min(_PROBE_STRIDE, z.shape[1])
+        for _ in range(_PROBES):
+            noise = torch.randn(*z.shape[:-1], channels, generator=generator).to(z)
+            size = torch.linalg.vector_norm(z[..., :channels], dim=-1, keepdim=True)
+            change = noise * size.clamp(min=1e-3) * (_PROBE_LENGTH / channels**0.5)
+            for offset in {0, stride // 2}:
+                chosen = torch.zeros(z.shape[:2], dtype=torch.bool, device=z.device)
+                chosen[:, offset::stride] = True
+                moved = z.clone()
+                moved[..., :channels] += change * chosen.unsqueeze(-1)
+                counted = chosen if real is None else chosen & real
+                d = change[counted].double()
+                df = (f(moved) - base)[..., :channels][counted].double()
+                sound = torch.isfinite(df).all(1, keepdim=True)
+                d, df = d * sound, torch.where(sound, df, 0.0)
+                gram += d.T @ d
+                cross += d.T @ df
+        return cls(gram, cross)
+
+    def mean_jacobian(self) -> Tensor:
+        """Jbar, (C, C): argmin sum |df - Jbar d|^2, with a small ridge."""
+        scale = _PROBE_RIDGE * self.gram.diagonal().mean()
+        ridge = scale * torch.eye(len(self.gram), dtype=self.gram.dtype, device=self.gram.device)
+        solution, _ = torch.linalg.solve_ex(self.gram + ridge, self.cross)
+        return solution.T
+
+
 @dataclass(frozen=True)
 class SpectralRadius:
     """Largest |eigenvalue| of a Jacobian, one for each block or system.
@@ -140,7 +203,7 @@ def spectral_radius(
         raise ValueError(f"steps must be at least 1, got {steps}")
     if positions is not None and scope == "sample":
         raise ValueError("positions can be chosen in scope position only")
-    lanes = LaneShape.of(z, scope)
+    lanes = LaneLayout.of(z, scope)
     z = z.detach()
     if positions is None and (scope == "sample" or lanes.count == lanes.samples):
         return _reshaped(_arnoldi(*_taped(f, z), lanes.count, steps), lanes.shape)

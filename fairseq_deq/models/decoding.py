@@ -98,18 +98,21 @@ class DecodingCache:
         state = self.prompt.state[:, position : position + 1]
         return state if self.order is None else state.index_select(0, self.order)
 
-    def start(self) -> tuple[Tensor, Tensor | None]:
-        """Where to start the solve for the next position, and which rows are there already.
+    def start(self, told: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Where to start the solve for the next position, and the rows whose equilibrium the prompt supplies.
 
-        From the mean a solve takes a fifth fewer evaluations than from zero, and fewer than from the last
+        Where nothing has been learned, the mean of the equilibria so far is the start: from the mean a solve takes a fifth fewer evaluations than from zero, and fewer than from the last
         equilibrium; on a trained model it failed, or came to another equilibrium than the whole sequence did,
         less often too.
 
+        Args:
+            told: the learned start, (B, 1, C); None: there is none.
         Returns:
-            the mean of the row's equilibria so far, (B, 1, C), and those of the prompts that reach further;
+            the start, (B, 1, C), and the equilibria of the prompts that reach further;
             (B, 1, 1) bool, True for these; None where no prompt does.
         """
-        mean = self.total / self.count.clamp(min=1)  # zero where a row has had nothing but padding
+        # The mean is zero where a row has had nothing but padding.
+        mean = self.total / self.count.clamp(min=1) if told is None else told
         prompt, position = self.prompt, self.seen
         if prompt is None or position >= prompt.state.shape[1]:
             return mean, None

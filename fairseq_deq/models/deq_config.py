@@ -73,6 +73,10 @@ class DEQLanguageModelConfig(FairseqDataclass):
     active_set: ActiveSet = option(
         "auto", "evaluate f at unconverged positions only: where it pays (auto), always, never"
     )
+    preconditioner_rank: int = option(
+        32, "rank of the preconditioner that solves learn in training from the mean Jacobian; 0: none"
+    )
+    learned_start: str = switch(True, "start solves where a linear map of the last two tokens says")
     solver_policy: Policy = option("best", "when a solve fails: best, raise, fallback")
     gradient: Gradient = option("ift", "how to differentiate the fixed point")
     phantom_steps: int = option(5, "steps of --gradient phantom")

@@ -18,8 +18,7 @@ from ..modules.injection import Injection
 from ..modules.memory import Memory, MemoryCarrier
 from ..modules.weight_norm import Initializer
 from ..options import is_on
-from ..solvers import SolverConfig
-from ..solvers.independent import solve_independent
+from ..solvers import Preconditioner, SolverConfig, solve
 from .decoding import DecodingCache, Prompt, nothing_settled
 from .deq_config import (
     DEQLanguageModelConfig,
@@ -28,9 +27,13 @@ from .deq_config import (
     gradient_config,
     penalty_schedule,
 )
+from .learned import Learned, LearnedPreconditioner, LearnedStart
 from .precision import within_reach
 from .stability import BlockRadii, JacobianTerm
 from .words import embedding, softmax
+
+# Solves teach once in so many updates, and in every one as long as nothing is known.
+_LEARN_EVERY = 10
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,10 @@ class DEQDecoder(FairseqIncrementalDecoder):
         initializer = Initializer(str(cfg.init), cfg.init_std, cfg.init_range)
         cell.initialize(initializer)
         self.injection.initialize(initializer)
+        rank, learns_start = cfg.preconditioner_rank, is_on(cfg, "learned_start")
+        unknowns = cell.own_dim if self.solver.scope == "recurrence" else cell.state_dim
+        self.learned_preconditioner = LearnedPreconditioner(unknowns, rank) if rank else None
+        self.learned_start = LearnedStart(self.dim, cell.state_dim) if learns_start else None
         self.embed_tokens = embedding(cfg, dictionary)
         self.adaptive_softmax, self.output_projection = softmax(
             cfg, dictionary, self.embed_tokens, cell.output_dim
@@ -152,8 +159,18 @@ class DEQDecoder(FairseqIncrementalDecoder):
         return int(1e6)
 
     def set_num_updates(self, num_updates: int) -> None:
-        """Updates finished so far; decides the phase."""
+        """Updates finished so far; decides the phase, and when what solves have taught is made use of."""
+        if num_updates != self.num_updates and self.training:
+            for learned in self._learning(self.num_updates):
+                learned.renew()
         self.num_updates = num_updates
+
+    def _learning(self, update: int) -> list[Learned]:
+        """What learns from the solves of the update after `update` finished ones; the same on every worker."""
+        modules = [m for m in (self.learned_preconditioner, self.learned_start) if m is not None]
+        if update < self.pretrain_steps:
+            return []
+        return [m for m in modules if update % _LEARN_EVERY == 0 or not m.is_known]
 
     @property
     def pretraining(self) -> bool:
@@ -180,6 +197,7 @@ class DEQDecoder(FairseqIncrementalDecoder):
         length, before = tokens.shape[1], memory.length if memory is not None else 0
         embedded = self._embed(tokens)
         injection = self._inject(embedded, memory.injection if memory is not None else None)
+        z0 = self._start(embedded, injection)
         prepared = self.cell.prepare(self.cell.draw(tokens.shape[0], length, before, injection))
         past = (
             prepared.settled(memory.state, memory.injection, None) if memory is not None and before else None
@@ -193,7 +211,7 @@ class DEQDecoder(FairseqIncrementalDecoder):
             u = injection[:, start : start + step]
             hidden = None if padding is None else padding[:, seen : before + start + u.shape[1]]
             f = prepared.bind(u, past, hidden, start)
-            equilibria.append(self._equilibrium(f, u, stats))
+            equilibria.append(self._equilibrium(f, z0[:, start : start + step], stats))
             solved.append((f, equilibria[-1].state))
             if start + step < length:
                 if self.subseq_forget:
@@ -206,6 +224,7 @@ class DEQDecoder(FairseqIncrementalDecoder):
         x = self.cell.output(state)
         mask = variational_mask(x, (x.shape[0], 1, x.shape[2]), self.dropout, self.training)
         real = tokens.ne(self.padding_idx)
+        self._learn(solved, embedded, state, real)
         extra["jacobian_term"] = self._jacobian_term(equilibria, real)
         if self.radius_steps and not self.training and not self.pretraining:
             extra["block_radii"] = BlockRadii(solved, real, self.radius_steps)
@@ -219,12 +238,41 @@ class DEQDecoder(FairseqIncrementalDecoder):
         return JacobianTerm.of(equilibria, real, weight) if weight else None
 
     def _equilibrium(
-        self, f: Callable[[Tensor], Tensor], injection: Tensor, stats: tuple[SolveStats, SolveStats]
+        self, f: Callable[[Tensor], Tensor], z0: Tensor, stats: tuple[SolveStats, SolveStats]
     ) -> Equilibrium:
-        z0 = injection.new_zeros(*injection.shape[:2], self.cell.state_dim)
         if self.pretraining:
             return Equilibrium(unroll(f, z0, self.pretrain_layers), None, *stats)
-        return fixed_point(f, z0, *self._options(z0), *stats)
+        return fixed_point(f, z0, *self._options(z0), *stats, self._preconditioner())
+
+    def _start(self, embedded: Tensor, injection: Tensor, before: Tensor | None = None) -> Tensor:
+        """Where the solve for positions of these embeddings and injections starts, (B, T, C)."""
+        learned = self.learned_start
+        if learned is None or not learned.is_known or self.pretraining or self.gradient.mode == "unroll":
+            return injection.new_zeros(*injection.shape[:2], self.cell.state_dim)
+        return learned(embedded, before).to(injection.dtype)
+
+    def _told(self, embedded: Tensor, injection: Tensor, before: Tensor) -> Tensor | None:
+        """The learned start; None as long as nothing is known."""
+        known = self.learned_start is not None and self.learned_start.is_known
+        return self._start(embedded, injection, before) if known else None
+
+    def _preconditioner(self) -> Preconditioner | None:
+        learned = self.learned_preconditioner
+        return None if learned is None else learned.preconditioner()
+
+    def _learn(
+        self, solved: list[tuple[Callable[[Tensor], Tensor], Tensor]], embedded: Tensor, state: Tensor, real: Tensor
+    ) -> None:
+        """Collect what the solves of this forward pass teach, in the updates that do so."""
+        if not self.training or self.pretraining or not torch.is_grad_enabled():
+            return
+        learning = self._learning(self.num_updates)
+        if self.learned_start in learning:
+            self.learned_start.collect(embedded.detach(), state.detach(), real)
+        if self.learned_preconditioner in learning:
+            parts = real.split([z.shape[1] for _, z in solved], 1)
+            for (f, z), part in zip(solved, parts):
+                self.learned_preconditioner.collect(f, z.detach(), part, self.num_updates)
 
     def _options(self, like: Tensor) -> tuple[SolverConfig, GradientConfig]:
         """Options of the solves that start from `like`, with tolerances within reach of its precision."""
@@ -372,11 +420,11 @@ class DEQDecoder(FairseqIncrementalDecoder):
         f = cache.settled.bind(injection, padding)
         stats = self._no_stats(tokens)
         if new.shape[1] > 1:
-            z0 = injection.new_zeros(*new.shape, self.cell.state_dim)
-            equilibrium = fixed_point(f, z0, *self._options(z0), *stats)
+            z0 = self._start(embedded, injection, cache.context[:, -1:])
+            equilibrium = fixed_point(f, z0, *self._options(z0), *stats, self._preconditioner())
         else:
-            z0, known = cache.start()
-            result = solve_independent(f, z0, within_reach(self.solver, z0))
+            z0, known = cache.start(self._told(embedded, injection, cache.context[:, -1:]))
+            result = solve(f, z0, within_reach(self.solver, z0), self._preconditioner())
             stats[0].record(result)
             state = result.state if known is None else torch.where(known, z0, result.state)
             equilibrium = Equilibrium(state, result, *stats)
@@ -385,8 +433,8 @@ class DEQDecoder(FairseqIncrementalDecoder):
         return cache, self._extra([equilibrium], stats, None)
 
     def _context(self, embedded: Tensor) -> Tensor:
-        """The last embeddings, as many as the next injection is made of beside its own."""
-        return embedded[:, max(0, embedded.shape[1] - self.injection.window + 1) :]
+        """The last embeddings, as many as the next injection and its start are made of beside its own."""
+        return embedded[:, max(0, embedded.shape[1] - max(self.injection.window - 1, 1)) :]
 
     @staticmethod
     def _no_stats(like: Tensor) -> tuple[SolveStats, SolveStats]:

@@ -37,6 +37,10 @@ class Cell(Protocol):
         """Channels of the state, C."""
 
     @property
+    def own_dim(self) -> int:
+        """Leading channels of the state through which a position depends on itself."""
+
+    @property
     def injection_dim(self) -> int:
         """Channels of the injection, D."""
 

@@ -1,4 +1,4 @@
-"""Matrix products whose rows round the same in any company."""
+"""Matrix products of the layers, whose rows round the same in any company."""
 
 from __future__ import annotations
 
@@ -6,34 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..solvers.loop import ROW_MULTIPLE
+from ..solvers.invariant_matmul import pad_rows, rowwise_linear
 
-
-def pad_rows(rows: Tensor) -> Tensor:
-    """Zero rows up to a multiple of 16: a matrix product then rounds a row the same in any company.
-
-    Args:
-        rows: (n, K).
-    Returns:
-        (n', K), n' the next multiple.
-    """
-    missing = -rows.shape[0] % ROW_MULTIPLE
-    return F.pad(rows, (0, 0, 0, missing)) if missing else rows
-
-
-def rowwise_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """rows (n, K) @ weight (M, K)^T + bias, each row rounded the same in any company.
-
-    Args:
-        rows: (n, K).
-        weight: (M, K).
-        bias: (M,) or None.
-    Returns:
-        (n, M).
-    """
-    n = rows.shape[0]
-    out = F.linear(pad_rows(rows), weight, bias)
-    return out if out.shape[0] == n else out[:n]
+__all__ = ["SampleRows", "headwise", "pad_rows", "rowwise_linear", "weighted"]
 
 
 def weighted(weights: Tensor, values: Tensor) -> Tensor:

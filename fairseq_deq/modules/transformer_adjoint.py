@@ -117,6 +117,8 @@ class TransformerAdjoint:
         grad: (B, T, C).
     """
 
+    direction = -1  # a position depends on itself and on those after it
+
     @torch.no_grad()
     def __init__(self, bound: BoundCell, z: Tensor, grad: Tensor) -> None:
         self.bound, self.grad = bound, grad

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..solvers.loop import ROW_MULTIPLE
+from ..solvers.invariant_matmul import ROW_MULTIPLE
 from .dropout import apply_mask
 from .rows import SampleRows, headwise, pad_rows, weighted
 from .transformer_adjoint import TransformerAdjoint
@@ -43,6 +43,8 @@ class KeysValues:
 
 class BoundCell:
     """z -> f(z) over (B, T, C), for one segment; `restrict` evaluates it at some positions only."""
+
+    direction = 1  # a position depends on itself and on those before it
 
     def __init__(
         self,

@@ -68,6 +68,11 @@ class TransformerCell(nn.Module):
         return self.dim
 
     @property
+    def own_dim(self) -> int:
+        """Channels through which a position depends on itself: all."""
+        return self.dim
+
+    @property
     def output_dim(self) -> int:
         """Channels that the softmax sees."""
         return self.dim

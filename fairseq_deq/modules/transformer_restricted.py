@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..solvers.loop import ROW_MULTIPLE
+from ..solvers.invariant_matmul import ROW_MULTIPLE
 from .dropout import apply_mask
 from .rows import SampleRows, headwise, pad_rows, weighted
 

@@ -30,6 +30,8 @@ class TrellisAdjoint:
         grad: (B, T, 2H).
     """
 
+    direction = -1  # a position depends on itself and on those after it
+
     def __init__(
         self,
         gates: Tensor,

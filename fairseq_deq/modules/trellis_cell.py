@@ -69,6 +69,11 @@ class TrellisCell(nn.Module):
         return 2 * self.hidden_dim
 
     @property
+    def own_dim(self) -> int:
+        """Leading channels through which a position depends on itself: those of h."""
+        return self.hidden_dim
+
+    @property
     def injection_dim(self) -> int:
         """Channels of the injection u."""
         return 4 * self.hidden_dim
@@ -166,6 +171,8 @@ class PreparedTrellis:
 
 class BoundTrellis:
     """z -> f(z) over (B, T, C), for one segment; `restrict` and `column` evaluate it at some positions."""
+
+    direction = 1  # a position depends on itself and on those before it
 
     def __init__(
         self, prepared: PreparedTrellis, injection: Tensor, past: TrellisPast, padding: Tensor | None

@@ -2,9 +2,10 @@
 
 from . import anderson, broyden, gmres, picard  # noqa: F401  (each registers its solver)
 from .config import SolverConfig
-from .lanes import Restrictable
+from .lanes import Restrictable, direction_of
+from .preconditioner import Preconditioner
 from .recurrence import Recurrent
-from .registry import Stepper, linear_solver_names, register_linear_solver, register_solver, solver_names
+from .registry import Method, linear_solver_names, register_linear_solver, register_solver, solver_names
 from .result import ConvergenceError, ConvergenceWarning, FixedPoint, Status, worst_residual
 from .solve import solve, solve_keeping_inverse
 
@@ -12,11 +13,13 @@ __all__ = [
     "ConvergenceError",
     "ConvergenceWarning",
     "FixedPoint",
+    "Method",
+    "Preconditioner",
     "Recurrent",
     "Restrictable",
     "SolverConfig",
     "Status",
-    "Stepper",
+    "direction_of",
     "linear_solver_names",
     "register_linear_solver",
     "register_solver",

@@ -9,107 +9,134 @@ from torch import Tensor
 from torch.linalg import vecdot
 
 from .config import SolverConfig
-from .registry import register_solver, select_rows
+from .record import Array, namespace
+from .registry import Precondition, register_solver
+from .rows import forget_rows, select_rows, to_rows
 
 
 @register_solver("anderson")
 class Anderson:
     """Type-II Anderson acceleration in its difference form.
 
-    With g_k = f(z_k) - z_k, DG = [g_k - g_{k-1}, ...] and DF = [f_k - f_{k-1}, ...] over the last
-    `memory` states: gamma = argmin |g_k - DG*gamma|, z_{k+1} = f_k - DF*gamma - (1-tau)*(g_k - DG*gamma).
+    With g_k = f(z_k) - z_k, and DZ = [z_k - z_{k-1}, ...], DG = [g_k - g_{k-1}, ...] over the last
+    `memory` states: gamma = argmin |g_k - DG*gamma|, z_{k+1} = z_k - DZ*gamma + tau*P (g_k - DG*gamma), with P
+    the preconditioner, or I. P acts on the residual that is left, and not on the history.
 
-    The least squares is solved through its Gram matrix, columns scaled to length one, with a relative
-    ridge, in float32 or better; lanes for which that fails are solved by `lstsq`.
+    The least squares is solved through its Gram matrix, kept up to date with the inner products that are new,
+    its columns scaled to length one, with a relative ridge, in float64.
     Anderson (1965); Walker and Ni (2011).
     """
 
-    default_memory = 3
+    default_memory = 5
 
-    def __init__(self, config: SolverConfig, like: Tensor) -> None:
-        n, dim = like.shape
+    def __init__(self, config: SolverConfig, like: Tensor, books: Array) -> None:
         self.ridge = config.ridge
         slots = (config.memory or self.default_memory) - 1
-        self.slot = 0
-        # One tensor a slot: rows stay contiguous, and inner products run at the speed of memory.
-        self.df = [like.new_zeros(n, dim) for _ in range(slots)]
-        self.dg = [like.new_zeros(n, dim) for _ in range(slots)]
-        self.gram = like.new_zeros(n, slots, slots)  # DG^T DG
-        self.rhs = like.new_zeros(n, slots)  # DG^T g
-        self.last_f = like.new_zeros(n, dim)
-        self.last_g = like.new_zeros(n, dim)
+        self.count = 0  # differences taken, or passed over
+        # One tensor a slot, (n, D), None where nothing was stored yet: rows stay contiguous.
+        self.dz: list[Tensor | None] = [None] * slots
+        self.dg: list[Tensor | None] = [None] * slots
+        self.gram = _zeros(books, slots, slots)  # DG^T DG, (slots, slots, n)
+        self.rhs = _zeros(books, slots)  # DG^T g, (slots, n)
+        self.last_z: Tensor | None = None
+        self.last_g: Tensor | None = None
 
-    def step(self, z: Tensor, fz: Tensor, g: Tensor, fresh: Tensor | None, tau: Tensor | None) -> Tensor:
-        self._remember(fz, g, fresh)
-        weights = self._least_squares(self.rhs, g).neg_()
-        # A lane of step length 1 gets the same numbers whether or not another lane has a shorter one.
-        following = fz.clone() if tau is None else torch.addcmul(fz, g, tau - 1)
-        for i, (df, dg) in enumerate(zip(self.df, self.dg)):
-            gamma = weights[:, i : i + 1]
-            following.addcmul_(df, gamma)
-            if tau is not None:
-                following.addcmul_(dg, gamma * (tau - 1))
-        return following
+    def observe(
+        self, z: Tensor, g: Tensor, restarted: Array | None, precondition: Precondition
+    ) -> list[Tensor]:
+        """Put the newest differences in the oldest slot; <DG_j, DG_new> for all j, and <DG_new, g>."""
+        if self.last_z is None or self.last_g is None:
+            return []
+        i = self.count % len(self.dg)
+        dz, dg = self.dz[i], self.dg[i]
+        self.dz[i] = dz = z - self.last_z if dz is None else torch.sub(z, self.last_z, out=dz)
+        self.dg[i] = dg = g - self.last_g if dg is None else torch.sub(g, self.last_g, out=dg)
+        if restarted is not None:
+            for history in (*self.dz, *self.dg):
+                if history is not None:
+                    forget_rows(history, restarted)
+            self.gram, self.rhs = self.gram * ~restarted, self.rhs * ~restarted
+        return [*(vecdot(d, dg) for d in self.dg if d is not None), vecdot(dg, g)]
+
+    def step(
+        self, products: Array, z: Tensor, g: Tensor, tau: Array | None, precondition: Precondition
+    ) -> Tensor:
+        left, following = g, z
+        if len(products):
+            gamma = to_rows(self._least_squares(self._enter(products)), z)  # (slots, n, 1)
+            left, following = g.clone(), z.clone()
+            for weight, dz, dg in zip(gamma, self.dz, self.dg):
+                if dz is not None and dg is not None:
+                    left.addcmul_(dg, weight, value=-1)
+                    following.addcmul_(dz, weight, value=-1)
+        self.last_z, self.last_g = z, g
+        left = precondition(left)
+        return following + left if tau is None else torch.addcmul(following, left, to_rows(tau, z))
 
     def skip(self) -> None:
-        self.slot = (self.slot + 1) % len(self.dg)
+        self.count += 1
 
-    def subset(self, source: Tensor) -> Anderson:
+    def subset(self, source: Array) -> Anderson:
         part = copy.copy(self)
-        part.df = [select_rows(d, source) for d in self.df]
-        part.dg = [select_rows(d, source) for d in self.dg]
-        for name in ("gram", "rhs", "last_f", "last_g"):
-            setattr(part, name, select_rows(getattr(self, name), source))
+        part.dz = [None if d is None else select_rows(d, source) for d in self.dz]
+        part.dg = [None if d is None else select_rows(d, source) for d in self.dg]
+        known = source >= 0
+        part.gram, part.rhs = self.gram[..., source] * known, self.rhs[..., source] * known
+        if self.last_z is not None and self.last_g is not None:
+            part.last_z, part.last_g = select_rows(self.last_z, source), select_rows(self.last_g, source)
         return part
 
-    def inverse_transpose(self, vector: Tensor) -> Tensor:
-        """v + DG (DG^T DG)^{-1} (-DF)^T v: the transpose of g -> g - DF*gamma, which is the step."""
-        along = torch.stack([vecdot(d, vector) for d in self.df], 1)
-        weights = self._least_squares(along, None)
-        estimate = vector.clone()
-        for i, dg in enumerate(self.dg):
-            estimate.addcmul_(dg, weights[:, i : i + 1], value=-1)
+    def inverse_transpose(self, vector: Tensor, precondition: Precondition) -> Tensor:
+        """P^T v - DG (DG^T DG)^{-1} (DG^T P^T v + DZ^T v): the transpose of g -> the step, whose tau is 1."""
+        estimate = precondition(vector)
+        along = torch.zeros(self.rhs.shape, dtype=torch.float64)
+        for i, (dz, dg) in enumerate(zip(self.dz, self.dg)):
+            if dz is not None and dg is not None:
+                along[i] = vecdot(dg, estimate) + vecdot(dz, vector)
+        weights = self._least_squares(along.numpy() if namespace(self.rhs) is not torch else along.to(self.rhs))
+        estimate = estimate.clone()
+        for weight, dg in zip(to_rows(weights, vector), self.dg):
+            if dg is not None:
+                estimate.addcmul_(dg, weight, value=-1)
         return estimate
 
-    def _remember(self, fz: Tensor, g: Tensor, fresh: Tensor | None) -> None:
-        """Put the newest differences in the oldest slot; a fresh lane has none at all."""
-        i = self.slot
-        self.skip()
-        torch.sub(fz, self.last_f, out=self.df[i])
-        torch.sub(g, self.last_g, out=self.dg[i])
-        if fresh is not None:
-            lanes = fresh.squeeze(1).nonzero().squeeze(1)
-            for history in (*self.df, *self.dg, self.gram, self.rhs):
-                history.index_fill_(0, lanes, 0.0)
-        row = torch.stack([vecdot(d, self.dg[i]) for d in self.dg], 1)  # (n, slots)
-        self.gram[:, i, :] = row
-        self.gram[:, :, i] = row
-        # g has changed by dg_i, so DG^T g has changed by what was just computed, save for the new column.
+    def _enter(self, products: Array) -> Array:
+        """DG^T g, (slots, n), and the Gram matrix, brought up to date with what `observe` asked for."""
+        i = self.count % len(self.dg)
+        self.count += 1
+        row, k = self.rhs * 0, 0
+        for j, d in enumerate(self.dg):
+            if d is not None:
+                row[j] = products[k]
+                k += 1
+        self.gram[i] = row
+        self.gram[:, i] = row
+        # g has changed by DG_i, so DG^T g has changed by what is new, save for the new column.
         self.rhs = self.rhs + row
-        self.rhs[:, i] = vecdot(self.dg[i], g)
-        self.last_f, self.last_g = fz, g
+        self.rhs[i] = products[k]
+        return self.rhs
 
-    def _least_squares(self, rhs: Tensor, g: Tensor | None) -> Tensor:
-        """gamma, (n, slots): DG^T DG gamma = rhs; where that fails, argmin |g - DG gamma|, or 0 without g."""
-        if self.gram.shape[1] == 1:
-            square = self.gram[:, 0] * (1 + self.ridge)
-            return torch.where(square > 0, rhs / square, 0.0)
-        scale = self.gram.diagonal(dim1=1, dim2=2).sqrt()  # (n, slots): lengths of the columns of DG
-        inverse = torch.where(scale > 0, 1 / scale, 0.0)
-        normal = self.gram * inverse.unsqueeze(1) * inverse.unsqueeze(2)
-        normal.diagonal(dim1=1, dim2=2).fill_(1 + self.ridge)
-        solution, info = torch.linalg.solve_ex(normal, (rhs * inverse).unsqueeze(-1))
-        gamma = solution.squeeze(-1) * inverse
-        failed = (info != 0) | ~torch.isfinite(gamma).all(-1)
-        if failed.any():
-            lanes = failed.nonzero().squeeze(1)
-            gamma[lanes] = 0.0 if g is None else self._lstsq(lanes, g[lanes])
-        return gamma
+    def _least_squares(self, rhs: Array) -> Array:
+        """gamma, (slots, n), of DG^T DG gamma = rhs, by Gauss and Jordan's elimination; 0 where that fails."""
+        xp, slots = namespace(rhs), len(self.dg)
+        square = xp.stack([self.gram[i, i] for i in range(slots)])
+        known = square > 0
+        inverse = xp.where(known, xp.where(known, square, 1.0) ** -0.5, 0.0)  # 1 / lengths of the columns of DG
+        normal = self.gram * inverse * inverse[:, None]
+        for i in range(slots):
+            normal[i, i] = 1 + self.ridge
+        system = xp.concatenate([normal, (rhs * inverse)[:, None]], 1)  # (slots, slots + 1, n)
+        for i in range(slots):  # without pivots, since the matrix is positive definite
+            row = system[i] / system[i, i]
+            system = system - system[:, i, None] * row
+            system[i] = row
+        gamma = system[:, slots] * inverse
+        return xp.where(xp.isfinite(gamma.sum(0)), gamma, 0.0)
 
-    def _lstsq(self, lanes: Tensor, g: Tensor) -> Tensor:
-        """The same problem through an orthogonal factorisation; zeros where even that is not finite."""
-        columns = torch.stack([d[lanes] for d in self.dg], 2)  # (n, D, slots)
-        finite = torch.nan_to_num(columns, nan=0.0, posinf=0.0, neginf=0.0)
-        rhs = torch.nan_to_num(g, nan=0.0, posinf=0.0, neginf=0.0).unsqueeze(-1)
-        gamma = torch.linalg.lstsq(finite.cpu(), rhs.cpu(), driver="gelsd").solution.to(g.device).squeeze(-1)
-        return torch.nan_to_num(gamma, nan=0.0, posinf=0.0, neginf=0.0)
+
+def _zeros(books: Array, *shape: int) -> Array:
+    """Zeros (*shape, n), of the kind of `books` (n,)."""
+    xp = namespace(books)
+    if xp is torch:
+        return torch.zeros(*shape, *books.shape, dtype=torch.float64, device=books.device)
+    return xp.zeros((*shape, *books.shape))

@@ -6,90 +6,126 @@ import copy
 
 import torch
 from torch import Tensor
+from torch.linalg import vecdot
 
 from .config import SolverConfig
-from .registry import register_solver, select_rows
+from .record import Array, namespace
+from .registry import Precondition, register_solver
+from .rows import forget_rows, select_rows, to_rows
 
 
 @register_solver("broyden")
 class Broyden:
-    """Good Broyden for g(z) = f(z) - z = 0 with B_0 = -tau*I, so the first step goes to z_0 + tau*g_0.
+    """Good Broyden for g(z) = f(z) - z = 0 with B_0^{-1} = -tau*P, so the first step goes to z_0 + tau*P g_0.
 
     With s_j the steps taken, the inverse update is a product of rank-one factors,
-    -B_k g = prod_{j<k} (I + s_{j+1} s_j^T/|s_j|^2) g, and s_k = -B_k g_k = w / (1 - s_{k-1}^T w/|s_{k-1}|^2)
-    with w the product over the factors known so far. A step has length 1: tau scales B_0, and changes only
-    where a lane starts afresh. Only the s_j are kept; their inner products, kept
-    beside them, turn the product into one triangular recurrence and two passes over the steps. When
-    `memory` steps are stored the lane starts again from B_0.
+    -B_k^{-1} g = prod_{j<k} (I + s_{j+1} s_j^T/|s_j|^2) tau*P g, and
+    s_k = -B_k^{-1} g_k = w / (1 - s_{k-1}^T w/|s_{k-1}|^2), with w the product over the factors known so far.
+    A step has length 1: tau scales B_0^{-1}, and changes only where a lane restarts. Only the s_j are kept;
+    their inner products, kept beside them, turn the product into one triangular recurrence and two passes
+    over the steps. When `memory` steps are stored the lane starts again from B_0.
     Broyden (1965); Kelley, Iterative Methods for Linear and Nonlinear Equations (1995), section 7.3.
     """
 
     default_memory = 32
 
-    def __init__(self, config: SolverConfig, like: Tensor) -> None:
+    def __init__(self, config: SolverConfig, like: Tensor, books: Array) -> None:
         self.memory = config.memory or self.default_memory
         self.rest = torch.zeros_like(like)  # the step of a lane that rests
         self.steps: list[Tensor] = []  # each (n, D), oldest first
-        self.inner: list[Tensor] = []  # inner[j] = <s_i, s_j> for i <= j, (n, j+1)
+        self.inner: list[Array] = []  # inner[j] = <s_i, s_j> for i <= j, (j+1, n)
+        self.proposal = like  # P g
 
-    def step(self, z: Tensor, fz: Tensor, g: Tensor, fresh: Tensor | None, tau: Tensor | None) -> Tensor:
-        if len(self.steps) == self.memory:
-            self.steps, self.inner = [], []
-        if fresh is not None:
-            for rows in (*self.steps, *self.inner):
-                rows.masked_fill_(fresh, 0)
-        move = self._newton_step(g if tau is None else g * tau)
-        self._remember(move)
+    def observe(
+        self, z: Tensor, g: Tensor, restarted: Array | None, precondition: Precondition
+    ) -> list[Tensor]:
+        """<s_j, s_new> for all j up to the newest step, then <s_j, P g>."""
+        self._start_again_when_full()
+        self.proposal = precondition(g)
+        if restarted is not None:
+            for rows in self.steps:
+                forget_rows(rows, restarted)
+            self.inner = [products * ~restarted for products in self.inner]
+        new = self.steps[len(self.inner) :]
+        return [
+            *(vecdot(s, last) for last in new for s in self.steps),
+            *(vecdot(s, self.proposal) for s in self.steps),
+        ]
+
+    def step(
+        self, products: Array, z: Tensor, g: Tensor, tau: Array | None, precondition: Precondition
+    ) -> Tensor:
+        move = self.proposal if tau is None else self.proposal * to_rows(tau, z)
+        count = len(self.steps)
+        if count:
+            if len(self.inner) < count:
+                self.inner.append(products[:count])
+            along = products[len(products) - count :]
+            move = self._newton_step(move, along if tau is None else along * tau)
+        self.steps.append(move)
         return z + move
 
     def skip(self) -> None:
-        if len(self.steps) == self.memory:
-            self.steps, self.inner = [], []
-        self._remember(self.rest)
+        self._start_again_when_full()
+        while len(self.inner) < len(self.steps):  # a lane that moves later starts without a history
+            self.inner.append(self._nothing(len(self.inner) + 1))
+        self.steps.append(self.rest)
+        self.inner.append(self._nothing(len(self.steps)))
 
-    def subset(self, source: Tensor) -> Broyden:
+    def subset(self, source: Array) -> Broyden:
         part = copy.copy(self)
-        part.rest = select_rows(self.rest, source)
+        part.rest, part.proposal = select_rows(self.rest, source), select_rows(self.proposal, source)
         part.steps = [select_rows(s, source) for s in self.steps]
-        part.inner = [select_rows(p, source) for p in self.inner]
+        known = source >= 0
+        part.inner = [p[:, source] * known for p in self.inner]
         return part
 
-    def inverse_transpose(self, vector: Tensor) -> Tensor:
-        """prod_{j} (I + s_j s_{j+1}^T/|s_j|^2), the newest factor first, over the steps stored."""
+    def inverse_transpose(self, vector: Tensor, precondition: Precondition) -> Tensor:
+        """P^T prod_{j} (I + s_j s_{j+1}^T/|s_j|^2), the newest factor first, over the steps stored."""
         estimate = vector
-        for j in range(len(self.steps) - 2, -1, -1):
-            square = self.inner[j][:, j]
-            along = torch.linalg.vecdot(self.steps[j + 1], estimate)
+        for step, following in zip(self.steps[-2::-1], self.steps[:0:-1]):
+            square = vecdot(step, step)
+            along = vecdot(following, estimate)
             weight = torch.where(square > 0, along / square, torch.zeros_like(along))
-            estimate = torch.addcmul(estimate, self.steps[j], weight.unsqueeze(1))
-        return estimate
+            estimate = torch.addcmul(estimate, step, weight.unsqueeze(1))
+        return precondition(estimate)
 
-    def _newton_step(self, g: Tensor) -> Tensor:
-        """-B_k g from the stored steps; rows whose steps are zero (fresh) give g itself."""
-        count = len(self.steps)
-        if count == 0:
-            return g.clone()
-        stack = torch.stack(self.steps, 1)  # (n, k, D)
-        along = torch.matmul(stack, g.unsqueeze(-1)).squeeze(-1)  # (n, k): <s_j, g>
-        # w = g + sum_{j<k-1} c_j s_{j+1}, with c_j = <s_j, w before factor j> / |s_j|^2
-        coefficients: list[Tensor] = []
-        for j in range(count):
-            value = along[:, j]
+    def _start_again_when_full(self) -> None:
+        if len(self.steps) == self.memory:
+            self.steps, self.inner = [], []
+
+    def _nothing(self, entries: int) -> Array:
+        """Inner products of a step of length 0, (entries, n)."""
+        if self.rest.device.type == "cpu":
+            return torch.zeros(entries, self.rest.shape[0], dtype=torch.float64).numpy()
+        return torch.zeros(entries, self.rest.shape[0], dtype=torch.float64, device=self.rest.device)
+
+    def _newton_step(self, proposal: Tensor, along: Array) -> Tensor:
+        """-B_k^{-1} g from the stored steps; a row whose steps are zero gives the proposal itself.
+
+        Args:
+            proposal: tau*P g, (n, D).
+            along: <s_j, proposal>, (k, n).
+        """
+        xp = namespace(along)
+        # w = proposal + sum_{j<k-1} c_j s_{j+1}, with c_j = <s_j, w before factor j> / |s_j|^2
+        coefficients: list[Array] = []
+        for j in range(len(along)):
+            value = along[j]
             for i, c in enumerate(coefficients):
                 low, high = min(i + 1, j), max(i + 1, j)
-                value = value + c * self.inner[high][:, low]
-            square = self.inner[j][:, j]
-            coefficients.append(torch.where(square > 0, value / square, torch.zeros_like(value)))
+                value = value + c * self.inner[high][low]
+            square = self.inner[j][j]
+            known = square > 0
+            coefficients.append(xp.where(known, value / xp.where(known, square, 1.0), 0.0))
         last = coefficients.pop()
-        w = g
+        w = proposal
         if coefficients:
-            c = torch.stack(coefficients, 1).unsqueeze(1)  # (n, 1, k-1)
-            w = g + torch.bmm(c, stack[:, 1:]).squeeze(1)
+            weights = to_rows(xp.stack(coefficients), proposal)
+            w = proposal.clone()
+            for weight, step in zip(weights, self.steps[1:]):
+                w.addcmul_(step, weight)
         denominator = 1 - last
         # A denominator near zero means a singular update: take the step without the newest factor.
-        safe = denominator.abs() > 1e-4
-        return w / torch.where(safe, denominator, torch.ones_like(denominator)).unsqueeze(-1)
-
-    def _remember(self, move: Tensor) -> None:
-        self.steps.append(move)
-        self.inner.append(torch.stack([(s * move).sum(-1) for s in self.steps], 1))
+        safe = abs(denominator) > 1e-4
+        return w / to_rows(xp.where(safe, denominator, 1.0), proposal)

@@ -52,8 +52,8 @@ class SolverConfig:
     scope: str = "position"
     memory: int = 0
     damping: float = 1.0
-    ridge: float = 1e-6
-    first_recheck: int = 8
+    ridge: float = 1e-3
+    first_recheck: int = 12
     active_set: str = "auto"
     patience: int = 6
     policy: str = "best"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .config import SolverConfig
-from .lanes import LaneShape
+from .lanes import LaneLayout
 from .registry import register_linear_solver
 from .result import FixedPoint, Status
 
@@ -44,7 +44,7 @@ class _Cycles:
 
     def __init__(self, f: Callable[[Tensor], Tensor], z0: Tensor, config: SolverConfig) -> None:
         self.f, self.config, self.dtype = f, config, z0.dtype
-        self.lanes = LaneShape.of(z0, config.scope)
+        self.lanes = LaneLayout.of(z0, config.scope)
         z = self.lanes.flatten(z0.detach())
         self.z = (z.float() if z.dtype in (torch.float16, torch.bfloat16) else z).clone()  # (n, N)
         self.evaluations = 0
@@ -82,10 +82,10 @@ class _Cycles:
         return FixedPoint(
             state=self.lanes.unflatten(best).to(self.dtype),
             residual=residual,
-            evaluations=evaluations.to(torch.int32),
+            lane_nfe=evaluations.to(torch.int32),
             status=status,
-            iterations=self.evaluations,
-            lane_evaluations=self.evaluations * self.lanes.full[:-1].numel(),
+            nfe=self.evaluations,
+            total_lane_nfe=self.evaluations * self.lanes.full[:-1].numel(),
         )
 
     def _cycle(

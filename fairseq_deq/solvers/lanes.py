@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -24,8 +24,14 @@ class Restrictable(Protocol):
         """
 
 
+def direction_of(f: Any) -> int:
+    """Which positions of a sample a position depends on: 1, itself and those before it; -1, itself and those
+    after it; 0, any. It is the attribute `direction` of f, 0 where f has none."""
+    return getattr(f, "direction", 0)
+
+
 @dataclass(frozen=True)
-class LaneShape:
+class LaneLayout:
     """The lanes of one state: rows of a matrix (N, D).
 
     Attributes:
@@ -40,7 +46,7 @@ class LaneShape:
     samples: int
 
     @classmethod
-    def of(cls, z: Tensor, scope: str) -> LaneShape:
+    def of(cls, z: Tensor, scope: str) -> LaneLayout:
         """The lanes of `z` in `scope`.
 
         Raises:
@@ -62,6 +68,11 @@ class LaneShape:
         return self.shape.numel()
 
     @property
+    def per_sample(self) -> int:
+        """Number of lanes of a sample."""
+        return self.count // max(self.samples, 1)
+
+    @property
     def width(self) -> int:
         """Channels of the state, C."""
         return self.full[-1]
@@ -73,15 +84,11 @@ class LaneShape:
 
     def flatten(self, z: Tensor) -> Tensor:
         """(..., C) -> (N, D)."""
-        return z.reshape(self.count, -1)
+        return z.reshape(self.count, self.full.numel() // max(self.count, 1))
 
     def unflatten(self, rows: Tensor) -> Tensor:
         """(N, D) -> (..., C)."""
         return rows.reshape(self.full)
-
-    def sample_of(self, lanes: Tensor) -> Tensor:
-        """Sample that each flat lane belongs to."""
-        return lanes // (self.count // self.samples)
 
     def positions(self, lanes: Tensor) -> Tensor:
         """Flat positions (indices into the state as (-1, C)) that the flat lanes cover."""

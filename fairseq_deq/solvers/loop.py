@@ -1,112 +1,118 @@
-"""The loop around every stepper: evaluation, residuals, freezing, waking, safeguards, the best state."""
+"""The loop of every solve: evaluate f, judge each lane, freeze, wake, restart, step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.linalg import vecdot
 
 from .config import SolverConfig
-from .cost import GatherCost
-from .lanes import LaneShape, Restrictable
-from .ledger import MOVED, Ledger
-from .registry import Stepper, get_solver
+from .invariant_matmul import padded_count
+from .lanes import LaneLayout, Restrictable, direction_of
+from .preconditioner import Preconditioner
+from .record import Array, LaneRecord, namespace
+from .registry import Method, get_solver
 from .result import FixedPoint
+from .rows import choose_rows, select_rows, to_index
 
-# From one recheck to the next the number of iterations grows by this factor.
-_RECHECK_GROWTH = 1.6
-# Without regard to time, rows are left out where that saves at least this share of them.
-_LEAST_SAVED = 0.2
-# Gathered rows come in multiples of this, so that a matrix product rounds a row the same in any company.
-ROW_MULTIPLE = 16
+# From one recheck to the next: iterations at least, and the share of those behind at least.
+_RECHECK_GAP, _RECHECK_SHARE = 5, 0.25
+# Evaluations at fewer lanes must save this many evaluations of all lanes before the next recheck, since the
+# map at those lanes has to be made; where lanes are independent, they must leave out this share of them.
+_PRICE = 0.25
+_LEAST_SHARE = {"always": 0.0, "auto": 0.25}
+# Off the CPU the host asks once in so many iterations how many lanes still move.
+_ASK_EVERY = 4
 
 
-def recheck_iterations(first: int, budget: int) -> set[int]:
-    """The iterations of a solve that evaluate every lane: fixed, so that no lane can tell how others fare."""
-    iterations, k = {budget - 1}, first
-    while k < budget:
-        iterations.add(k)
-        k = max(k + 1, round(k * _RECHECK_GROWTH))
-    return iterations
+def recheck_iterations(first: int, budget: int) -> list[int]:
+    """The iterations of a solve that evaluate every lane that is not final; they depend on the budget alone,
+    never on residuals, so that no lane depends on lanes after it or on other samples."""
+    iterations, k = [], first
+    while k < budget - 1:
+        iterations.append(k)
+        k += max(_RECHECK_GAP, round(k * _RECHECK_SHARE))
+    return [*iterations, budget - 1]
 
 
 @dataclass(frozen=True)
 class _Measured:
     """|f(z) - z|, inf where not finite, |f(z)|, and whether the former is small enough; (n,) each."""
 
-    distance: Tensor
-    size: Tensor
-    passed: Tensor
+    distance: Array
+    size: Array
+    passed: Array
 
 
 class Loop:
-    """One solve. `rows` are the lanes evaluated between rechecks; `z`, `here`, `stepper` belong to them.
+    """One solve.
 
-    `full`, `best`, `ledger` and `live` cover all lanes; what they hold of the rows is stale until `_spill`,
-    save for `best`.
+    Lanes are *moving*, *frozen* (within the tolerance when last evaluated) or *final* (frozen for good).
+    Independent lanes are final when they pass. Lanes of one sample may depend on each other: a frozen one is
+    evaluated again at the rechecks, and woken if it does not pass any more. If f says which positions come
+    first (`direction`), a lane is final as soon as it passes where all lanes before it are final.
+
+    `rows` are the active lanes, those evaluated between rechecks; `z`, `best`, `record` and `method` belong to
+    them. The `all_*` cover all lanes, and are out of date for the active ones until `_scatter`.
 
     Args:
         f: map of a tensor to one of the same shape.
         z0: starting state, (..., C).
         config: the options.
+        preconditioner: what is known of f beforehand; None: nothing.
         keep_inverse: keep the histories of all lanes, for `inverse_transpose`.
     """
 
     def __init__(
-        self, f: Callable[[Tensor], Tensor], z0: Tensor, config: SolverConfig, keep_inverse: bool = False
+        self,
+        f: Callable[[Tensor], Tensor],
+        z0: Tensor,
+        config: SolverConfig,
+        preconditioner: Preconditioner | None = None,
+        keep_inverse: bool = False,
     ) -> None:
         self.f, self.config, self.dtype = f, config, z0.dtype
-        self.lanes = LaneShape.of(z0, config.scope)
+        self.lanes = LaneLayout.of(z0, config.scope)
         z = self.lanes.flatten(z0.detach())
-        self.full = (z.float() if z.dtype in (torch.float16, torch.bfloat16) else z).clone()  # (N, D)
-        n, device = self.lanes.count, z.device
-        self.best = self.full.clone()
-        self.ledger = Ledger.start(n, config.damping, self.full)
-        self.live = torch.ones(n, dtype=torch.bool, device=device)  # lanes of samples that have not ended
-        self.rows = torch.arange(n, device=device)
-        self.z = self.full.clone()
-        self.here = Ledger.start(n, config.damping, self.full)
-        self.stepper: Stepper = get_solver(config.solver)(config, self.full)
-        self.some_fresh, self.damped = True, config.damping < 1
-        self.moving_count = n
+        self.z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z  # (n, D), never written to
+        self.best = self.z
+        self.on_host = z.device.type == "cpu"
+        self.preconditioner = None if preconditioner is None else preconditioner.to(self.z)
+        self.record = LaneRecord.start(self.lanes.count, config.damping, z.device)
+        self.method: Method = get_solver(config.solver)(config, self.z, self.record.tau)
+        self.rows: Array | None = None  # None: all lanes
+        self.all_z, self.all_best, self.all_records = self.z, self.best, self.record
+        self.final = ~self.record.moving
+        self.moving_count = self.lanes.count  # as last asked for
         self.can_restrict = config.active_set != "never" and isinstance(f, Restrictable)
-        self.restricted: Callable[[Tensor], Tensor] | None = None
-        self.cost = GatherCost(n)
-        self.rechecks = recheck_iterations(config.first_recheck, config.max_evals)
-        self.until_recheck = 0
-        self.iterations = 0
+        self.current = f  # f at the active lanes
+        self.rechecks = (
+            recheck_iterations(config.first_recheck, config.max_evals) if self.lanes.coupled else []
+        )
+        self.limit = config.atol * self.z.shape[1] ** 0.5
+        self.evaluations = 0
         self.lane_evaluations = 0
-        self.parked: list[tuple[Tensor, Stepper]] | None = [] if keep_inverse else None
+        self.frozen_histories: list[tuple[Array, Method]] | None = [] if keep_inverse else None
 
     def run(self) -> FixedPoint:
         """Solve."""
-        for k in range(self.config.max_evals):
-            if self.lanes.coupled:
-                self.until_recheck = min(r for r in self.rechecks if r >= k) - k
-            else:
-                self.until_recheck = self.config.max_evals - k
-            if self.lanes.coupled and self.until_recheck == 0:
-                self._recheck(k)
-                if not bool(self.live.any()):
+        rechecks = set(self.rechecks)
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+            for k in range(self.config.max_evals):
+                if k in rechecks:
+                    self._recheck(k)
+                elif self.moving_count:
+                    self._iterate(k)
+                else:  # nothing moves before the next recheck
+                    self.method.skip()
+                if self._ended(k):
                     break
-            elif self.moving_count:
-                self._iterate()
-            elif self.lanes.coupled:
-                # A lane woken later finds its history where it would be had any other lane been moving.
-                self.stepper.skip()
-            else:
-                break
-        self._spill()
-        return FixedPoint(
-            state=self.lanes.unflatten(self.best).to(self.dtype),
-            residual=self.ledger.residual().view(self.lanes.shape),
-            evaluations=self.ledger.evaluations.view(self.lanes.shape),
-            status=self.ledger.status(self.config.patience).view(self.lanes.shape),
-            iterations=self.iterations,
-            lane_evaluations=self.lane_evaluations,
-        )
+            return self._result()
 
     def inverse_transpose(self, vector: Tensor) -> Tensor:
         """The histories' estimate of (I - J)^{-T} `vector`, with J the blocks of single lanes.
@@ -116,201 +122,288 @@ class Loop:
         Returns:
             likewise.
         """
-        assert self.parked is not None
-        rows = self.lanes.flatten(vector).to(self.full.dtype)
+        assert self.frozen_histories is not None
+        rows = self.lanes.flatten(vector).to(self.z.dtype)
+        transposed = None if self.preconditioner is None else self.preconditioner.transposed
         estimate = rows.clone()
-        moving = self.here.moving.nonzero().squeeze(1)
-        live = (self.rows[moving], self.stepper.subset(moving))
-        for lanes, stepper in (*self.parked, live):  # what a lane knew when it came to rest for the last time
-            product = stepper.inverse_transpose(rows.index_select(0, lanes))
+        moving = namespace(self.record.tau).where(self.record.moving)[0]
+        live = (moving if self.rows is None else self.rows[moving], self.method.subset(moving))
+        for lanes, method in (*self.frozen_histories, live):  # what a lane knew when it was last frozen
+            own = rows.index_select(0, to_index(lanes, rows))
+            product = method.inverse_transpose(own, transposed or _identity)
             sound = torch.isfinite(product).all(1, keepdim=True)
-            estimate.index_copy_(0, lanes, torch.where(sound, product, rows.index_select(0, lanes)))
+            estimate.index_copy_(0, to_index(lanes, rows), torch.where(sound, product, own))
         return self.lanes.unflatten(estimate).to(vector.dtype)
 
     # ------------------------------------------------------------------ iterations
 
-    def _iterate(self) -> None:
-        """Evaluate the rows and step."""
-        with self.cost.evaluation(self.rows.numel()):
-            fz = self._call(self.restricted or self.f, self.z)
-            g = fz - self.z
-            lost = self._judge(self.here, self.rows, self.z, self._measure(fz, g))
-        keep = self._worth_keeping(self.here.moving)
-        if keep is not None:
-            self._spill()
-            self._hold(self.rows[keep], fz := fz[keep], self.z[keep])
-            g, lost = g[keep], lost[keep]
-        self._step(fz, g, lost)
+    def _iterate(self, k: int) -> None:
+        """Evaluate the active lanes and step."""
+        fz = self._evaluate(self.current, self.z)
+        g = fz - self.z
+        products = self._observe(g)
+        *products, g_square, f_square = self._to_books([*products, vecdot(g, g), vecdot(fz, fz)])
+        measured = self._measured(g_square, f_square)
+        was_moving = self.record.moving
+        self._judge(measured)
+        if self.lanes.coupled:
+            self._finish(was_moving & measured.passed)
+        self._step(k, fz, g, products)
 
     def _recheck(self, k: int) -> None:
-        """Evaluate every lane of the samples still going; wake lanes, end samples, step the moving lanes."""
-        self._spill()
-        lanes = (self.live if self.can_restrict else torch.ones_like(self.live)).nonzero().squeeze(1)
-        whole = lanes.numel() == self.lanes.count
-        with self.cost.evaluation(lanes.numel()):
-            z = self.full if whole else self.full.index_select(0, lanes)
-            fz = self._call(self.f if whole else self._restrict(lanes, None), z)
-            g = fz - z
-            measured, here = self._measure(fz, g), self.ledger.rows(lanes)
-            self._settle(here, lanes, z, measured)
-            lost = self._judge(here, lanes, z, measured)
-        self.ledger.put(lanes, here)
-        unsettled = lanes[~(measured.passed | here.given_up)]
-        going = torch.zeros(self.lanes.samples, dtype=torch.bool, device=lanes.device)
-        going[self.lanes.sample_of(unsettled)] = True
-        self.live &= going.repeat_interleave(self.lanes.count // self.lanes.samples)
-        # Until the next recheck, rows that do not move are kept only where leaving them out does not pay.
-        self.until_recheck = min((r for r in self.rechecks if r > k), default=k) - k
-        keep = self._worth_keeping(here.moving)
-        if keep is not None:
-            lanes, fz, g, z, lost = lanes[keep], fz[keep], g[keep], z[keep], lost[keep]
-        self._hold(lanes, fz, z)
-        self._step(fz, g, lost)
+        """Evaluate every lane that is not final, wake those that do not pass any more, and step."""
+        self._scatter()
+        self._activate(self._open_lanes())
+        fz = self._evaluate(self.current, self.z)
+        g = fz - self.z
+        measured = self._measured(*self._to_books([vecdot(g, g), vecdot(fz, fz)]))
+        final = self.final if self.rows is None else self.final[self.rows]
+        passed = measured.passed | (final & ~self.record.abandoned)
+        measured = _Measured(measured.distance, measured.size, passed)
+        renewed, _ = self.record.recheck(measured.distance, measured.size, passed, self.config.damping)
+        self._renew_best(renewed)
+        products = list(self._to_books(self._observe(g)))
+        self._judge(measured)
+        self._finish(passed | self.record.abandoned)
+        self._step(k, fz, g, products)
 
-    def _settle(self, here: Ledger, lanes: Tensor, z: Tensor, measured: _Measured) -> None:
-        """Wake the frozen lanes that do not pass, and renew what was known of the others.
+    def _observe(self, g: Tensor) -> list[Tensor]:
+        restarted: Array | None = self.record.restarted
+        if self.on_host and not restarted.any():
+            restarted = None
+        products = self.method.observe(self.z, g, restarted, self._precondition)
+        if restarted is not None:
+            self.record.restarted = self.record.restarted & False
+        return products
 
-        The lanes before a lane have moved since its best residual was measured; unless the lane has since
-        lost its way, its state now is the better one. That it is no progress still counts against its
-        patience. A woken lane starts again: what it rested at solved another equation.
-        """
-        passed, distance = measured.passed, measured.distance
-        best = here.best_distance
-        same = (distance == best) | ((distance - best).abs() <= MOVED * best)  # the former where both are inf
-        here.given_up &= ~passed & same  # of another equation
-        woken = ~here.moving & ~passed & ~here.given_up & self.live[lanes]
-        resting = ~here.moving & passed
-        # Never worse than the first state: or a lane that grows by less at a time would drift away.
-        bound = torch.minimum(10 * best, here.first_distance)
-        stale = here.moving & ~passed & (distance >= best) & (distance <= bound)
-        self._renew(stale, lanes, z)
-        known = resting | stale
-        here.best_size = torch.where(known, measured.size, here.best_size)
-        here.best_distance = torch.where(known, distance, best).masked_fill(woken, torch.inf)
-        here.first_distance = here.first_distance.masked_fill(woken, torch.inf)
-        here.peak_distance = here.peak_distance.masked_fill(woken, 0.0)
-        here.since_best = here.since_best.masked_fill(woken, 0)
-        here.restarts = here.restarts.masked_fill(woken, 0)
-        here.tau = here.tau.masked_fill(woken, self.config.damping)
-        here.fresh |= woken
-        here.moving |= woken
-        self.some_fresh = self.some_fresh or bool(woken.any())
+    def _to_books(self, columns: list[Tensor]) -> Any:
+        """Columns (n,) as one array (k, n) of the books, in float64, in one transfer."""
+        if not columns:
+            return []
+        stacked = torch.stack(columns)
+        return stacked.numpy().astype(np.float64) if self.on_host else stacked.double()
 
-    def _judge(self, here: Ledger, lanes: Tensor, z: Tensor, measured: _Measured) -> Tensor:
-        """Freeze lanes that pass, keep best states, and tell which lanes have lost their way, (n,) bool."""
-        moving = here.moving
-        better = here.record(measured.distance, measured.size, measured.passed, self.some_fresh)
-        self._renew(better, lanes, z)
-        if self.parked is not None:
-            self._park(lanes[moving & measured.passed])
-        lost = here.lost(self.config.patience)
-        self.moving_count, self.lost_count = torch.stack([here.moving.sum(), lost.sum()]).tolist()
-        return lost
+    def _measured(self, g_square: Array, f_square: Array) -> _Measured:
+        xp = namespace(g_square)
+        distance, size = xp.sqrt(g_square), xp.sqrt(f_square)
+        finite = xp.isfinite(distance)
+        passed = (distance <= self.limit + self.config.rtol * size) & finite
+        return _Measured(xp.where(finite, distance, float("inf")), size, passed)
 
-    def _step(self, fz: Tensor, g: Tensor, lost: Tensor) -> None:
-        """Move the rows that move, given f and f(z) - z there; send the lost ones back."""
-        here = self.here
-        if self.moving_count == 0:
-            self.stepper.skip()
+    def _judge(self, measured: _Measured) -> None:
+        """Freeze the lanes that pass, and keep best states."""
+        moving = self.record.moving
+        better = self.record.judge(measured.distance, measured.size, measured.passed)
+        self._renew_best(better)
+        if self.frozen_histories is not None:
+            stopped = namespace(better).where(moving & measured.passed)[0]
+            if len(stopped):
+                lanes = stopped if self.rows is None else self.rows[stopped]
+                self.frozen_histories.append((lanes, self.method.subset(stopped)))
+
+    def _renew_best(self, mask: Array) -> None:
+        """The best state of the masked active lanes is z."""
+        if self.on_host and not mask.any():
             return
-        fresh = here.fresh.unsqueeze(1) if self.some_fresh else None
-        tau = here.tau.unsqueeze(1) if self.damped else None
-        following = self.stepper.step(self.z, fz, g, fresh, tau)
-        following = _choose(torch.isfinite(torch.linalg.vector_norm(following, dim=1)), following, fz)
-        self.z = _choose(here.moving, following, self.z)
-        if self.some_fresh:
-            here.fresh = torch.zeros_like(here.fresh)
-        self.some_fresh = False
-        if self.lost_count:
-            self._restart(lost.nonzero().squeeze(1))
+        everyone = self.on_host and mask.all()
+        self.best = self.z if everyone else choose_rows(mask, self.z.clone(), self.best)
 
-    def _restart(self, lost: Tensor) -> None:
-        """Send rows back to their best state with half the step and no history; in the end give up."""
-        here = self.here
-        hopeless = here.restart(lost)
-        self.z.index_copy_(0, lost, self.best.index_select(0, self.rows[lost]))
-        self.moving_count -= int(hopeless.sum())
-        self.some_fresh = self.damped = True
-
-    def _measure(self, fz: Tensor, g: Tensor) -> _Measured:
-        size = torch.linalg.vector_norm(fz, dim=1)
-        distance = torch.linalg.vector_norm(g, dim=1)
-        limit = self.config.atol * fz.shape[1] ** 0.5 + self.config.rtol * size
-        passed = (distance <= limit) & (distance < torch.inf)
-        return _Measured(distance.nan_to_num_(nan=torch.inf, posinf=torch.inf), size, passed)
-
-    def _park(self, stopped: Tensor) -> None:
-        """Keep the histories of lanes that come to rest: the stepper goes on with whatever its rows do."""
-        assert self.parked is not None
-        if stopped.numel():
-            source = torch.searchsorted(self.rows, stopped)
-            self.parked.append((stopped, self.stepper.subset(source)))
-
-    def _renew(self, mask: Tensor, lanes: Tensor, z: Tensor) -> None:
-        """The best state of the masked rows is z."""
-        if mask.device.type == "cpu":
-            index = mask.nonzero().squeeze(1)
-            self.best.index_copy_(0, lanes[index], z.index_select(0, index))
-        else:
-            old = self.best.index_select(0, lanes)
-            self.best.index_copy_(0, lanes, torch.where(mask.unsqueeze(1), z, old))
-
-    # ------------------------------------------------------------------ evaluation and the active set
-
-    def _call(self, f: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
-        n = z.shape[0]
-        self.iterations += 1
-        self.lane_evaluations += n
-        z = z.to(self.dtype)
-        fz = f(self.lanes.unflatten(z) if n == self.lanes.count else z.reshape(-1, self.lanes.width))
-        return fz.to(self.full.dtype).reshape(n, -1)
-
-    def _restrict(self, lanes: Tensor, value: Tensor | None) -> Callable[[Tensor], Tensor]:
-        with self.cost.restricting():
-            z = self.lanes.unflatten(self.full).to(self.dtype)
-            value = None if value is None else value.to(self.dtype).reshape(-1, self.lanes.width)
-            return self.f.restrict(z, self.lanes.positions(lanes), value)  # type: ignore[attr-defined]
-
-    def _worth_keeping(self, moving: Tensor) -> Tensor | None:
-        """Indices of the rows to go on with, where leaving the others out pays; None where it does not."""
-        if not self.can_restrict or self.moving_count == 0:
-            return None
-        now = moving.numel()
-        then = min(-(-self.moving_count // ROW_MULTIPLE) * ROW_MULTIPLE, now)
-        if self.config.active_set == "always":
-            worth = now - then >= _LEAST_SAVED * now
-        else:
-            worth = self.cost.pays(now, then, self.until_recheck - 1)
-        if not worth:
-            return None
-        # Frozen lanes fill up the last multiple; they are evaluated and ignored.
-        order = torch.argsort(moving.to(torch.int8), descending=True, stable=True)
-        return order[:then].sort().values
-
-    def _spill(self) -> None:
-        """Bring what covers all lanes up to date with the rows."""
-        self.full.index_copy_(0, self.rows, self.z)
-        self.ledger.put(self.rows, self.here)
-
-    def _hold(self, rows: Tensor, fz: Tensor, z: Tensor) -> None:
-        """Make `rows` the lanes that are evaluated between rechecks and whose history is kept.
+    def _finish(self, ready: Array) -> None:
+        """Lanes that become final: ready ones with none but final ones before them in their sample.
 
         Args:
-            rows: the lanes, sorted.
-            fz, z: f(z) and z there; the state that covers all lanes has z too.
+            ready: (n,) bool, active lanes that were just found to need no other state as long as the lanes
+                that they depend on keep theirs.
         """
-        place = torch.full((self.lanes.count,), -1, dtype=torch.long, device=rows.device)
-        place[self.rows] = torch.arange(self.rows.numel(), device=rows.device)
-        if rows.numel() != self.rows.numel() or not torch.equal(rows, self.rows):
-            self.stepper = self.stepper.subset(place[rows])
-        self.rows, self.z, self.here = rows, z.clone(), self.ledger.rows(rows)
-        some_but_not_all = self.can_restrict and 0 < rows.numel() < self.lanes.count and self.moving_count > 0
-        self.restricted = self._restrict(rows, fz) if some_but_not_all else None
+        if self.on_host and not ready.any():
+            return
+        final = self.final | (ready if self.rows is None else self._spread(ready))
+        by_sample = final.reshape(self.lanes.samples, -1)
+        direction = direction_of(self.f)
+        if direction:
+            self.final = _up_to_the_first_false(by_sample, direction).reshape(-1)
+        else:
+            every = by_sample.all(1)[:, None]
+            self.final = (self.final.reshape(by_sample.shape) | every).reshape(-1)
+
+    def _step(self, k: int, fz: Tensor, g: Tensor, products: Any) -> None:
+        """Move the active lanes that move, given f and f(z) - z there; send lost ones back to their best."""
+        lost = self.record.must_restart(self.config.patience)
+        some_lost = not self.on_host or bool(lost.any())
+        if some_lost:
+            self.record.restart(lost, self.preconditioner is not None)
+        self._count(k)
+        if not self.moving_count:
+            self.method.skip()
+            self.z = choose_rows(~lost, self.z.clone(), self.best) if some_lost else self.z
+            return
+        keep = self._worth_keeping(k)
+        if keep is not None:
+            index = to_index(keep, fz)
+            fz, g = fz.index_select(0, index), g.index_select(0, index)
+            products, lost = [column[keep] for column in products], lost[keep]
+            self._scatter()
+            self._activate(keep if self.rows is None else self.rows[keep], fz)
+        tau: Array | None = self.record.tau
+        if self.on_host and (tau == 1).all():
+            tau = None
+        columns = namespace(self.record.tau).stack(products) if len(products) else []
+        following = self.method.step(columns, self.z, g, tau, self._precondition)
+        if not self.on_host or not bool(torch.isfinite(following.sum())):
+            sound = torch.isfinite(torch.linalg.vector_norm(following, dim=1))
+            following = choose_rows(sound.numpy() if self.on_host else sound, following, fz)
+        rest = choose_rows(~lost, self.z.clone(), self.best) if some_lost else self.z
+        self.z = choose_rows(self.record.moving & ~lost, following, rest)
+
+    def _precondition(self, rows: Tensor) -> Tensor:
+        """P of the active lanes; a lane that was lost with it goes without."""
+        if self.preconditioner is None:
+            return rows
+        plain = self.record.plain
+        if self.on_host and plain.all():
+            return rows
+        return choose_rows(~plain, self.preconditioner(rows), rows)
+
+    # ------------------------------------------------------------------ evaluation and the active lanes
+
+    def _evaluate(self, f: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+        z = z.to(self.dtype)
+        z = self.lanes.unflatten(z) if self.rows is None else z.reshape(-1, self.lanes.width)
+        version = None if z.is_inference() else z._version
+        fz = f(z)
+        if self.evaluations == 0:
+            _check_contract(z, fz, version)
+        self.evaluations += 1
+        self.lane_evaluations += len(self.record.moving)
+        return fz.to(self.z.dtype).reshape(self.z.shape)
+
+    def _open_lanes(self) -> Array | None:
+        """The lanes that a recheck evaluates; None: all."""
+        if not self.can_restrict:
+            return None
+        xp = namespace(self.final)
+        lanes = xp.where(~self.final)[0]
+        return None if padded_count(len(lanes)) >= self.lanes.count else lanes
+
+    def _count(self, k: int) -> None:
+        """Ask how many active lanes move."""
+        if self.on_host:
+            self.moving_count = int(np.count_nonzero(self.record.moving))
+        elif k % _ASK_EVERY == _ASK_EVERY - 1:
+            self.moving_count = int(self.record.moving.sum())
+
+    def _ended(self, k: int) -> bool:
+        """Whether no lane needs another evaluation."""
+        if not self.lanes.coupled:
+            return not self.moving_count
+        if not self.on_host and k % _ASK_EVERY != _ASK_EVERY - 1:
+            return False
+        return bool(self.final.all())
+
+    def _worth_keeping(self, k: int) -> Array | None:
+        """Indices of the active lanes to go on with, where leaving the others out pays; None: all of them."""
+        now, then, active_set = len(self.record.moving), self.moving_count, self.config.active_set
+        if not self.can_restrict or (not self.on_host and k % _ASK_EVERY != _ASK_EVERY - 1):
+            return None
+        if self.lanes.coupled:
+            then = min(padded_count(then), now)
+            evaluations = next((r for r in self.rechecks if r > k), k + 1) - k - 1
+            if (now - then) * evaluations <= _PRICE * self.lanes.count:
+                return None
+        elif now == then or now - then < _LEAST_SHARE[active_set] * now:
+            return None
+        # Frozen lanes fill up the last multiple; they are evaluated and ignored.
+        moving = self.record.moving
+        order = moving.argsort(descending=True, stable=True) if not self.on_host else np.argsort(~moving, kind="stable")
+        return order[:then].sort().values if not self.on_host else np.sort(order[:then])
+
+    def _scatter(self) -> None:
+        """Bring what covers all lanes up to date with the active ones."""
+        if self.rows is None:
+            self.all_z, self.all_best, self.all_records = self.z, self.best, self.record
+            return
+        index = to_index(self.rows, self.z)
+        self.all_z = self.all_z.index_copy(0, index, self.z)
+        self.all_best = self.all_best.index_copy(0, index, self.best)
+        self.all_records.put(self.rows, self.record)
+
+    def _activate(self, rows: Array | None, fz: Tensor | None = None) -> None:
+        """Make `rows` the active lanes, after `_scatter`.
+
+        Args:
+            rows: the lanes, sorted; None: all.
+            fz: f there, if it is known, (n, D).
+        """
+        if rows is None:
+            if self.rows is not None:
+                self.method = self.method.subset(self._places(None))
+            self.rows, self.current = None, self.f
+            self.z, self.best, self.record = self.all_z, self.all_best, self.all_records
+            return
+        self.method = self.method.subset(self._places(rows))
+        self.rows = rows
+        index = to_index(rows, self.z)
+        self.z, self.best = self.all_z.index_select(0, index), self.all_best.index_select(0, index)
+        self.record = self.all_records.rows(rows)
+        state = self.lanes.unflatten(self.all_z).to(self.dtype)
+        value = None if fz is None else fz.to(self.dtype).reshape(-1, self.lanes.width)
+        self.current = self.f.restrict(state, self.lanes.positions(index), value)  # type: ignore[attr-defined]
+
+    def _places(self, rows: Array | None) -> Array:
+        """Where the lanes `rows` (None: all) stand among the active ones, -1 where they do not."""
+        if self.rows is None:
+            return rows
+        places = self.final.astype(np.int64) if self.on_host else self.final.long()
+        places = places * 0 - 1
+        places[self.rows] = np.arange(len(self.rows)) if self.on_host else torch.arange(len(self.rows), device=self.z.device)
+        return places if rows is None else places[rows]
+
+    def _spread(self, mask: Array) -> Array:
+        """A mask of the active lanes as one of all lanes."""
+        full = self.final & False
+        full[self.rows] = mask
+        return full
+
+    def _result(self) -> FixedPoint:
+        self._scatter()
+        record, shape = self.all_records, self.lanes.shape
+
+        def tensor(values: Array, dtype: torch.dtype) -> Tensor:
+            return (values if isinstance(values, Tensor) else torch.from_numpy(values)).to(dtype).view(shape)
+
+        return FixedPoint(
+            state=self.lanes.unflatten(self.all_best).to(self.dtype),
+            residual=tensor(record.residual(), self.z.dtype),
+            lane_nfe=tensor(record.evaluations, torch.int32),
+            status=tensor(record.status(self.config.patience), torch.uint8),
+            nfe=self.evaluations,
+            total_lane_nfe=self.lane_evaluations,
+        )
 
 
-def _choose(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Rows of a where the mask is true, of b elsewhere; a, which is overwritten, or a new tensor."""
-    if mask.device.type != "cpu":
-        return torch.where(mask.unsqueeze(1), a, b)
-    index = (~mask).nonzero().squeeze(1)  # on the CPU several times faster than a broadcast where
-    return a.index_copy_(0, index, b.index_select(0, index)) if index.numel() else a
+def _identity(rows: Tensor) -> Tensor:
+    return rows
+
+
+def _up_to_the_first_false(flags: Array, direction: int) -> Array:
+    """(B, T) bool: true as long as nothing before (direction 1) or after (-1) in the row is false."""
+    if isinstance(flags, Tensor):
+        flags = flags if direction > 0 else flags.flip(1)
+        flags = flags.to(torch.int32).cumprod(1).bool()
+        return flags if direction > 0 else flags.flip(1)
+    return np.logical_and.accumulate(flags[:, ::direction], 1)[:, ::direction]
+
+
+def _check_contract(z: Tensor, fz: Any, version: int | None) -> None:
+    """Raise ValueError where the first evaluation shows that f is no map of a tensor to one of its shape."""
+    problem = ""
+    if not isinstance(fz, Tensor):
+        problem = f"returned {type(fz).__name__}, and a tensor is needed"
+    elif fz.shape != z.shape:
+        problem = f"made {tuple(fz.shape)} out of {tuple(z.shape)}, and the shape must stay the same"
+    elif not fz.is_floating_point() or fz.device != z.device:
+        problem = f"returned {fz.dtype} on {fz.device}, and floating point on {z.device} is needed"
+    elif version is not None and z._version != version:
+        problem = "changed z in place, and must leave it as it is"
+    if problem:
+        raise ValueError(f"f {problem}")

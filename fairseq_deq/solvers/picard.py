@@ -1,4 +1,4 @@
-"""Damped fixed-point iteration: z <- z + tau*(f(z) - z)."""
+"""Damped fixed-point iteration: z <- z + tau*P (f(z) - z)."""
 
 from __future__ import annotations
 
@@ -6,30 +6,40 @@ import torch
 from torch import Tensor
 
 from .config import SolverConfig
-from .registry import register_solver
+from .record import Array
+from .registry import Precondition, register_solver
+from .rows import to_rows
 
 
 @register_solver("picard")
 class Picard:
-    """z_{k+1} = z_k + tau*(f(z_k) - z_k); converges where (1-tau)*I + tau*J has spectral radius below 1.
+    """z_{k+1} = z_k + tau*P (f(z_k) - z_k); converges where I - tau*P (I - J) has spectral radius below 1.
 
-    It has no history, so its estimate of (I - J)^{-1} is I.
+    It has no history, so its estimate of (I - J)^{-1} is P, or I without a preconditioner.
     Picard (1890).
     """
 
     default_memory = 1
 
-    def __init__(self, config: SolverConfig, like: Tensor) -> None:
+    def __init__(self, config: SolverConfig, like: Tensor, books: Array) -> None:
         pass
 
-    def step(self, z: Tensor, fz: Tensor, g: Tensor, fresh: Tensor | None, tau: Tensor | None) -> Tensor:
-        return fz.clone() if tau is None else torch.addcmul(fz, g, tau - 1)
+    def observe(
+        self, z: Tensor, g: Tensor, restarted: Array | None, precondition: Precondition
+    ) -> list[Tensor]:
+        return []
+
+    def step(
+        self, products: Array, z: Tensor, g: Tensor, tau: Array | None, precondition: Precondition
+    ) -> Tensor:
+        move = precondition(g)
+        return z + move if tau is None else torch.addcmul(z, move, to_rows(tau, z))
 
     def skip(self) -> None:
         pass
 
-    def subset(self, source: Tensor) -> Picard:
+    def subset(self, source: Array) -> Picard:
         return self
 
-    def inverse_transpose(self, vector: Tensor) -> Tensor:
-        return vector
+    def inverse_transpose(self, vector: Tensor, precondition: Precondition) -> Tensor:
+        return precondition(vector)

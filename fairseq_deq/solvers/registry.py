@@ -7,62 +7,82 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from torch import Tensor
 
+from .record import Array
+
 if TYPE_CHECKING:
     from .config import SolverConfig
     from .result import FixedPoint
 
 Named = TypeVar("Named")
+Precondition = Callable[[Tensor], Tensor]
 
 
-class Stepper(Protocol):
-    """The update rule of a solver: from z and f(z) to the next z, for every lane at once.
+class Method(Protocol):
+    """The update rule of a solver: from z and g = f(z) - z to the next z, for every lane at once.
 
-    The loop (`solve`) owns residuals, stopping, freezing and the best state; a stepper owns only the
-    history its rule needs. Rows are lanes; a rule must never mix two rows.
+    The loop owns residuals, stopping, freezing and the best state; a method owns only the history its rule
+    needs. Rows are lanes; a rule must never mix two rows. In each iteration the loop asks for the inner
+    products that the method needs (`observe`), gets them all to where small systems are solved in one
+    transfer, and hands them back (`step`).
     `default_memory` is the history length where the configuration names none.
     """
 
     default_memory: int
 
-    def __init__(self, config: SolverConfig, like: Tensor) -> None:
-        """Empty history for the lanes of `like`, shape (n, D)."""
+    def __init__(self, config: SolverConfig, like: Tensor, books: Array) -> None:
+        """Empty history for the lanes of `like`, (n, D); `books`, (n,), shows what kind of arrays to use."""
 
-    def step(self, z: Tensor, fz: Tensor, g: Tensor, fresh: Tensor | None, tau: Tensor | None) -> Tensor:
-        """The next state.
+    def observe(
+        self, z: Tensor, g: Tensor, restarted: Array | None, precondition: Precondition
+    ) -> list[Tensor]:
+        """The inner products that the next step needs, (n,) each.
 
         Args:
-            z: states, (n, D).
-            fz: f(z), (n, D).
-            g: f(z) - z, (n, D), which the stepper may keep.
-            fresh: (n, 1) bool; these lanes start again, their history must be forgotten; None: no lane does.
-            tau: (n, 1) step length of each lane; None: 1 for every lane.
-        Returns:
-            next states, (n, D), in a new tensor; z + tau*g for a fresh lane.
+            z: states, (n, D), which nobody changes any more.
+            g: f(z) - z, (n, D), likewise.
+            restarted: (n,) bool; the history of these lanes must be forgotten; None: no lane restarts.
+            precondition: P of every row, (n, D) -> (n, D); the identity where there is none.
+        """
+
+    def step(
+        self, products: Array, z: Tensor, g: Tensor, tau: Array | None, precondition: Precondition
+    ) -> Tensor:
+        """The next states, (n, D), in a new tensor; z + tau*P g for a lane without a history.
+
+        Args:
+            products: what `observe` asked for, (k, n), in float64.
+            z, g, precondition: as for `observe`.
+            tau: (n,) step length of each lane; None: 1 for every lane.
         """
 
     def skip(self) -> None:
-        """An iteration passes in which no lane moves; whichever lane moves next will be fresh."""
+        """An iteration passes in which no lane moves; whichever lane moves later starts without a history."""
 
-    def subset(self, source: Tensor) -> Stepper:
-        """A stepper with the rows `source` (n',) of the history, in that order; -1: an empty one."""
+    def subset(self, source: Array) -> Method:
+        """A method with the rows `source` (n',) of the history, in that order; -1: an empty one."""
 
-    def inverse_transpose(self, vector: Tensor) -> Tensor:
-        """The history's estimate of (I - J)^{-T} `vector`, (n, D), with J = df/dz of each lane by itself."""
+    def inverse_transpose(self, vector: Tensor, precondition: Precondition) -> Tensor:
+        """The history's estimate of (I - J)^{-T} `vector`, (n, D), with J = df/dz of each lane by itself.
+
+        Args:
+            vector: (n, D).
+            precondition: P^T of every row.
+        """
 
 
 LinearSolver = Callable[[Callable[[Tensor], Tensor], Tensor, "SolverConfig"], "FixedPoint"]
 
-_STEPPERS: dict[str, type[Stepper]] = {}
+_METHODS: dict[str, type[Method]] = {}
 _LINEAR: dict[str, LinearSolver] = {}
 
 
 def register_solver(name: str) -> Callable[[type], type]:
-    """Class decorator that adds a `Stepper` under `name`; a name can be taken once.
+    """Class decorator that adds a `Method` under `name`; a name can be taken once.
 
     Raises:
         ValueError: the name is taken.
     """
-    return _adder(name, _STEPPERS)
+    return _adder(name, _METHODS)
 
 
 def register_linear_solver(name: str) -> Callable[[LinearSolver], LinearSolver]:
@@ -76,7 +96,7 @@ def register_linear_solver(name: str) -> Callable[[LinearSolver], LinearSolver]:
 
 def _adder(name: str, table: dict[str, Any]) -> Callable[[Named], Named]:
     def add(entry: Named) -> Named:
-        taken = _STEPPERS.get(name) or _LINEAR.get(name)
+        taken = _METHODS.get(name) or _LINEAR.get(name)
         if taken is not None:
             raise ValueError(f"solver {name!r} is already registered as {taken.__name__}")
         table[name] = entry
@@ -87,7 +107,7 @@ def _adder(name: str, table: dict[str, Any]) -> Callable[[Named], Named]:
 
 def solver_names() -> tuple[str, ...]:
     """Names of the solvers for any f, sorted."""
-    return tuple(sorted(_STEPPERS))
+    return tuple(sorted(_METHODS))
 
 
 def linear_solver_names() -> tuple[str, ...]:
@@ -95,18 +115,11 @@ def linear_solver_names() -> tuple[str, ...]:
     return tuple(sorted(_LINEAR))
 
 
-def get_solver(name: str) -> type[Stepper]:
-    """The stepper class registered as `name`."""
-    return _STEPPERS[name]
+def get_solver(name: str) -> type[Method]:
+    """The class of the method registered as `name`."""
+    return _METHODS[name]
 
 
 def get_linear_solver(name: str) -> LinearSolver | None:
-    """The function registered as `name`; None where `name` is a stepper."""
+    """The function registered as `name`; None where `name` is a `Method`."""
     return _LINEAR.get(name)
-
-
-def select_rows(history: Tensor, source: Tensor) -> Tensor:
-    """Rows `source` of `history` along dimension 0, with zeros where `source` is -1."""
-    kept = history.index_select(0, source.clamp(min=0))
-    new = (source < 0).view(-1, *[1] * (history.dim() - 1))
-    return kept.masked_fill_(new, 0)

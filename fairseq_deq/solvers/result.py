@@ -49,10 +49,10 @@ class FixedPoint:
     Attributes:
         state: best state found, finite wherever `z0` was, shaped as `z0`.
         residual: |f(z) - z| / |f(z)| a lane, as last measured at `state`; inf where f was never finite.
-        evaluations: evaluations of f during which the lane was still moving.
+        lane_nfe: evaluations of f during which the lane was still moving.
         status: a `Status` a lane (uint8).
-        iterations: evaluations of f that the solve asked for, whole or at some lanes only.
-        lane_evaluations: lanes summed over those evaluations: the work really done.
+        nfe: evaluations of f that the solve asked for, at all lanes or at some only.
+        total_lane_nfe: lanes summed over those evaluations: the work really done.
 
     The three lane tensors have the shape of the lanes: `(B, T)` in position scope, `(B,)` in sample
     scope, `(1,)` in batch scope.
@@ -60,10 +60,10 @@ class FixedPoint:
 
     state: Tensor
     residual: Tensor
-    evaluations: Tensor
+    lane_nfe: Tensor
     status: Tensor
-    iterations: int
-    lane_evaluations: int
+    nfe: int
+    total_lane_nfe: int
 
     @property
     def converged(self) -> Tensor:

@@ -10,15 +10,23 @@ import torch
 from torch import Tensor
 
 from .config import SolverConfig
-from .lanes import LaneShape
+from .lanes import LaneLayout
 from .loop import Loop
+from .preconditioner import Preconditioner
 from .recurrence import Recurrent, solve_recurrence
 from .registry import get_linear_solver
-from .result import ConvergenceError, ConvergenceWarning, FixedPoint
+from .result import ConvergenceError, ConvergenceWarning, FixedPoint, Status
+
+Map = Callable[[Tensor], Tensor]
 
 
 @torch.no_grad()
-def solve(f: Callable[[Tensor], Tensor] | Recurrent, z0: Tensor, config: SolverConfig) -> FixedPoint:
+def solve(
+    f: Map | Recurrent,
+    z0: Tensor,
+    config: SolverConfig | None = None,
+    preconditioner: Preconditioner | None = None,
+) -> FixedPoint:
     """Find z with z = f(z), lane by lane.
 
     Args:
@@ -26,35 +34,60 @@ def solve(f: Callable[[Tensor], Tensor] | Recurrent, z0: Tensor, config: SolverC
             lanes are not evaluated. A linear solver (`gmres`) needs it to be affine, scope `recurrence` to be
             a `Recurrent`.
         z0: starting state, (..., C); dimension 0 indexes independent samples.
-        config: solver, budget, tolerance, scope, policy.
+        config: solver, budget, tolerance, scope, policy; None: the defaults.
+        preconditioner: what is known of f beforehand; None: nothing. Linear solvers do without.
     Returns:
         the `FixedPoint`; its state is detached and finite wherever z0 is.
     Raises:
         ConvergenceError: policy `raise`, and some lane did not converge.
-        ValueError: scope `recurrence`, and f is no `Recurrent`.
+        ValueError: z0 is no state, f is no map of a state to one of its shape, or scope `recurrence` and f is
+            no `Recurrent`.
     """
-    return apply_policy(_solve(f, z0, config), f, config)
+    config = config or SolverConfig()
+    check_state(z0)
+    if z0.numel() == 0:
+        return _nothing(z0, config)
+    return _apply_policy(_solve(f, z0, config, preconditioner), f, config, preconditioner)
 
 
-def _solve(f: Callable[[Tensor], Tensor] | Recurrent, z0: Tensor, config: SolverConfig) -> FixedPoint:
+def check_state(z0: Tensor) -> None:
+    """Raise ValueError unless `z0` can be the start of a solve: a floating-point tensor (samples, ..., C)."""
+    if not isinstance(z0, Tensor):
+        raise ValueError(f"z0 must be a tensor (samples, ..., C), got {type(z0).__name__}")
+    if not z0.is_floating_point():
+        raise ValueError(f"z0 must be of a floating-point type, got {z0.dtype}")
+    if z0.dim() < 2:
+        raise ValueError(f"z0 needs shape (samples, ..., C), got {tuple(z0.shape)}")
+
+
+def _nothing(z0: Tensor, config: SolverConfig) -> FixedPoint:
+    """The outcome where there is no lane, or none of any number."""
+    lanes = torch.zeros(LaneLayout.of(z0, config.scope).shape, device=z0.device)
+    converged = torch.full_like(lanes, Status.CONVERGED, dtype=torch.uint8)
+    return FixedPoint(z0.detach().clone(), lanes, lanes.int(), converged, 0, 0)
+
+
+def _solve(
+    f: Map | Recurrent, z0: Tensor, config: SolverConfig, preconditioner: Preconditioner | None
+) -> FixedPoint:
     linear = get_linear_solver(config.solver)
     if linear is not None:
         return linear(f, z0, config)  # type: ignore[arg-type]
     if config.scope != "recurrence":
-        return Loop(f, z0, config).run()  # type: ignore[arg-type]
+        return Loop(f, z0, config, preconditioner).run()  # type: ignore[arg-type]
     if not isinstance(f, Recurrent):
         raise ValueError("scope recurrence needs a map with `own`, `order` and `column`: see Recurrent")
-    return solve_recurrence(f, z0, config)
+    return solve_recurrence(f, z0, config, preconditioner)
 
 
 @torch.no_grad()
 def solve_keeping_inverse(
-    f: Callable[[Tensor], Tensor], z0: Tensor, config: SolverConfig
-) -> tuple[FixedPoint, Callable[[Tensor], Tensor]]:
+    f: Map, z0: Tensor, config: SolverConfig, preconditioner: Preconditioner | None = None
+) -> tuple[FixedPoint, Map]:
     """The same, and the solver's estimate of v -> (I - J)^{-T} v at its end, for v shaped as z0.
 
     Args:
-        f, z0, config: as for `solve`; a linear solver has no estimate to give.
+        f, z0, config, preconditioner: as for `solve`; a linear solver has no estimate to give.
     Returns:
         the `FixedPoint`, and the estimate, which holds the solver's history.
     Raises:
@@ -70,23 +103,25 @@ def solve_keeping_inverse(
         raise ValueError(
             "scope recurrence keeps no estimate of the inverse Jacobian; use position, sample or batch"
         )
-    loop = Loop(f, z0, config, keep_inverse=True)
-    return apply_policy(loop.run(), f, config), torch.no_grad()(loop.inverse_transpose)
+    check_state(z0)
+    loop = Loop(f, z0, config, preconditioner, keep_inverse=True)
+    result = _apply_policy(loop.run(), f, config, preconditioner)
+    return result, torch.no_grad()(loop.inverse_transpose)
 
 
-def apply_policy(
-    result: FixedPoint, f: Callable[[Tensor], Tensor] | Recurrent, config: SolverConfig
+def _apply_policy(
+    result: FixedPoint, f: Map | Recurrent, config: SolverConfig, preconditioner: Preconditioner | None
 ) -> FixedPoint:
     """`result`, or what the policy makes of it where a lane did not converge."""
     if config.policy == "best" or bool(result.converged.all()):
         return result
     if config.policy == "raise":
         raise ConvergenceError(result.explain())
-    return _fall_back(f, result, config)
+    return _fall_back(f, result, config, preconditioner)
 
 
 def _fall_back(
-    f: Callable[[Tensor], Tensor] | Recurrent, first: FixedPoint, config: SolverConfig
+    f: Map | Recurrent, first: FixedPoint, config: SolverConfig, preconditioner: Preconditioner | None
 ) -> FixedPoint:
     """Damped Picard from the best state, on the lanes of the samples that failed; keeps what is better."""
     warnings.warn(
@@ -95,15 +130,15 @@ def _fall_back(
         stacklevel=4,
     )
     damped = replace(config, solver="picard", memory=0, damping=min(config.damping, 0.5), policy="best")
-    second = _solve(f, first.state, damped)
+    second = _solve(f, first.state, damped, preconditioner)
     better = second.residual < first.residual
-    lanes = LaneShape.of(first.state, config.scope)
+    lanes = LaneLayout.of(first.state, config.scope)
     rows = torch.where(better.view(-1, 1), lanes.flatten(second.state), lanes.flatten(first.state))
     return FixedPoint(
         state=lanes.unflatten(rows),
         residual=torch.where(better, second.residual, first.residual),
-        evaluations=first.evaluations + second.evaluations,
+        lane_nfe=first.lane_nfe + second.lane_nfe,
         status=torch.where(better, second.status, first.status),
-        iterations=first.iterations + second.iterations,
-        lane_evaluations=first.lane_evaluations + second.lane_evaluations,
+        nfe=first.nfe + second.nfe,
+        total_lane_nfe=first.total_lane_nfe + second.total_lane_nfe,
     )

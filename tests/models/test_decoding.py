@@ -207,7 +207,7 @@ def test_a_row_that_is_still_in_its_prompt_costs_one_evaluation():
     for end in range(3, 9):
         _, extra = _step(model, source, end, state)
         result = extra["equilibria"][0].result
-        assert result.evaluations[1] == 1 < result.evaluations[0]
+        assert result.lane_nfe[1] == 1 < result.lane_nfe[0]
 
 
 def test_the_cache_is_not_copied_within_the_prompts(monkeypatch):
@@ -244,10 +244,10 @@ def test_a_batch_is_not_held_by_its_slowest_row():
     for end in range(9, 13):
         _, extra = _step(model, source, end, state)
         result = extra["equilibria"][0].result
-        needed = int(result.evaluations.sum())
+        needed = int(result.lane_nfe.sum())
         assert result.converged.all()
-        assert result.iterations == result.evaluations.max()  # it ends with the slowest, not later
-        assert needed <= result.lane_evaluations <= 1.35 * needed
+        assert result.nfe == result.lane_nfe.max()  # it ends with the slowest, not later
+        assert needed <= result.total_lane_nfe <= 1.35 * needed
 
 
 def test_the_start_is_made_of_what_lies_before():

@@ -46,12 +46,12 @@ def _check_sound(result: FixedPoint, f: Pointwise, config: SolverConfig, case: C
     assert result.state.shape == case.z0.shape
     assert result.state.dtype == dtype
     assert torch.isfinite(result.state).all()
-    for column in (result.status, result.evaluations, result.residual):
+    for column in (result.status, result.lane_nfe, result.residual):
         assert column.shape == lanes
     assert not torch.isnan(result.residual).any()
-    assert result.iterations == f.calls <= config.max_evals
-    assert (result.evaluations <= result.iterations).all()
-    assert result.lane_evaluations <= result.iterations * math.prod(lanes)
+    assert result.nfe == f.calls <= config.max_evals
+    assert (result.lane_nfe <= result.nfe).all()
+    assert result.total_lane_nfe <= result.nfe * math.prod(lanes)
 
     exact, state = case.make(torch.float64), result.state.double()
     distance, size, before, own = (
@@ -109,7 +109,7 @@ def test_the_bank(solver, case, dtype):
         _check_status(result, case, solver, config, dtype)
         first = outcomes.setdefault(scope, result)
         assert torch.equal(result.status, first.status)
-        assert torch.equal(result.evaluations, first.evaluations)
+        assert torch.equal(result.lane_nfe, first.lane_nfe)
         assert torch.allclose(result.state.double(), first.state.double(), rtol=1e-6, atol=1e-9)
 
 

@@ -63,7 +63,7 @@ def test_it_is_a_dense_solve(scope, size):
     assert result.status.shape == ({"sample": B, "batch": 1}[scope],)
     assert (result.state - f.solution).norm() <= 1e-10 * f.solution.norm()
     # N steps span the space of a sample, B*N that of the batch; one evaluation before, one after.
-    assert result.iterations == f.calls <= {"sample": N, "batch": B * N}[scope] + 2
+    assert result.nfe == f.calls <= {"sample": N, "batch": B * N}[scope] + 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -96,10 +96,10 @@ def test_a_nonzero_start_costs_one_evaluation_more_and_comes_to_the_same():
     result = solve(f, z0, _config())
     assert result.converged.all()
     assert (result.state - f.solution).norm() <= 1e-10 * f.solution.norm()
-    assert result.iterations == from_zero.iterations + 1
+    assert result.nfe == from_zero.nfe + 1
     there = solve(f, f.solution, _config(rtol=1e-9))
     assert there.converged.all()
-    assert there.iterations == 1
+    assert there.nfe == 1
 
 
 @pytest.mark.parametrize("memory", [2, 5])
@@ -107,7 +107,7 @@ def test_restarts_with_a_small_memory_still_converge(memory):
     f = _coupled(0.9)
     result = solve(f, _zeros(f), _config(memory=memory, max_evals=300, rtol=1e-9))
     assert result.converged.all(), result.explain()
-    assert result.iterations > N + 2
+    assert result.nfe > N + 2
     assert (result.state - f.solution).norm() <= 1e-7 * f.solution.norm()
 
 
@@ -117,9 +117,9 @@ def test_the_budget_is_kept_and_every_evaluation_counted(start):
         f = _coupled(3.0)
         z0 = torch.full_like(f.constant, start)
         result = solve(f, z0, _config(max_evals=budget, memory=4))
-        assert result.iterations == f.calls <= budget
-        assert result.lane_evaluations == f.calls * B * T
-        assert ((result.evaluations >= 1) & (result.evaluations <= f.calls)).all()
+        assert result.nfe == f.calls <= budget
+        assert result.total_lane_nfe == f.calls * B * T
+        assert ((result.lane_nfe >= 1) & (result.lane_nfe <= f.calls)).all()
         assert not result.converged.any()
         residual = (f(result.state) - result.state).flatten(1).norm(dim=1)
         size = f(result.state).flatten(1).norm(dim=1)
@@ -143,7 +143,7 @@ def test_a_hopeless_system_has_stalled():
     f = Coupled((torch.eye(2).double() - skew).unsqueeze(0), torch.ones(1, 1, 2, dtype=torch.float64))
     result = solve(f, _zeros(f), _config(memory=1))
     assert result.status.tolist() == [Status.STALLED]
-    assert result.iterations < 10
+    assert result.nfe < 10
     assert solve(f, _zeros(f), _config(memory=2)).converged.all()
     # I - J is singular, and what it leaves out is asked for.
     singular = Coupled(torch.diag(torch.tensor([1.0, 0.5])).double().unsqueeze(0), f.constant)
@@ -162,7 +162,7 @@ def test_a_sample_is_the_same_alone_and_in_a_batch(budget, rtol):
         alone = solve(f.sample(b), _zeros(f)[:1], _config(max_evals=budget, rtol=rtol))
         assert torch.allclose(alone.state[0], together.state[b], rtol=1e-6, atol=1e-9), b
         assert alone.status[0] == together.status[b]
-        assert alone.evaluations[0] == together.evaluations[b]
+        assert alone.lane_nfe[0] == together.lane_nfe[b]
 
 
 def test_a_sample_that_is_not_finite_keeps_its_start_and_spoils_no_other():

@@ -38,7 +38,7 @@ class Lanes:
 def _same(config, f, z0):
     expected, result = solve(f, z0, config), solve_independent(f, z0, config)
     assert torch.equal(result.status, expected.status)
-    assert torch.equal(result.evaluations, expected.evaluations)
+    assert torch.equal(result.lane_nfe, expected.lane_nfe)
     assert result.state.dtype == expected.state.dtype
     assert torch.allclose(result.state, expected.state, rtol=1e-6, atol=1e-9, equal_nan=True)
     assert torch.allclose(result.residual, expected.residual, rtol=1e-3, atol=1e-12)
@@ -52,7 +52,7 @@ def test_the_same_states_stops_and_counts(memory, budget):
     config = SolverConfig(memory=memory, max_evals=budget, rtol=1e-5, atol=0.0, damping=0.9)
     result = _same(config, problem, problem.z0)
     if budget == 40:
-        assert len(set(result.evaluations.flatten().tolist())) > 2  # each lane stops by itself
+        assert len(set(result.lane_nfe.flatten().tolist())) > 2  # each lane stops by itself
 
 
 @pytest.mark.parametrize("scope", ["position", "sample", "batch"])
@@ -100,10 +100,10 @@ def test_converged_lanes_are_no_longer_evaluated():
     problem = Lanes([0.0] * 6 + [1.5] * 2)
     result = solve_independent(problem, problem.z0, SolverConfig(max_evals=60, rtol=1e-8, atol=0.0))
     assert result.converged.all()
-    easy, hard = result.evaluations[0].item(), result.evaluations[-1].item()
+    easy, hard = result.lane_nfe[0].item(), result.lane_nfe[-1].item()
     assert hard > easy + 2
     assert problem.computed[: easy + 1] == [8] * easy + [2]
-    assert result.lane_evaluations == sum(problem.computed)
+    assert result.total_lane_nfe == sum(problem.computed)
     problem.computed.clear()
     config = SolverConfig(max_evals=60, rtol=1e-8, atol=0.0, active_set="never")
     solve_independent(problem, problem.z0, config)
@@ -114,7 +114,7 @@ def test_every_converged_lane_is_left_out_where_that_is_asked_for():
     problem = Lanes([0.0] + [1.5] * 7)
     config = SolverConfig(max_evals=60, rtol=1e-8, atol=0.0, active_set="always")
     result = solve_independent(problem, problem.z0, config)
-    assert result.lane_evaluations == result.evaluations.sum()
+    assert result.total_lane_nfe == result.lane_nfe.sum()
 
 
 def test_a_lane_does_not_depend_on_its_company():
@@ -128,7 +128,7 @@ def test_a_lane_does_not_depend_on_its_company():
             config,
         )
         assert torch.allclose(alone.state[0], together.state[lane], atol=1e-12)
-        assert alone.evaluations[0] == together.evaluations[lane]
+        assert alone.lane_nfe[0] == together.lane_nfe[lane]
 
 
 def test_half_precision_is_solved_in_single():

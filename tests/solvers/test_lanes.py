@@ -93,7 +93,7 @@ def test_a_sample_alone_is_bitwise_the_sample_in_the_batch(solver, dtype, gain, 
         config = SolverConfig(solver, max_evals=budget, rtol=rtol, atol=0.0)
         together, alone = _solved(injection, gain, config), _solved(injection[:1], gain, config)
         assert torch.equal(alone.state[0], together.state[0]), budget
-        assert torch.equal(alone.evaluations[0], together.evaluations[0]), budget
+        assert torch.equal(alone.lane_nfe[0], together.lane_nfe[0]), budget
         assert torch.equal(alone.status[0], together.status[0]), budget
 
 
@@ -121,9 +121,9 @@ def test_the_active_set_saves_work_and_no_bit_changes(solver, dtype):
         )
         assert torch.equal(on.state, off.state)
         assert torch.equal(on.status, off.status)
-        assert torch.equal(on.evaluations, off.evaluations)
-        assert off.lane_evaluations == off.iterations * B * T
-        assert on.lane_evaluations < off.lane_evaluations
+        assert torch.equal(on.lane_nfe, off.lane_nfe)
+        assert off.total_lane_nfe == off.nfe * B * T
+        assert on.total_lane_nfe < off.total_lane_nfe
 
 
 # ---------------------------------------------------------------------- lanes that wake

@@ -128,15 +128,15 @@ def test_a_sample_does_not_depend_on_its_batch_mates(solver, gain):
         alone = solve(Chain(b[row : row + 1], gain=gain), _zeros(b[row : row + 1]), config)
         assert torch.equal(alone.state[0], together.state[row])
         assert torch.equal(alone.status[0], together.status[row])
-        assert torch.equal(alone.evaluations[0], together.evaluations[row])
+        assert torch.equal(alone.lane_nfe[0], together.lane_nfe[row])
 
 
 def test_what_is_reported_is_what_was_done():
     chain = Chain(_b())
     result = solve(chain, _zeros(chain.b), _config(rtol=1e-6))
-    assert chain.rows == result.lane_evaluations
-    assert result.residual.shape == result.evaluations.shape == result.status.shape == (B, T)
-    assert int(result.evaluations.max()) == result.iterations
+    assert chain.rows == result.total_lane_nfe
+    assert result.residual.shape == result.lane_nfe.shape == result.status.shape == (B, T)
+    assert int(result.lane_nfe.max()) == result.nfe
     measured = (chain(result.state) - result.state)[..., :H]
     expected = measured.norm(dim=-1) / chain(result.state)[..., :H].norm(dim=-1)
     assert torch.allclose(result.residual, expected, rtol=1e-6)

@@ -95,9 +95,9 @@ def test_every_evaluation_of_f_is_counted(solver, scope):
 
     result = solve(f, torch.zeros(2, 5, 3), SolverConfig(solver, max_evals=17, rtol=1e-7, scope=scope))
     lanes = {"position": 10, "sample": 2, "batch": 1}[scope]
-    assert result.iterations == calls <= 17
-    assert result.lane_evaluations == calls * lanes == result.iterations * result.status.numel()
-    assert (result.evaluations <= calls).all()
+    assert result.nfe == calls <= 17
+    assert result.total_lane_nfe == calls * lanes == result.nfe * result.status.numel()
+    assert (result.lane_nfe <= calls).all()
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

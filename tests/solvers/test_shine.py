@@ -72,7 +72,7 @@ def test_what_a_frozen_lane_knew_does_not_depend_on_who_moves_after_it(solver, m
         for sizes in (mixed, alike)
     )
     fast = (mixed < 0.5).view(B, T)
-    assert result.evaluations[fast].max() < result.evaluations[~fast].max()
+    assert result.lane_nfe[fast].max() < result.lane_nfe[~fast].max()
     assert torch.allclose(among_slow[fast], among_fast[fast], rtol=1e-6)
 
 

@@ -113,7 +113,7 @@ def test_one_evaluation_returns_the_start():
     z0 = torch.randn(1, 2, 3)
     result = solve(torch.cos, z0, _config("picard", max_evals=1))
     assert torch.equal(result.state, z0)
-    assert result.iterations == 1
+    assert result.nfe == 1
 
 
 @pytest.mark.parametrize(("atol", "rtol"), [(1e-3, 0.0), (0.0, 1e-3), (1e-4, 1e-4)])
@@ -160,7 +160,7 @@ def test_a_sample_is_the_same_alone_and_in_a_batch(solver, budget):
     for row in range(4):
         alone = solve(CausalMap(f.b[row : row + 1]), z0[:1], config)
         assert torch.equal(alone.state[0], together.state[row])
-        assert torch.equal(alone.evaluations[0], together.evaluations[row])
+        assert torch.equal(alone.lane_nfe[0], together.lane_nfe[row])
 
 
 @pytest.mark.parametrize("solver", ["anderson", "broyden"])
@@ -172,9 +172,9 @@ def test_the_active_set_saves_work_and_changes_nothing(solver):
     f.rows = 0
     off = solve(f, z0, SolverConfig(solver=solver, max_evals=80, rtol=1e-5, active_set="never"))
     assert torch.equal(on.state, off.state)
-    assert on.lane_evaluations == counted
-    assert off.lane_evaluations == f.rows == off.iterations * 128
-    assert on.lane_evaluations < 0.9 * off.lane_evaluations
+    assert on.total_lane_nfe == counted
+    assert off.total_lane_nfe == f.rows == off.nfe * 128
+    assert on.total_lane_nfe < 0.9 * off.total_lane_nfe
 
 
 def test_converged_means_converged_with_every_lane_at_its_final_state():

@@ -1,0 +1,203 @@
+"""What a model learns about its own solves beside its weights: the mean Jacobian, and where to start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from fairseq.distributed import utils as distributed_utils
+from torch import Tensor, nn
+
+from ..jacobian import JacobianSums
+from ..solvers import Preconditioner
+from ..solvers.invariant_matmul import rowwise_linear
+
+# What is collected in one update counts this much against all that was known before.
+_NEWEST_JACOBIAN = 0.5
+_NEWEST_START = 0.3
+# Ridge of the least squares, relative to the mean square of a feature.
+_START_RIDGE = 3e-3
+
+
+class Learned(nn.Module):
+    """Something that solves can make use of, learned from them in some updates of the training.
+
+    What an update collects is summed over all workers and renews the buffers, which the checkpoint keeps. So
+    all workers know the same, and a resumed run is the uninterrupted one. A checkpoint without the buffers
+    loads as one that has learned nothing yet. They stay in float32 in any model, or float64.
+    """
+
+    renewals: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("renewals", torch.zeros((), dtype=torch.long))
+        self.is_known = False  # the buffer's word, where no device need be asked
+        self._collected: tuple[Tensor, ...] | None = None
+
+    def _collect(self, *sums: Tensor) -> None:
+        collected = self._collected
+        self._collected = sums if collected is None else tuple(a + b for a, b in zip(collected, sums))
+
+    def renew(self) -> None:
+        """Make use of what all workers have collected; each of them must call this."""
+        collected, self._collected = self._collected, None
+        if distributed_utils.get_data_parallel_world_size() > 1:
+            group = distributed_utils.get_data_parallel_group()
+            collected = self._no_sums() if collected is None else collected
+            for total in collected:
+                distributed_utils.all_reduce(total, group=group)
+        if collected is not None and bool((collected[0] != 0).any()):
+            self._renew(*collected)
+            self.renewals += 1
+            self.is_known = True
+
+    def _no_sums(self) -> tuple[Tensor, ...]:
+        raise NotImplementedError
+
+    def _renew(self, *sums: Tensor) -> None:
+        raise NotImplementedError
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        types = {name: buffer.dtype for name, buffer in self._buffers.items() if buffer is not None}
+        super()._apply(fn, recurse)
+        for name, dtype in types.items():
+            buffer = self._buffers[name]
+            if buffer is not None and torch.finfo(torch.float32).eps < _eps(buffer):
+                self._buffers[name] = buffer.to(dtype)
+        return self
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing: Any, *rest: Any
+    ) -> None:
+        absent: list[str] = []
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, absent, *rest)
+        if len(absent) < len(self._buffers):
+            missing.extend(absent)
+        self.is_known = bool(self.renewals)
+
+
+def _eps(buffer: Tensor) -> float:
+    return torch.finfo(buffer.dtype).eps if buffer.is_floating_point() else 0.0
+
+
+class LearnedPreconditioner(Learned):
+    """The mean Jacobian of the layer at its equilibria, and P = (I - Jbar)^{-1} of low rank from it.
+
+    Args:
+        channels: channels of a position that the solve works on, C.
+        rank: rank of P.
+    """
+
+    jacobian: Tensor
+    left: Tensor
+    right: Tensor
+
+    def __init__(self, channels: int, rank: int) -> None:
+        super().__init__()
+        self.channels, self.rank = channels, min(rank, channels)
+        self.register_buffer("jacobian", torch.zeros(channels, channels))
+        self.register_buffer("left", torch.zeros(channels, self.rank))
+        self.register_buffer("right", torch.zeros(channels, self.rank))
+
+    def preconditioner(self) -> Preconditioner | None:
+        """P, None as long as nothing is known."""
+        return Preconditioner(self.left, self.right) if self.is_known else None
+
+    def collect(self, f: Callable[[Tensor], Tensor], z: Tensor, real: Tensor, seed: int) -> None:
+        """Probe f at its equilibria.
+
+        Args:
+            f: the layer.
+            z: equilibria, (B, T, C).
+            real: (B, T) bool, False at padding.
+            seed: of the probes.
+        """
+        sums = JacobianSums.probed(f, z, self.channels, real, seed)
+        self._collect(sums.gram, sums.cross)
+
+    def _no_sums(self) -> tuple[Tensor, ...]:
+        zeros = torch.zeros(self.channels, self.channels, dtype=torch.float64, device=self.jacobian.device)
+        return zeros, zeros.clone()
+
+    def _renew(self, *sums: Tensor) -> None:
+        new = JacobianSums(*sums).mean_jacobian()
+        if not bool(torch.isfinite(new).all()):
+            return
+        new = new.to(self.jacobian)
+        self.jacobian.copy_(torch.lerp(self.jacobian, new, _NEWEST_JACOBIAN) if self.is_known else new)
+        p = Preconditioner.from_jacobian(self.jacobian.double(), self.rank)
+        self.left.copy_(p.left)
+        self.right.copy_(p.right)
+
+
+class LearnedStart(Learned):
+    """z0_t = W [e_t; e_{t-1}; 1], fitted to equilibria by least squares, with e the embeddings.
+
+    Its cost beside an evaluation of a Transformer of width C is a sixth: 2*C*C of 12*C*C multiplications a
+    position. It looks at two tokens, so it is causal, and no gradient flows through it.
+
+    Args:
+        dim: channels of the embeddings, D.
+        channels: channels of a state, C.
+    """
+
+    gram: Tensor
+    cross: Tensor
+    weight: Tensor
+
+    def __init__(self, dim: int, channels: int) -> None:
+        super().__init__()
+        features = 2 * dim + 1
+        self.register_buffer("gram", torch.zeros(features, features))
+        self.register_buffer("cross", torch.zeros(features, channels))
+        self.register_buffer("weight", torch.zeros(channels, features))
+
+    @torch.no_grad()
+    def forward(self, embedded: Tensor, before: Tensor | None = None) -> Tensor:
+        """Where to start, (B, T, C).
+
+        Args:
+            embedded: embeddings, (B, T, D).
+            before: that of the position before, (B, 1, D); None: there is none.
+        """
+        features = self._features(embedded, before)
+        rows = rowwise_linear(features.flatten(0, 1), self.weight.to(features))
+        return rows.view(*embedded.shape[:2], -1)
+
+    @torch.no_grad()
+    def collect(self, embedded: Tensor, state: Tensor, real: Tensor) -> None:
+        """Learn from equilibria.
+
+        Args:
+            embedded: embeddings, (B, T, D).
+            state: equilibria, (B, T, C).
+            real: (B, T) bool, False at padding.
+        """
+        features, states = self._features(embedded, None)[real].float(), state[real].float()
+        sound = torch.isfinite(states).all(1, keepdim=True)
+        features, states = features * sound, torch.where(sound, states, 0.0)
+        self._collect((features.T @ features).double(), (features.T @ states).double())
+
+    @staticmethod
+    def _features(embedded: Tensor, before: Tensor | None) -> Tensor:
+        if before is None:
+            previous = F.pad(embedded, (0, 0, 1, 0))[:, :-1]
+        else:
+            previous = torch.cat([before.to(embedded), embedded], 1)[:, :-1]
+        return torch.cat([embedded, previous, torch.ones_like(embedded[..., :1])], -1)
+
+    def _no_sums(self) -> tuple[Tensor, ...]:
+        return torch.zeros_like(self.gram).double(), torch.zeros_like(self.cross).double()
+
+    def _renew(self, *sums: Tensor) -> None:
+        share = _NEWEST_START if self.is_known else 1.0
+        for old, new in zip((self.gram, self.cross), sums):
+            old.copy_(torch.lerp(old.double(), new, share))
+        gram = self.gram.double()
+        ridge = _START_RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        solution, info = torch.linalg.solve_ex(gram + ridge, self.cross.double())
+        if not int(info) and bool(torch.isfinite(solution).all()):
+            self.weight.copy_(solution.T)

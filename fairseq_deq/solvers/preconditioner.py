@@ -1,0 +1,76 @@
+"""What all lanes of a layer have in common, used in every step of a solve: the chord method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .invariant_matmul import rowwise_linear
+
+
+@dataclass(frozen=True)
+class Preconditioner:
+    """P = I + left right^T, close to (I - Jbar)^{-1} with Jbar the mean of the blocks dz'_t/dz_t of f.
+
+    With g = f(z) - z, Newton's method steps by (I - J_t)^{-1} g at each position t. Where the blocks J_t of
+    all positions share a part Jbar, one inverse known beforehand does much of that: z + P g (a chord, or
+    simplified Newton, step). Anderson steps by z - DZ*gamma + P (g - DG*gamma), with gamma from |g| as ever:
+    its history does not depend on P. Fixed points and stop, both of g, stay what they were.
+
+    Its limits: P knows nothing of how the J_t differ, or of how positions are coupled. A wrong P costs
+    evaluations: a lane that is lost restarts without it.
+
+    Attributes:
+        left, right: (C, r), C channels of a position, r the rank.
+    Source: Kelley, Iterative Methods for Linear and Nonlinear Equations (1995), section 5.4 (chord method).
+    """
+
+    left: Tensor
+    right: Tensor
+
+    @classmethod
+    def from_jacobian(cls, jacobian: Tensor, rank: int) -> Preconditioner:
+        """(I - U S V^T)^{-1} = I + U (S^{-1} - V^T U)^{-1} V^T, with the `rank` largest singular values of Jbar.
+
+        Args:
+            jacobian: Jbar, (C, C).
+            rank: r, at most C.
+        Returns:
+            P, in the type of `jacobian`; the identity where Jbar is zero or not finite.
+        """
+        width = jacobian.shape[0]
+        rank = min(rank, width)
+        nothing = jacobian.new_zeros(width, rank)
+        if rank == 0 or not bool(torch.isfinite(jacobian).all()):
+            return cls(nothing, nothing)
+        u, s, vh = torch.linalg.svd(jacobian.double())
+        u, s, v = u[:, :rank], s[:rank], vh[:rank].T
+        if float(s[0]) == 0.0:
+            return cls(nothing, nothing)
+        # U (S^{-1} - V^T U)^{-1} = U S (I - V^T U S)^{-1}, which has no 1/0.
+        core = torch.eye(rank, dtype=s.dtype, device=s.device) - v.T @ (u * s)
+        left, info = torch.linalg.solve_ex(core, u * s, left=False)
+        if int(info) or not bool(torch.isfinite(left).all()):
+            return cls(nothing, nothing)  # Jbar has the eigenvalue 1: there is no inverse
+        return cls(left.to(jacobian), v.contiguous().to(jacobian))
+
+    @property
+    def transposed(self) -> Preconditioner:
+        """P^T, for the linear solve of the backward pass."""
+        return Preconditioner(self.right, self.left)
+
+    def leading(self, own: int) -> Preconditioner:
+        """P of the first `own` channels, where the others do not act on them."""
+        return Preconditioner(self.left[:own], self.right[:own])
+
+    def to(self, like: Tensor) -> Preconditioner:
+        """The same on the device and in the type of `like`."""
+        return Preconditioner(self.left.to(like), self.right.to(like))
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """P of every position, (n, D) -> (n, D), D a multiple of C; a row depends on no other row."""
+        positions = rows.reshape(-1, self.left.shape[0])
+        inside = rowwise_linear(positions, self.right.T)  # (n', r)
+        return torch.add(positions, rowwise_linear(inside, self.left)).view_as(rows)

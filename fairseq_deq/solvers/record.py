@@ -1,0 +1,210 @@
+"""What a solve knows of every lane beside its state, and the rules that judge a lane."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .result import Status
+
+# Entries are arrays of NumPy (solves on the CPU) or tensors on the device of the solve (elsewhere, so that no
+# iteration waits for the host). The rules below use what both have in common.
+Array = Any
+
+# A lane whose residual exceeds its best by this factor goes back to its best state.
+GROWTH_LIMIT = 1e3
+# Restarts before a lane is abandoned as stalled, diverged or non-finite.
+MAX_RESTARTS = 6
+# Where the residual of a lane at rest has changed by this share, what the lane depends on has moved.
+MOVED = 0.01
+# A lane has diverged when its residual grew by this factor over the first one and never fell below that.
+DIVERGED = 10
+
+
+def namespace(array: Array) -> Any:
+    """The module, numpy or torch, whose functions work on `array`."""
+    return torch if isinstance(array, Tensor) else np
+
+
+@dataclass
+class LaneRecord:
+    """One entry a lane, (n,) each. Distances are |f(z) - z|, inf: not measured, or not finite.
+
+    Attributes:
+        best_distance, best_size: at the best state, the latter |f(z)|.
+        first_distance, last_distance, peak_distance: at the first and the last evaluation, and the largest.
+        since_best: evaluations since the best state.
+        restarts: how often the lane went back to its best state.
+        tau: step length.
+        evaluations: evaluations of f during which the lane was moving.
+        moving: not frozen.
+        abandoned: frozen without having converged.
+        restarted: its next step starts without a history.
+        plain: it goes on without the preconditioner.
+    """
+
+    best_distance: Array
+    best_size: Array
+    first_distance: Array
+    last_distance: Array
+    peak_distance: Array
+    since_best: Array
+    restarts: Array
+    tau: Array
+    evaluations: Array
+    moving: Array
+    abandoned: Array
+    restarted: Array
+    plain: Array
+
+    @classmethod
+    def start(cls, lanes: int, tau: float, device: torch.device) -> LaneRecord:
+        """The entries of `lanes` lanes that have not been evaluated yet."""
+        if device.type == "cpu":
+
+            def column(value: float, dtype: Any = np.float64) -> Array:
+                return np.full(lanes, value, dtype)
+
+            integer, boolean = np.int32, np.bool_
+        else:
+
+            def column(value: float, dtype: Any = torch.float64) -> Array:
+                return torch.full((lanes,), value, dtype=dtype, device=device)
+
+            integer, boolean = torch.int32, torch.bool
+        inf = float("inf")
+        return cls(
+            best_distance=column(inf),
+            best_size=column(1.0),
+            first_distance=column(inf),
+            last_distance=column(inf),
+            peak_distance=column(0.0),
+            since_best=column(0, integer),
+            restarts=column(0, integer),
+            tau=column(tau),
+            evaluations=column(0, integer),
+            moving=column(True, boolean),
+            abandoned=column(False, boolean),
+            restarted=column(False, boolean),  # at the start there is no history to be forgotten
+            plain=column(False, boolean),
+        )
+
+    def rows(self, index: Array) -> LaneRecord:
+        """Copies of the entries `index`."""
+        return LaneRecord(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    def put(self, index: Array, rows: LaneRecord) -> None:
+        """Overwrite the entries `index`."""
+        for f in fields(self):
+            getattr(self, f.name)[index] = getattr(rows, f.name)
+
+    def judge(self, distance: Array, size: Array, passed: Array) -> Array:
+        """Enter an evaluation, and freeze the lanes that pass.
+
+        Args:
+            distance, size: |f(z) - z|, inf where not finite, and |f(z)|, (n,).
+            passed: (n,) bool, the former is small enough.
+        Returns:
+            (n,) bool, the lanes whose state is their best so far.
+        """
+        xp, moving = namespace(distance), self.moving
+        better = moving & ((distance < self.best_distance) | passed)
+        self.best_distance = xp.where(better, distance, self.best_distance)
+        self.best_size = xp.where(better, size, self.best_size)
+        first = self.first_distance
+        self.first_distance = xp.where(xp.isinf(first), distance, first)
+        # Of a frozen lane nothing is entered: whether it was evaluated at all depends on other samples.
+        self.last_distance = xp.where(moving, distance, self.last_distance)
+        self.peak_distance = xp.maximum(self.peak_distance, self.last_distance * moving)
+        self.evaluations = self.evaluations + moving
+        self.since_best = (self.since_best + moving) * ~better
+        self.moving = moving & ~passed
+        return better
+
+    def must_restart(self, patience: int) -> Array:
+        """Moving lanes that are far from their best state, or have found none for `patience` evaluations."""
+        xp, last = namespace(self.tau), self.last_distance
+        far = (last > GROWTH_LIMIT * self.best_distance) | xp.isinf(last)
+        return self.moving & (far | (self.since_best >= patience))
+
+    def restart(self, lanes: Array, preconditioned: bool) -> None:
+        """Lanes (n,) bool start again from their best state, without a history; at last they are abandoned.
+
+        A lane that has gone with the preconditioner goes on without it, one without with half the step.
+        """
+        xp = namespace(self.tau)
+        if preconditioned:
+            halved = lanes & self.plain
+            self.plain = self.plain | lanes
+        else:
+            halved = lanes
+        self.tau = xp.where(halved, 0.5 * self.tau, self.tau)
+        self.restarts = self.restarts + lanes
+        self.restarted = self.restarted | lanes
+        self.since_best = self.since_best * ~lanes
+        abandoned = lanes & (self.restarts > MAX_RESTARTS)
+        self.abandoned = self.abandoned | abandoned
+        self.moving = self.moving & ~abandoned
+
+    def recheck(self, distance: Array, size: Array, passed: Array, tau: float) -> tuple[Array, Array]:
+        """Look again at every lane, since what a lane depends on may have moved: a frozen one that does not
+        pass any more is woken.
+
+        A woken lane starts again without a history: its old residuals belong to another equation. What was
+        known of the others is renewed: unless a lane is far from its best state by now, its state now is the
+        better one. That it is no progress still counts against its patience.
+
+        Args:
+            distance, size, passed: as for `judge`.
+            tau: step length of a woken lane.
+        Returns:
+            (n,) bool twice: the moving lanes whose best state is to be the one just evaluated, and the woken.
+        """
+        xp, best = namespace(distance), self.best_distance
+        unchanged = (distance == best) | (abs(distance - best) <= MOVED * best)  # the former where both are inf
+        self.abandoned = self.abandoned & ~passed & unchanged  # of another equation
+        woken = ~self.moving & ~passed & ~self.abandoned
+        resting = ~self.moving & passed
+        # Never worse than the first state: or a lane that grows by less at a time would drift away.
+        bound = xp.minimum(10 * best, self.first_distance)
+        stale = self.moving & ~passed & (distance >= best) & (distance <= bound)
+        known = resting | stale
+        inf = float("inf")
+        self.best_size = xp.where(known, size, self.best_size)
+        self.best_distance = xp.where(woken, inf, xp.where(known, distance, best))
+        self.first_distance = xp.where(woken, inf, self.first_distance)
+        self.peak_distance = xp.where(woken, 0.0, self.peak_distance)
+        self.since_best = self.since_best * ~woken
+        self.restarts = self.restarts * ~woken
+        self.tau = xp.where(woken, tau, self.tau)
+        self.plain = self.plain & ~woken
+        self.restarted = self.restarted | woken
+        self.moving = self.moving | woken
+        return stale, woken
+
+    def residual(self) -> Array:
+        """|f(z) - z| / |f(z)| at the best state of every lane, (n,)."""
+        xp = namespace(self.tau)
+        size = xp.where(self.best_size > 1e-30, self.best_size, 1e-30)
+        return self.best_distance / size
+
+    def status(self, patience: int) -> Array:
+        """The `Status` of every lane, (n,) integers."""
+        xp = namespace(self.tau)
+        stuck = self.abandoned | (self.since_best > patience // 2)
+        # A lane that ends at its best state may have got there by restarts only: see how far it went.
+        limit = DIVERGED * self.first_distance
+        grown = (self.peak_distance > limit) & (self.best_distance >= self.first_distance)
+        status = self.evaluations * 0 + int(Status.MAX_ITER)
+        for where, ended in (
+            (stuck, Status.STALLED),
+            ((stuck & grown) | (self.last_distance > limit), Status.DIVERGED),
+            ((stuck & xp.isinf(self.peak_distance)) | xp.isinf(self.last_distance), Status.NON_FINITE),
+            (~self.moving & ~self.abandoned, Status.CONVERGED),
+        ):
+            status = xp.where(where, int(ended), status)
+        return status

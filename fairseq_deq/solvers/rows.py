@@ -1,0 +1,46 @@
+"""Rows of tensors, chosen and weighted by what the books of a solve say."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .record import Array
+
+
+def to_index(index: Array, like: Tensor) -> Tensor:
+    """Indices or a mask of the books, as a tensor beside `like`."""
+    return index if isinstance(index, Tensor) else torch.from_numpy(np.ascontiguousarray(index))
+
+
+def to_rows(values: Array, like: Tensor) -> Tensor:
+    """Numbers of the books, (..., n), as factors of rows, (..., n, 1), in the type of `like`."""
+    tensor = values if isinstance(values, Tensor) else torch.from_numpy(values)
+    return tensor.to(like.dtype).unsqueeze(-1)
+
+
+def select_rows(history: Tensor, source: Array) -> Tensor:
+    """Rows `source` of `history` along dimension 0, with zeros where `source` is -1."""
+    index = to_index(source, history)
+    kept = history.index_select(0, index.clamp(min=0))
+    return kept.masked_fill_((index < 0).unsqueeze(1), 0)
+
+
+def forget_rows(history: Tensor, lanes: Array) -> None:
+    """Set the rows `lanes` (n,) bool to zero, in place."""
+    if isinstance(lanes, Tensor):
+        history.masked_fill_(lanes.unsqueeze(1), 0)
+    else:
+        history.index_fill_(0, torch.from_numpy(np.flatnonzero(lanes)), 0.0)
+
+
+def choose_rows(mask: Array, a: Tensor, b: Tensor) -> Tensor:
+    """Rows of `a` (n, D) where the mask (n,) is true, of `b` elsewhere; `a`, overwritten, or a new tensor."""
+    if isinstance(mask, Tensor):
+        return torch.where(mask.unsqueeze(1), a, b)
+    index = np.flatnonzero(~mask)  # on the CPU several times faster than a broadcast where
+    if not index.size:
+        return a
+    index = torch.from_numpy(index)
+    return a.index_copy_(0, index, b.index_select(0, index))
