@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -65,11 +65,13 @@ class SolveStats:
     residuals, converged lanes. All are zero while the solve has not run.
     """
 
+    ENTRIES: ClassVar[int] = 5
+
     sums: Tensor
 
     @classmethod
     def empty(cls, device: torch.device) -> SolveStats:
-        return cls(torch.zeros(5, device=device))
+        return cls(torch.zeros(cls.ENTRIES, device=device))
 
     def record(self, result: FixedPoint) -> None:
         """Add the sums of `result`."""

@@ -57,10 +57,16 @@ class DEQLanguageModelConfig(FairseqDataclass):
         "anderson",
         f"solver of the backward pass: {', '.join((*solver_names(), *linear_solver_names()))}",
     )
-    f_thres: int = option(30, "evaluations of f at most, in the forward pass")
-    b_thres: int = option(35, "vector-Jacobian products at most, in the backward pass")
+    f_thres: int = option(40, "evaluations of f at most, in the forward pass")
+    b_thres: int = option(40, "vector-Jacobian products at most, in the backward pass")
     f_eps: float = option(1e-3, "tolerance of the forward solve")
     b_eps: float = option(1e-3, "relative tolerance of the backward solve")
+    early_eps: float = option(
+        0.0,
+        "relative tolerance of both solves in the first part of the training, where it is looser than "
+        "--f-eps and --b-eps; 0: the same throughout",
+    )
+    early_share: float = option(0.67, "share of --max-update that --early-eps holds for, in (0, 1)")
     stop_mode: StopMode = option("rel", "--f-eps is relative to |f(z)| (rel) or a root mean square (abs)")
     solver_scope: Scope = option(
         "position",
@@ -88,6 +94,11 @@ class DEQLanguageModelConfig(FairseqDataclass):
     jac_incremental: int = option(
         0, "the penalty's weight grows by 0.1 each such number of updates after the pretraining, 0: never"
     )
+    keep_converged: float = option(
+        0.995,
+        "share of positions whose solves are to converge in training; where it is missed, a Jacobian penalty "
+        "is switched on until they do; 0: never",
+    )
     spectral_radius: int = option(
         0, "Arnoldi steps for the spectral radius at validation (8 positions a row), for example 20; 0: off"
     )
@@ -100,6 +111,7 @@ class DEQLanguageModelConfig(FairseqDataclass):
         False, "a subsequence sees the one before it alone, without the memory and those before that"
     )
 
+    max_update: int = II("optimization.max_update")
     tokens_per_sample: int = II("task.tokens_per_sample")
     max_target_positions: Optional[int] = II("task.max_target_positions")
     add_bos_token: bool = II("task.add_bos_token")
@@ -212,7 +224,18 @@ def check_options(cfg: DEQLanguageModelConfig, vocabulary: int) -> None:
     for name in ("dropout", "adaptive_softmax_dropout"):
         _require(0 <= getattr(cfg, name) < 1, name, "in [0, 1)", getattr(cfg, name))
     for name in ("f_eps", "b_eps"):
-        _require(getattr(cfg, name) > 0, name, "above 0", getattr(cfg, name))
+        value = getattr(cfg, name)
+        if name == "f_eps" and str(cfg.stop_mode) == "abs":
+            _require(0 < value < math.inf, name, "above 0 and finite", value)
+        else:
+            # Relative to |f(z)|: at 1 the start would do as the answer.
+            _require(0 < value < 1, name, "in (0, 1)", value)
+    _require(0 <= cfg.early_eps < 1, "early_eps", "in [0, 1)", cfg.early_eps)
+    _require(0 < cfg.early_share < 1, "early_share", "in (0, 1)", cfg.early_share)
+    if cfg.early_eps and not (cfg.max_update and cfg.max_update > 0):
+        raise OptionError("--early-eps needs --max-update: it holds for a share of that number of updates")
+    _require(0 <= cfg.keep_converged < 1, "keep_converged", "in [0, 1)", cfg.keep_converged)
+    _require(cfg.preconditioner_rank >= 0, "preconditioner_rank", "at least 0", cfg.preconditioner_rank)
     if is_on(cfg, "subseq_forget") and cfg.subseq_len == 0:
         raise OptionError("--subseq-forget needs --subseq-len above 0: it is about what subsequences see")
     if is_on(cfg, "adaptive_input") and not cfg.adaptive_input_cutoff:

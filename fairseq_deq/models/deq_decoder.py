@@ -27,6 +27,7 @@ from .deq_config import (
     gradient_config,
     penalty_schedule,
 )
+from .keeper import ConvergenceKeeper
 from .learned import Learned, LearnedPreconditioner, LearnedStart
 from .precision import within_reach
 from .stability import BlockRadii, JacobianTerm
@@ -74,6 +75,8 @@ class DEQDecoder(FairseqIncrementalDecoder):
         check_options(cfg, len(dictionary))
         self.solver, self.gradient = forward_solver(cfg), gradient_config(cfg)
         self.penalty, self.radius_steps = penalty_schedule(cfg), cfg.spectral_radius
+        self.early_eps = cfg.early_eps
+        self.early_updates = round(cfg.early_share * cfg.max_update) if cfg.early_eps else 0
         self.dropout = cfg.dropout
         self.pretrain_steps, self.pretrain_layers = cfg.pretrain_steps, cfg.pretrain_layers
         self.mem_len, self.subseq_len = cfg.mem_len, cfg.subseq_len
@@ -90,6 +93,7 @@ class DEQDecoder(FairseqIncrementalDecoder):
         rank, learns_start = cfg.preconditioner_rank, is_on(cfg, "learned_start")
         unknowns = cell.own_dim if self.solver.scope == "recurrence" else cell.state_dim
         self.learned_preconditioner = LearnedPreconditioner(unknowns, rank) if rank else None
+        self.keeper = ConvergenceKeeper(cfg.keep_converged) if cfg.keep_converged else None
         self.learned_start = LearnedStart(self.dim, cell.state_dim) if learns_start else None
         self.embed_tokens = embedding(cfg, dictionary)
         self.adaptive_softmax, self.output_projection = softmax(
@@ -167,10 +171,10 @@ class DEQDecoder(FairseqIncrementalDecoder):
 
     def _learning(self, update: int) -> list[Learned]:
         """What learns from the solves of the update after `update` finished ones; the same on every worker."""
-        modules = [m for m in (self.learned_preconditioner, self.learned_start) if m is not None]
+        modules: tuple[Learned | None, ...] = (self.learned_preconditioner, self.learned_start, self.keeper)
         if update < self.pretrain_steps:
             return []
-        return [m for m in modules if update % _LEARN_EVERY == 0 or not m.is_known]
+        return [m for m in modules if m is not None and (update % _LEARN_EVERY == 0 or not m.is_known)]
 
     @property
     def pretraining(self) -> bool:
@@ -224,7 +228,7 @@ class DEQDecoder(FairseqIncrementalDecoder):
         x = self.cell.output(state)
         mask = variational_mask(x, (x.shape[0], 1, x.shape[2]), self.dropout, self.training)
         real = tokens.ne(self.padding_idx)
-        self._learn(solved, embedded, state, real)
+        self._learn(solved, embedded, state, real, stats)
         extra["jacobian_term"] = self._jacobian_term(equilibria, real)
         if self.radius_steps and not self.training and not self.pretraining:
             extra["block_radii"] = BlockRadii(solved, real, self.radius_steps)
@@ -234,8 +238,14 @@ class DEQDecoder(FairseqIncrementalDecoder):
         """The Jacobian penalty, in the updates that it counts in."""
         if not self.training or self.pretraining or not torch.is_grad_enabled():
             return None
-        weight = self.penalty.at(self.num_updates)
+        weight = self.penalty.at(self.num_updates) + self._keeping()
         return JacobianTerm.of(equilibria, real, weight) if weight else None
+
+    def _keeping(self) -> float:
+        """Weight of the Jacobian penalty that keeps solves converging."""
+        if self.keeper is None or self.gradient.mode == "unroll":
+            return 0.0
+        return float(self.keeper.weight)
 
     def _equilibrium(
         self, f: Callable[[Tensor], Tensor], z0: Tensor, stats: tuple[SolveStats, SolveStats]
@@ -261,7 +271,12 @@ class DEQDecoder(FairseqIncrementalDecoder):
         return None if learned is None else learned.preconditioner()
 
     def _learn(
-        self, solved: list[tuple[Callable[[Tensor], Tensor], Tensor]], embedded: Tensor, state: Tensor, real: Tensor
+        self,
+        solved: list[tuple[Callable[[Tensor], Tensor], Tensor]],
+        embedded: Tensor,
+        state: Tensor,
+        real: Tensor,
+        stats: tuple[SolveStats, SolveStats],
     ) -> None:
         """Collect what the solves of this forward pass teach, in the updates that do so."""
         if not self.training or self.pretraining or not torch.is_grad_enabled():
@@ -273,14 +288,18 @@ class DEQDecoder(FairseqIncrementalDecoder):
             parts = real.split([z.shape[1] for _, z in solved], 1)
             for (f, z), part in zip(solved, parts):
                 self.learned_preconditioner.collect(f, z.detach(), part, self.num_updates)
+        if self.keeper in learning:
+            self.keeper.collect(*stats)
 
     def _options(self, like: Tensor) -> tuple[SolverConfig, GradientConfig]:
-        """Options of the solves that start from `like`, with tolerances within reach of its precision."""
-        backward = within_reach(self.gradient.solver, like)
+        """Options of the solves that start from `like`, with tolerances of this update, within reach of its
+        precision."""
+        solver, backward = self.solver, self.gradient.solver
+        if self.training and self.num_updates < self.early_updates:
+            solver, backward = (replace(c, rtol=max(c.rtol, self.early_eps)) for c in (solver, backward))
+        solver, backward = within_reach(solver, like), within_reach(backward, like)
         gradient = self.gradient
-        if backward is not gradient.solver:
-            gradient = replace(gradient, solver=backward)
-        return within_reach(self.solver, like), gradient
+        return solver, gradient if backward is gradient.solver else replace(gradient, solver=backward)
 
     def _embed(self, tokens: Tensor) -> Tensor:
         """Embeddings (B, T, D) of tokens (B, T); nothing at padding."""
