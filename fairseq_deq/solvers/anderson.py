@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.linalg import vecdot
 
 from .config import SolverConfig
-from .record import Array, namespace
+from .record import Array, namespace, zeros_like_books
 from .registry import Precondition, register_solver
 from .rows import forget_rows, select_rows, to_rows
 
@@ -36,8 +36,8 @@ class Anderson:
         # One tensor a slot, (n, D), None where nothing was stored yet: rows stay contiguous.
         self.dz: list[Tensor | None] = [None] * slots
         self.dg: list[Tensor | None] = [None] * slots
-        self.gram = _zeros(books, slots, slots)  # DG^T DG, (slots, slots, n)
-        self.rhs = _zeros(books, slots)  # DG^T g, (slots, n)
+        self.gram = zeros_like_books(books, slots, slots)  # DG^T DG, (slots, slots, n)
+        self.rhs = zeros_like_books(books, slots)  # DG^T g, (slots, n)
         self.last_z: Tensor | None = None
         self.last_g: Tensor | None = None
 
@@ -89,11 +89,12 @@ class Anderson:
     def inverse_transpose(self, vector: Tensor, precondition: Precondition) -> Tensor:
         """P^T v - DG (DG^T DG)^{-1} (DG^T P^T v + DZ^T v): the transpose of g -> the step, whose tau is 1."""
         estimate = precondition(vector)
-        along = torch.zeros(self.rhs.shape, dtype=torch.float64)
+        along = self.rhs * 0
         for i, (dz, dg) in enumerate(zip(self.dz, self.dg)):
             if dz is not None and dg is not None:
-                along[i] = vecdot(dg, estimate) + vecdot(dz, vector)
-        weights = self._least_squares(along.numpy() if namespace(self.rhs) is not torch else along.to(self.rhs))
+                product = vecdot(dg, estimate) + vecdot(dz, vector)
+                along[i] = product if isinstance(along, Tensor) else product.numpy()
+        weights = self._least_squares(along)
         estimate = estimate.clone()
         for weight, dg in zip(to_rows(weights, vector), self.dg):
             if dg is not None:
@@ -133,10 +134,3 @@ class Anderson:
         gamma = system[:, slots] * inverse
         return xp.where(xp.isfinite(gamma.sum(0)), gamma, 0.0)
 
-
-def _zeros(books: Array, *shape: int) -> Array:
-    """Zeros (*shape, n), of the kind of `books` (n,)."""
-    xp = namespace(books)
-    if xp is torch:
-        return torch.zeros(*shape, *books.shape, dtype=torch.float64, device=books.device)
-    return xp.zeros((*shape, *books.shape))

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.linalg import vecdot
 
 from .config import SolverConfig
-from .record import Array, namespace
+from .record import Array, namespace, zeros_like_books
 from .registry import Precondition, register_solver
 from .rows import forget_rows, select_rows, to_rows
 
@@ -35,6 +35,7 @@ class Broyden:
         self.steps: list[Tensor] = []  # each (n, D), oldest first
         self.inner: list[Array] = []  # inner[j] = <s_i, s_j> for i <= j, (j+1, n)
         self.proposal = like  # P g
+        self.books = books
 
     def observe(
         self, z: Tensor, g: Tensor, restarted: Array | None, precondition: Precondition
@@ -68,15 +69,16 @@ class Broyden:
     def skip(self) -> None:
         self._start_again_when_full()
         while len(self.inner) < len(self.steps):  # a lane that moves later starts without a history
-            self.inner.append(self._nothing(len(self.inner) + 1))
+            self.inner.append(zeros_like_books(self.books, len(self.inner) + 1))
         self.steps.append(self.rest)
-        self.inner.append(self._nothing(len(self.steps)))
+        self.inner.append(zeros_like_books(self.books, len(self.steps)))
 
     def subset(self, source: Array) -> Broyden:
         part = copy.copy(self)
         part.rest, part.proposal = select_rows(self.rest, source), select_rows(self.proposal, source)
         part.steps = [select_rows(s, source) for s in self.steps]
         known = source >= 0
+        part.books = self.books[source]
         part.inner = [p[:, source] * known for p in self.inner]
         return part
 
@@ -93,12 +95,6 @@ class Broyden:
     def _start_again_when_full(self) -> None:
         if len(self.steps) == self.memory:
             self.steps, self.inner = [], []
-
-    def _nothing(self, entries: int) -> Array:
-        """Inner products of a step of length 0, (entries, n)."""
-        if self.rest.device.type == "cpu":
-            return torch.zeros(entries, self.rest.shape[0], dtype=torch.float64).numpy()
-        return torch.zeros(entries, self.rest.shape[0], dtype=torch.float64, device=self.rest.device)
 
     def _newton_step(self, proposal: Tensor, along: Array) -> Tensor:
         """-B_k^{-1} g from the stored steps; a row whose steps are zero gives the proposal itself.

@@ -15,7 +15,7 @@ from .config import SolverConfig
 from .invariant_matmul import padded_count
 from .lanes import LaneLayout, Restrictable, direction_of
 from .preconditioner import Preconditioner
-from .record import Array, LaneRecord, namespace
+from .record import Array, LaneRecord, books_on_host, namespace
 from .registry import Method, get_solver
 from .result import FixedPoint
 from .rows import choose_rows, select_rows, to_index
@@ -81,7 +81,7 @@ class Loop:
         z = self.lanes.flatten(z0.detach())
         self.z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z  # (n, D), never written to
         self.best = self.z
-        self.on_host = z.device.type == "cpu"
+        self.on_host = books_on_host(z.device)
         self.preconditioner = None if preconditioner is None else preconditioner.to(self.z)
         self.record = LaneRecord.start(self.lanes.count, config.damping, z.device)
         self.method: Method = get_solver(config.solver)(config, self.z, self.record.tau)

@@ -30,6 +30,18 @@ def namespace(array: Array) -> Any:
     return torch if isinstance(array, Tensor) else np
 
 
+def books_on_host(device: torch.device) -> bool:
+    """Whether the books of a solve on `device` are arrays of NumPy."""
+    return device.type == "cpu"
+
+
+def zeros_like_books(books: Array, *shape: int) -> Array:
+    """Zeros (*shape, n) in float64, of the kind of `books` (n,)."""
+    if isinstance(books, Tensor):
+        return torch.zeros(*shape, *books.shape, dtype=torch.float64, device=books.device)
+    return np.zeros((*shape, *books.shape))
+
+
 @dataclass
 class LaneRecord:
     """One entry a lane, (n,) each. Distances are |f(z) - z|, inf: not measured, or not finite.
@@ -64,7 +76,7 @@ class LaneRecord:
     @classmethod
     def start(cls, lanes: int, tau: float, device: torch.device) -> LaneRecord:
         """The entries of `lanes` lanes that have not been evaluated yet."""
-        if device.type == "cpu":
+        if books_on_host(device):
 
             def column(value: float, dtype: Any = np.float64) -> Array:
                 return np.full(lanes, value, dtype)
