@@ -101,9 +101,9 @@ def generate(model: Any, context: Tensor, beam: int, count: int, begin: Begin, r
         tokens = torch.cat([tokens.index_select(0, rows), chosen.unsqueeze(1)], 1)
         decoder.reorder_incremental_state_scripting(state, rows)
         for equilibrium in extra.get("equilibria", ()):
-            asked += equilibrium.result.iterations
-            done += equilibrium.result.lane_evaluations
-            needed += int(equilibrium.result.evaluations.sum())
+            asked += equilibrium.result.nfe
+            done += equilibrium.result.total_lane_nfe
+            needed += int(equilibrium.result.lane_nfe.sum())
     synchronize()
     rate.seconds.append((time.perf_counter() - start) / count)
     rate.cpu_seconds.append((time.process_time() - cpu_start) / count)

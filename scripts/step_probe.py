@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from fairseq_deq.solvers import direction_of
+
 
 @dataclass
 class Phase:
@@ -92,6 +94,7 @@ class ProbedMap:
 
     def __init__(self, f: Any, probe: Probe) -> None:
         self.probe, self.f = probe, f
+        self.direction = direction_of(f)
         self.call = probe.evaluation(f, Tensor.numel)
 
     def __call__(self, z: Tensor) -> Tensor:
