@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,11 +99,15 @@ class Loop:
         self.evaluations = 0
         self.lane_evaluations = 0
         self.frozen_histories: list[tuple[Array, Method]] | None = [] if keep_inverse else None
+        # Autocast is for f alone: what the solve computes itself keeps its precision.
+        kind = z.device.type
+        self.autocast = torch.is_autocast_enabled(kind)
+        self.autocast_options = {"device_type": kind, "dtype": torch.get_autocast_dtype(kind)}
 
     def run(self) -> FixedPoint:
         """Solve."""
         rechecks = set(self.rechecks)
-        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        with self._in_precision_of_f(False), np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             for k in range(self.config.max_evals):
                 if k in rechecks:
                     self._recheck(k)
@@ -270,12 +275,16 @@ class Loop:
         z = z.to(self.dtype)
         z = self.lanes.unflatten(z) if self.rows is None else z.reshape(-1, self.lanes.width)
         version = None if z.is_inference() else z._version
-        fz = f(z)
+        with self._in_precision_of_f(True):
+            fz = f(z)
         if self.evaluations == 0:
             _check_contract(z, fz, version)
         self.evaluations += 1
         self.lane_evaluations += len(self.record.moving)
         return fz.to(self.z.dtype).reshape(self.z.shape)
+
+    def _in_precision_of_f(self, enabled: bool) -> AbstractContextManager[None]:
+        return torch.autocast(**self.autocast_options, enabled=enabled) if self.autocast else nullcontext()
 
     def _open_lanes(self) -> Array | None:
         """The lanes that a recheck evaluates; None: all."""
@@ -347,7 +356,8 @@ class Loop:
         self.record = self.all_records.rows(rows)
         state = self.lanes.unflatten(self.all_z).to(self.dtype)
         value = None if fz is None else fz.to(self.dtype).reshape(-1, self.lanes.width)
-        self.current = self.f.restrict(state, self.lanes.positions(index), value)  # type: ignore[attr-defined]
+        with self._in_precision_of_f(True):
+            self.current = self.f.restrict(state, self.lanes.positions(index), value)  # type: ignore[attr-defined]
 
     def _places(self, rows: Array | None) -> Array:
         """Where the lanes `rows` (None: all) stand among the active ones, -1 where they do not."""
