@@ -89,8 +89,8 @@ class PenaltySchedule:
 
 # Probes look at every eighth position, so that what they change hardly meets, and at those half-way between.
 _PROBE_STRIDE, _PROBES = 8, 2
-# Length of a probe, relative to the state, and ridge of its least squares, relative to its mean square.
-_PROBE_LENGTH, _PROBE_RIDGE = 1e-2, 1e-3
+# Ridge of their least squares, relative to their mean square.
+_PROBE_RIDGE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -100,15 +100,23 @@ class JacobianSums:
     Attributes:
         gram: sum of d d^T over small changes d of the state of a position, (C, C), in float64.
         cross: sum of d (f_t(z + d) - f_t(z))^T, likewise.
+        positions: their number.
     """
 
     gram: Tensor
     cross: Tensor
+    positions: Tensor
 
     @classmethod
     @torch.no_grad()
     def probed(
-        cls, f: Callable[[Tensor], Tensor], z: Tensor, channels: int, real: Tensor | None = None, seed: int = 0
+        cls,
+        f: Callable[[Tensor], Tensor],
+        z: Tensor,
+        channels: int,
+        real: Tensor | None = None,
+        seed: int = 0,
+        length: float = 1e-2,
     ) -> JacobianSums:
         """The sums at z, from five evaluations of f: the state of some positions is changed a little.
 
@@ -118,16 +126,17 @@ class JacobianSums:
             channels: leading channels that are looked at, C.
             real: (B, T) bool; the other positions do not count. None: all do.
             seed: of the random changes, which are the same on every device.
+            length: of a change, relative to the state; well above the rounding of f.
         """
         generator = torch.Generator().manual_seed(seed)
         gram = torch.zeros(channels, channels, dtype=torch.float64, device=z.device)
-        cross = torch.zeros_like(gram)
+        cross, positions = torch.zeros_like(gram), torch.zeros_like(gram[0, 0])
         base = f(z)
         stride = min(_PROBE_STRIDE, z.shape[1])
         for _ in range(_PROBES):
             noise = torch.randn(*z.shape[:-1], channels, generator=generator).to(z)
             size = torch.linalg.vector_norm(z[..., :channels], dim=-1, keepdim=True)
-            change = noise * size.clamp(min=1e-3) * (_PROBE_LENGTH / channels**0.5)
+            change = noise * size.clamp(min=1e-3) * (length / channels**0.5)
             for offset in {0, stride // 2}:
                 chosen = torch.zeros(z.shape[:2], dtype=torch.bool, device=z.device)
                 chosen[:, offset::stride] = True
@@ -138,9 +147,10 @@ class JacobianSums:
                 df = (f(moved) - base)[..., :channels][counted].double()
                 sound = torch.isfinite(df).all(1, keepdim=True)
                 d, df = d * sound, torch.where(sound, df, 0.0)
+                positions += len(d)
                 gram += d.T @ d
                 cross += d.T @ df
-        return cls(gram, cross)
+        return cls(gram, cross, positions)
 
     def mean_jacobian(self) -> Tensor:
         """Jbar, (C, C): argmin sum |df - Jbar d|^2, with a small ridge."""

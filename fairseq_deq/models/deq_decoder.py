@@ -216,7 +216,7 @@ class DEQDecoder(FairseqIncrementalDecoder):
             hidden = None if padding is None else padding[:, seen : before + start + u.shape[1]]
             f = prepared.bind(u, past, hidden, start)
             equilibria.append(self._equilibrium(f, z0[:, start : start + step], stats))
-            solved.append((f, equilibria[-1].state))
+            solved.append((f, equilibria[-1]))
             if start + step < length:
                 if self.subseq_forget:
                     past, seen = None, before + start
@@ -228,10 +228,11 @@ class DEQDecoder(FairseqIncrementalDecoder):
         x = self.cell.output(state)
         mask = variational_mask(x, (x.shape[0], 1, x.shape[2]), self.dropout, self.training)
         real = tokens.ne(self.padding_idx)
-        self._learn(solved, embedded, state, real, stats)
+        self._learn(solved, embedded, real, stats)
         extra["jacobian_term"] = self._jacobian_term(equilibria, real)
         if self.radius_steps and not self.training and not self.pretraining:
-            extra["block_radii"] = BlockRadii(solved, real, self.radius_steps)
+            states = [(f, equilibrium.state) for f, equilibrium in solved]
+            extra["block_radii"] = BlockRadii(states, real, self.radius_steps)
         return apply_mask(x, mask), extra
 
     def _jacobian_term(self, equilibria: list[Equilibrium], real: Tensor) -> JacobianTerm | None:
@@ -272,23 +273,28 @@ class DEQDecoder(FairseqIncrementalDecoder):
 
     def _learn(
         self,
-        solved: list[tuple[Callable[[Tensor], Tensor], Tensor]],
+        solved: list[tuple[Callable[[Tensor], Tensor], Equilibrium]],
         embedded: Tensor,
-        state: Tensor,
         real: Tensor,
         stats: tuple[SolveStats, SolveStats],
     ) -> None:
-        """Collect what the solves of this forward pass teach, in the updates that do so."""
+        """Collect what the solves of this forward pass teach, where they converged, in the updates that do so."""
         if not self.training or self.pretraining or not torch.is_grad_enabled():
             return
-        learning = self._learning(self.num_updates)
-        if self.learned_start in learning:
-            self.learned_start.collect(embedded.detach(), state.detach(), real)
-        if self.learned_preconditioner in learning:
-            parts = real.split([z.shape[1] for _, z in solved], 1)
-            for (f, z), part in zip(solved, parts):
-                self.learned_preconditioner.collect(f, z.detach(), part, self.num_updates)
-        if self.keeper in learning:
+        learning, start = self._learning(self.num_updates), 0
+        for f, equilibrium in solved:
+            state = equilibrium.state.detach()
+            part = slice(start, start + state.shape[1])
+            start = part.stop
+            sound = real[:, part]
+            if equilibrium.result is not None:
+                converged = equilibrium.result.converged  # (B, T), (B,) or (1,), by the scope
+                sound = sound & (converged if converged.dim() == 2 else converged.view(-1, 1))
+            if self.learned_start is not None and self.learned_start in learning:
+                self.learned_start.collect(embedded[:, part].detach(), state, sound)
+            if self.learned_preconditioner is not None and self.learned_preconditioner in learning:
+                self.learned_preconditioner.collect(f, state, sound, self.num_updates)
+        if self.keeper is not None and self.keeper in learning:
             self.keeper.collect(*stats)
 
     def _options(self, like: Tensor) -> tuple[SolverConfig, GradientConfig]:

@@ -13,10 +13,15 @@ from torch import Tensor, nn
 from ..jacobian import JacobianSums
 from ..solvers import Preconditioner
 from ..solvers.invariant_matmul import rowwise_linear
+from .precision import dtype_of_f
 
-# What is collected in one update counts this much against all that was known before.
-_NEWEST_JACOBIAN = 0.5
-_NEWEST_START = 0.3
+# What was known counts this much beside what is new, whenever it is renewed.
+_KEPT_JACOBIAN = 0.5
+_KEPT_START = 0.7
+# Least squares need so many positions for each unknown of a row; with fewer, nothing is made of them yet.
+_LEAST_POSITIONS = 2
+# Length of the changes that probe f, relative to the state, where its rounding allows.
+_PROBE_LENGTH = 1e-2
 # Ridge of the least squares, relative to the mean square of a feature.
 _START_RIDGE = 3e-3
 
@@ -84,21 +89,25 @@ def _eps(buffer: Tensor) -> float:
 
 
 class LearnedPreconditioner(Learned):
-    """The mean Jacobian of the layer at its equilibria, and P = (I - Jbar)^{-1} of low rank from it.
+    """P = (I - Jbar)^{-1} of low rank, from the mean Jacobian Jbar of the layer at its equilibria.
 
     Args:
         channels: channels of a position that the solve works on, C.
         rank: rank of P.
     """
 
-    jacobian: Tensor
+    gram: Tensor
+    cross: Tensor
+    positions: Tensor
     left: Tensor
     right: Tensor
 
     def __init__(self, channels: int, rank: int) -> None:
         super().__init__()
         self.channels, self.rank = channels, min(rank, channels)
-        self.register_buffer("jacobian", torch.zeros(channels, channels))
+        self.register_buffer("gram", torch.zeros(channels, channels))
+        self.register_buffer("cross", torch.zeros(channels, channels))
+        self.register_buffer("positions", torch.zeros((), dtype=torch.float64))
         self.register_buffer("left", torch.zeros(channels, self.rank))
         self.register_buffer("right", torch.zeros(channels, self.rank))
 
@@ -112,23 +121,23 @@ class LearnedPreconditioner(Learned):
         Args:
             f: the layer.
             z: equilibria, (B, T, C).
-            real: (B, T) bool, False at padding.
+            real: (B, T) bool, the positions to learn from.
             seed: of the probes.
         """
-        sums = JacobianSums.probed(f, z, self.channels, real, seed)
-        self._collect(sums.gram, sums.cross)
+        length = max(_PROBE_LENGTH, 16 * torch.finfo(dtype_of_f(z)).eps)
+        sums = JacobianSums.probed(f, z, self.channels, real, seed, length)
+        self._collect(sums.gram, sums.cross, sums.positions)
 
     def _no_sums(self) -> tuple[Tensor, ...]:
-        zeros = torch.zeros(self.channels, self.channels, dtype=torch.float64, device=self.jacobian.device)
-        return zeros, zeros.clone()
+        return tuple(torch.zeros_like(x).double() for x in (self.gram, self.cross, self.positions))
 
     def _renew(self, *sums: Tensor) -> None:
-        new = JacobianSums(*sums).mean_jacobian()
-        if not bool(torch.isfinite(new).all()):
+        total = [old.double() * _KEPT_JACOBIAN + new for old, new in zip((self.gram, self.cross, self.positions), sums)]
+        for old, new in zip((self.gram, self.cross, self.positions), total):
+            old.copy_(new)
+        if self.positions < _LEAST_POSITIONS * self.channels:
             return
-        new = new.to(self.jacobian)
-        self.jacobian.copy_(torch.lerp(self.jacobian, new, _NEWEST_JACOBIAN) if self.is_known else new)
-        p = Preconditioner.from_jacobian(self.jacobian.double(), self.rank)
+        p = Preconditioner.from_jacobian(JacobianSums(*total).mean_jacobian(), self.rank)
         self.left.copy_(p.left)
         self.right.copy_(p.right)
 
@@ -174,7 +183,7 @@ class LearnedStart(Learned):
         Args:
             embedded: embeddings, (B, T, D).
             state: equilibria, (B, T, C).
-            real: (B, T) bool, False at padding.
+            real: (B, T) bool, the positions to learn from.
         """
         features, states = self._features(embedded, None)[real].float(), state[real].float()
         sound = torch.isfinite(states).all(1, keepdim=True)
@@ -193,10 +202,11 @@ class LearnedStart(Learned):
         return torch.zeros_like(self.gram).double(), torch.zeros_like(self.cross).double()
 
     def _renew(self, *sums: Tensor) -> None:
-        share = _NEWEST_START if self.is_known else 1.0
         for old, new in zip((self.gram, self.cross), sums):
-            old.copy_(torch.lerp(old.double(), new, share))
+            old.copy_(old.double() * _KEPT_START + new)
         gram = self.gram.double()
+        if gram[-1, -1] < _LEAST_POSITIONS * len(gram):  # the last feature is 1: its square is their number
+            return
         ridge = _START_RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
         solution, info = torch.linalg.solve_ex(gram + ridge, self.cross.double())
         if not int(info) and bool(torch.isfinite(solution).all()):
