@@ -187,7 +187,8 @@ class TokenCell:
         self.own_value.copy_(value)
         query = query.contiguous()
         scores = torch.baddbmm(self.bias, query, self.relative).view(heads * n, 1, -1)
-        scores.baddbmm_(query.view(heads * n, 1, head_dim), self.flat_keys)
+        # Not in place: autocast does not reach such products, and the buffers have the type of the weights.
+        scores = torch.baddbmm(scores, query.view(heads * n, 1, head_dim), self.flat_keys)
         attended = torch.bmm(scores.softmax(-1), self.flat_values)  # (H*B, 1, D)
         attended = attended.view(heads, n, head_dim).transpose(0, 1).reshape(n, -1)
         h = torch.addmm(weights.out_bias, attended, weights.out).add_(rows)
