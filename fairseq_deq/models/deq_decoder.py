@@ -171,10 +171,13 @@ class DEQDecoder(FairseqIncrementalDecoder):
 
     def _learning(self, update: int) -> list[Learned]:
         """What learns from the solves of the update after `update` finished ones; the same on every worker."""
-        modules: tuple[Learned | None, ...] = (self.learned_preconditioner, self.learned_start, self.keeper)
         if update < self.pretrain_steps:
             return []
-        return [m for m in modules if m is not None and (update % _LEARN_EVERY == 0 or not m.is_known)]
+        modules: list[Learned | None] = [self.keeper]
+        for module in (self.learned_preconditioner, self.learned_start):
+            if update % _LEARN_EVERY == 0 or (module is not None and not module.is_known):
+                modules.append(module)
+        return [module for module in modules if module is not None]
 
     @property
     def pretraining(self) -> bool:

@@ -12,17 +12,17 @@ from .learned import Learned
 
 logger = logging.getLogger(__name__)
 
-# The weight that the penalty starts with and ends at most at, and how it grows and falls at a renewal.
-_FIRST, _MOST = 0.1, 10.0
-_GROWTH, _FALL = 2.0, 0.8
+# How fast the weight grows with what is missing, how much of it stays from one update to the next, and bounds.
+_GAIN, _STAYS = 5.0, 0.98
+_LEAST, _MOST = 1e-3, 10.0
 
 
 class ConvergenceKeeper(Learned):
     """The weight w of the Jacobian penalty that keeps a share of the positions converging.
 
-    Where fewer than `target` of the positions converged, in the forward or in the backward solve, w doubles
-    (from 0.1 at first), else it falls by a fifth, and below 0.1 to 0. So it is off as long as solves go well,
-    and as small as they allow where it is on.
+    After each update w <- 0.98*w + 5*max(0, target - share), with `share` that of the positions that converged
+    in it, in the forward or in the backward solve, whichever is less; below 0.001 it is 0. So the penalty is
+    off as long as solves go well, and where it is on it is as small as they allow.
 
     Args:
         target: the share, in (0, 1).
@@ -34,6 +34,7 @@ class ConvergenceKeeper(Learned):
         super().__init__()
         self.target = target
         self.register_buffer("weight", torch.zeros((), dtype=torch.float64))
+        self.told = False
         self._stats: list[SolveStats] = []
 
     def collect(self, *stats: SolveStats) -> None:
@@ -57,11 +58,12 @@ class ConvergenceKeeper(Learned):
         lanes, converged = sums[0][:, 0], sums[0][:, -1]  # (2,), forward and backward
         share = float((converged / lanes.clamp(min=1))[lanes > 0].min())
         before = float(self.weight)
-        weight = max(_GROWTH * before, _FIRST) if share < self.target else _FALL * before
-        weight = min(weight, _MOST) if weight >= _FIRST else 0.0
-        if weight and not before:
+        weight = min(_STAYS * before + _GAIN * max(0.0, self.target - share), _MOST)
+        weight = weight if weight >= _LEAST else 0.0
+        if weight and not self.told:
+            self.told = True
             logger.info(
-                f"{share:.1%} of the positions converge, and --keep-converged asks for {self.target:.1%}: a "
-                "Jacobian penalty is switched on until they do"
+                f"{share:.1%} of the positions converged, and --keep-converged asks for {self.target:.1%}: a "
+                "Jacobian penalty is on until they do (column jac)"
             )
         self.weight.fill_(weight)

@@ -71,7 +71,7 @@ class Slots:
             scores: the scores.
             out: (b, H, Q, W), zeros, or what an earlier call returned.
         """
-        return out.scatter_(-1, self._column.expand(-1, self.heads, -1, -1), scores)
+        return out.scatter_(-1, self._column.expand(-1, self.heads, -1, -1), scores.to(out.dtype))
 
     def of_samples(self, x: Tensor) -> Tensor:
         """Rows of the live samples, of a tensor over all samples."""

@@ -92,9 +92,8 @@ class Loop:
         self.moving_count = self.lanes.count  # as last asked for
         self.can_restrict = config.active_set != "never" and isinstance(f, Restrictable)
         self.current = f  # f at the active lanes
-        self.rechecks = (
-            recheck_iterations(config.first_recheck, config.max_evals) if self.lanes.coupled else []
-        )
+        rechecks = recheck_iterations(config.first_recheck, config.max_evals)
+        self.rechecks = dict.fromkeys(rechecks if self.lanes.coupled else [])  # in their order
         self.limit = config.atol * self.z.shape[1] ** 0.5
         self.evaluations = 0
         self.lane_evaluations = 0
@@ -106,10 +105,9 @@ class Loop:
 
     def run(self) -> FixedPoint:
         """Solve."""
-        rechecks = set(self.rechecks)
         with self._in_precision_of_f(False), np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             for k in range(self.config.max_evals):
-                if k in rechecks:
+                if k in self.rechecks:
                     self._recheck(k)
                 elif self.moving_count:
                     self._iterate(k)
@@ -158,7 +156,10 @@ class Loop:
     def _recheck(self, k: int) -> None:
         """Evaluate every lane that is not final, wake those that do not pass any more, and step."""
         self._scatter()
-        self._activate(self._open_lanes())
+        lanes = self._open_lanes()
+        if lanes is not None and not len(lanes):
+            return  # all are final, which the device has not been asked yet
+        self._activate(lanes)
         fz = self._evaluate(self.current, self.z)
         g = fz - self.z
         measured = self._measured(*self._to_books([vecdot(g, g), vecdot(fz, fz)]))
@@ -294,25 +295,26 @@ class Loop:
         lanes = xp.where(~self.final)[0]
         return None if padded_count(len(lanes)) >= self.lanes.count else lanes
 
+    def _asks(self, k: int) -> bool:
+        """Whether iteration k may wait for the device: the same for every solve of this budget and shape."""
+        return self.on_host or k % _ASK_EVERY == _ASK_EVERY - 1 or k in self.rechecks
+
     def _count(self, k: int) -> None:
         """Ask how many active lanes move."""
-        if self.on_host:
-            self.moving_count = int(np.count_nonzero(self.record.moving))
-        elif k % _ASK_EVERY == _ASK_EVERY - 1:
-            self.moving_count = int(self.record.moving.sum())
+        if self._asks(k):
+            moving = self.record.moving
+            self.moving_count = int(np.count_nonzero(moving)) if self.on_host else int(moving.sum())
 
     def _ended(self, k: int) -> bool:
         """Whether no lane needs another evaluation."""
         if not self.lanes.coupled:
             return not self.moving_count
-        if not self.on_host and k % _ASK_EVERY != _ASK_EVERY - 1:
-            return False
-        return bool(self.final.all())
+        return self._asks(k) and bool(self.final.all())
 
     def _worth_keeping(self, k: int) -> Array | None:
         """Indices of the active lanes to go on with, where leaving the others out pays; None: all of them."""
         now, then, active_set = len(self.record.moving), self.moving_count, self.config.active_set
-        if not self.can_restrict or (not self.on_host and k % _ASK_EVERY != _ASK_EVERY - 1):
+        if not self.can_restrict or not self._asks(k):
             return None
         if self.lanes.coupled:
             then = min(padded_count(then), now)

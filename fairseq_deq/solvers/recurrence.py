@@ -58,8 +58,7 @@ def solve_recurrence(
     Returns:
         the `FixedPoint`; its lanes are positions, and `nfe` is that of the position that took most.
     """
-    narrow = z0.dtype in (torch.float16, torch.bfloat16)
-    states = z0.detach().float() if narrow else z0.detach().clone()
+    states = z0.detach().clone()
     config = replace(config, scope="position")
     own = None if preconditioner is None else preconditioner.leading(f.own)
     solved: list[FixedPoint | None] = [None] * z0.shape[1]
@@ -75,7 +74,7 @@ def solve_recurrence(
         return torch.stack([getattr(result, name) for result in results], 1)
 
     return FixedPoint(
-        state=states.to(z0.dtype),
+        state=states,
         residual=joined("residual"),
         lane_nfe=joined("lane_nfe"),
         status=joined("status"),
