@@ -7,7 +7,9 @@ One step is the forward solve, one evaluation of f with its graph, the backward 
 the layer's parameters; softmax and optimizer are left out, and so is dropout. Every method has the same f,
 weights, text, memory, tolerance and budgets. The methods take turns, so that a busy machine slows all of them
 alike: times are medians, ratios medians of the ratios within a turn. TorchDEQ's rows need
-`pip install --no-deps torchdeq`. OUT.json and OUT.png are written beside the table that is printed.
+`pip install --no-deps torchdeq`. "no preconditioner", "no start" and "no order" are our default without what the
+model has learned, without the learned start, and without lanes that are final as soon as all before them are.
+OUT.json and OUT.png are written beside the table that is printed.
 """
 
 from __future__ import annotations
@@ -15,17 +17,21 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import statistics
 import sys
 import time
 from functools import partial
 from pathlib import Path
 
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler measures memory, and need not say so
+
 import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from fairseq import utils
 from step_layer import Layer, Method, load_layer
 from step_methods import TorchDEQ, methods
 from step_probe import Probe, peak_mib, replaced, synchronize
@@ -59,7 +65,7 @@ def probed_step(layer: Layer, method: Method, size: int) -> tuple[float, Probe, 
 
 def residuals(layer: Layer, method: Method, probe: Probe) -> dict[str, float]:
     """How far from solved both systems were left: of the worst sample, and of the worst position."""
-    f, _ = layer.bound()
+    f, *_ = layer.bound()
     forward, backward = probe.phases["f"].state, probe.phases["b"].state
     z = probe.final if forward is None else forward
     found = {}
@@ -86,17 +92,18 @@ def true_gradients(layer: Layer, exact: Layer) -> list[Tensor]:
 
     A trained layer can have several equilibria; the truth is the one that our default solve comes to.
     """
-    start, z0 = layer.bound()
+    start, z0, known = layer.bound()
     scope = "recurrence" if isinstance(start, Recurrent) else "position"
     with torch.no_grad():
-        near = fixed_point(start, z0, SolverConfig(max_evals=200, scope=scope), GradientConfig()).state
+        config = SolverConfig(max_evals=200, scope=scope)
+        near = fixed_point(start, z0, config, GradientConfig(), preconditioner=known).state
     forward = SolverConfig(max_evals=500, rtol=1e-10, atol=0.0, memory=5, scope=scope)
     backward = SolverConfig(max_evals=500, rtol=1e-9, atol=0.0, memory=8, scope=scope)
     probe = Probe(1)
     gradient = GradientConfig(solver=backward)
-    gradients = exact.step(lambda f, _: fixed_point(f, near.double(), forward, gradient).state, probe)
+    gradients = exact.step(lambda f, *_: fixed_point(f, near.double(), forward, gradient).state, probe)
     z = probe.final
-    f, _ = exact.bound()
+    f, *_ = exact.bound()
     with torch.no_grad():
         sample, position = _relative(f(z) - z, z)
     print(f"truth: residual {sample:.1e} of the worst sample, {position:.1e} of the worst position")
@@ -118,12 +125,14 @@ def measure(args: argparse.Namespace, layer: Layer, truth: list[Tensor]) -> dict
     rows: dict[str, dict[str, float]] = {}
     times: dict[str, list[float]] = {name: [] for name in runs}
     parts: dict[str, list[Probe]] = {name: [] for name in runs}
-    for name, method in runs.items():  # not timed: it also warms up
+    for i, (name, method) in enumerate(runs.items(), 1):  # not timed: it also warms up
+        print(f"{i:2d} of {len(runs)}: {name}", file=sys.stderr, flush=True)
         _, probe, gradients = probed_step(layer, method, size)
         rows[name] = {"gradient_error": gradient_error(gradients, truth)}
         rows[name] |= residuals(layer, method, probe)
         rows[name]["peak_mib"] = peak_mib(partial(layer.step, method), layer.tokens.is_cuda)
-    for _ in range(args.rounds):
+    for turn in range(args.rounds):
+        print(f"turn {turn + 1} of {args.rounds}", file=sys.stderr, flush=True)
         for name, method in runs.items():
             seconds, probe, _ = probed_step(layer, method, size)
             times[name].append(seconds)
@@ -150,41 +159,46 @@ def measure(args: argparse.Namespace, layer: Layer, truth: list[Tensor]) -> dict
 COLUMNS = {  # column -> (its key, its format)
     "step ms": ("step_ms", ".0f"),
     "ratio": ("ratio", ".2f"),
-    "fwd ms": ("f_ms", ".0f"),
-    "bwd ms": ("b_ms", ".0f"),
-    "evals f": ("f_evaluations", ".0f"),
-    "evals b": ("b_evaluations", ".0f"),
-    "lane f": ("f_lane_evaluations", ".1f"),
-    "lane b": ("b_lane_evaluations", ".1f"),
-    "res f": ("f_sample", ".1e"),
-    "worst pos. f": ("f_position", ".1e"),
-    "res b": ("b_sample", ".1e"),
-    "worst pos. b": ("b_position", ".1e"),
+    "fwd": ("f_ms", ".0f"),
+    "bwd": ("b_ms", ".0f"),
+    "nfe": ("f_evaluations", ".0f"),
+    "b_nfe": ("b_evaluations", ".0f"),
+    "lane": ("f_lane_evaluations", ".1f"),
+    "b_lane": ("b_lane_evaluations", ".1f"),
+    "res": ("f_position", ".0e"),
+    "b_res": ("b_position", ".0e"),
     "in f": ("inside_f", ".0%"),
-    "peak MiB": ("peak_mib", ".0f"),
-    "grad error": ("gradient_error", ".1e"),
+    "MiB": ("peak_mib", ".0f"),
+    "error": ("gradient_error", ".0e"),
 }
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:
-    """The rows in Markdown."""
-    lines = ["| method | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    """The rows in Markdown, aligned, in less than 120 columns."""
+    lines = [["method", *COLUMNS]]
     for name, row in rows.items():
         cells = [format(row[key], form) if key in row else "" for key, form in COLUMNS.values()]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([name.replace("anderson", "and.").replace("broyden", "broy."), *cells])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "|" + "|".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))]) + "|"
+        for line in lines
+    )
 
 
 def plot(rows: dict[str, dict[str, float]], title: str, path: Path) -> None:
-    """Bars of the step, divided into its parts."""
+    """Time, divided into its parts, peak memory, and the error of the gradient, side by side."""
     import matplotlib
 
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axis = pyplot.subplots(figsize=(9, 0.4 * len(rows) + 1.2), layout="constrained")
     names = list(rows)[::-1]
+    figure, (time_axis, memory_axis, error_axis) = pyplot.subplots(
+        1, 3, figsize=(13, 0.4 * len(rows) + 1.4), layout="constrained", sharey=True, width_ratios=(2, 1, 1)
+    )
     left = [0.0] * len(names)
     rest = {n: rows[n]["step_ms"] - rows[n]["f_ms"] - rows[n]["b_ms"] for n in names}
     for label, values in (
@@ -192,12 +206,18 @@ def plot(rows: dict[str, dict[str, float]], title: str, path: Path) -> None:
         ("backward solve", [rows[n]["b_ms"] for n in names]),
         ("the rest of the step", [rest[n] for n in names]),
     ):
-        axis.barh(names, values, left=left, label=label)
+        time_axis.barh(names, values, left=left, label=label)
         left = [a + b for a, b in zip(left, values)]
-    axis.set_xlabel("ms a step")
-    axis.set_title(title, fontsize="medium")
-    axis.legend()
+    time_axis.set_xlabel("ms per step")
+    time_axis.legend()
+    memory_axis.barh(names, [rows[n]["peak_mib"] for n in names], color="tab:gray")
+    memory_axis.set_xlabel("peak memory of a step, MiB")
+    error_axis.barh(names, [rows[n]["gradient_error"] for n in names], color="tab:red")
+    error_axis.set_xscale("log")
+    error_axis.set_xlabel("relative error of the gradient")
+    figure.suptitle(title, fontsize="medium")
     figure.savefig(path, dpi=120)
+    pyplot.close(figure)
 
 
 def parse() -> argparse.Namespace:
@@ -206,6 +226,7 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", help="folder made by fairseq-preprocess")
+    parser.add_argument("--user-dir", help="folder of a plugin that registers the model, if it is not ours")
     parser.add_argument("--path", required=True, help="checkpoint of a model of this package")
     parser.add_argument("--split", default="valid", help="text to take the segment from")
     parser.add_argument("--tokens", type=int, default=64, help="positions of the segment")
@@ -238,6 +259,8 @@ def main() -> None:
     args = parse()
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.user_dir:
+        utils.import_user_module(args)
     layer, exact = load_layer(args)
     truth = true_gradients(layer, exact)
     rows = measure(args, layer, truth)
@@ -245,7 +268,10 @@ def main() -> None:
         f"{Path(args.path).parent.name}: {args.batch} x {args.tokens} tokens, memory {args.memory}, "
         f"tolerance {args.rtol:g}, {args.device}, {torch.get_num_threads()} threads"
     )
-    print(f"{title}; ratios to {args.reference!r}\n\n{table(rows)}")
+    print(
+        f"{title}; ratios to {args.reference!r}; lane: evaluations computed per position; res: relative residual "
+        f"of the worst position; error: of the gradient\n\n{table(rows)}"
+    )
     out = Path(args.out)
     out.with_suffix(".json").write_text(json.dumps({"arguments": vars(args), "rows": rows}, indent=1))
     plot(rows, title, out.with_suffix(".png"))

@@ -16,9 +16,11 @@ from torch import Tensor
 
 from fairseq_deq.implicit import Equilibrium, SolveStats
 from fairseq_deq.models import deq_decoder
+from fairseq_deq.solvers import Preconditioner
 
 Map = Callable[[Tensor], Tensor]
-Method = Callable[[Map, Tensor], Tensor]  # f, z0 -> the state, with its graph
+# f, the start and the preconditioner that the model has learned -> the state, with its graph
+Method = Callable[[Map, Tensor, Preconditioner | None], Tensor]
 
 
 @dataclass
@@ -28,8 +30,8 @@ class InSubsequences:
     method: Method
     length: int
 
-    def __call__(self, f: Map, z0: Tensor) -> Tensor:
-        return self.method(f, z0)
+    def __call__(self, f: Map, z0: Tensor, known: Preconditioner | None) -> Tensor:
+        return self.method(f, z0, known)
 
 
 @dataclass
@@ -54,8 +56,8 @@ class Layer:
     def step(self, method: Method, probe: Probe | None = None) -> list[Tensor]:
         """One training step; the gradients of the layer's parameters."""
 
-        def solved(f: Map, z0: Tensor, *_: Any) -> Equilibrium:
-            state = method(f if probe is None else ProbedMap(f, probe), z0)
+        def solved(f: Map, z0: Tensor, *options: Any) -> Equilibrium:
+            state = method(f if probe is None else ProbedMap(f, probe), z0, options[-1])
             if probe is not None:
                 probe.returned.append(state.detach())
             return Equilibrium(state, None, SolveStats.empty(z0.device), SolveStats.empty(z0.device))
@@ -67,12 +69,12 @@ class Layer:
             probe.backward = True
         return list(torch.autograd.grad((x * self.weighting).sum(), self.parameters()))
 
-    def bound(self) -> tuple[Map, Tensor]:
-        """f and the start of a solve."""
-        found: list[tuple[Map, Tensor]] = []
+    def bound(self) -> tuple[Map, Tensor, Preconditioner | None]:
+        """f, the start of a solve, and the preconditioner."""
+        found: list[tuple[Map, Tensor, Preconditioner | None]] = []
 
-        def spy(f: Map, z0: Tensor, *_: Any) -> Equilibrium:
-            found.append((f, z0))
+        def spy(f: Map, z0: Tensor, *options: Any) -> Equilibrium:
+            found.append((f, z0, options[-1]))
             return Equilibrium(z0, None, SolveStats.empty(z0.device), SolveStats.empty(z0.device))
 
         with replaced(deq_decoder, fixed_point=spy):

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fairseq_deq.implicit import GradientConfig, fixed_point
 from fairseq_deq.modules.trellis_cell import TrellisCell
-from fairseq_deq.solvers import SolverConfig
+from fairseq_deq.solvers import Preconditioner, SolverConfig
 
 try:
     import torchdeq
@@ -24,13 +24,44 @@ except ImportError:
 
 def our_method(solver: SolverConfig, gradient: GradientConfig) -> Method:
     """A solve and a gradient of this package."""
-    return lambda f, z0: fixed_point(f, z0, solver, gradient).state
+    return lambda f, z0, known: fixed_point(f, z0, solver, gradient, preconditioner=known).state
+
+
+def without(method: Method, *parts: str) -> Method:
+    """The method without some of what makes it fast: `preconditioner`, `start` or `order`."""
+
+    def run(f: Map, z0: Tensor, known: Preconditioner | None) -> Tensor:
+        if "order" in parts:
+            f = _Unordered(f)
+        z0 = torch.zeros_like(z0) if "start" in parts else z0
+        return method(f, z0, None if "preconditioner" in parts else known)
+
+    return run
+
+
+class _Unordered:
+    """f and its adjoint without word of which positions come first, so that no lane is final early."""
+
+    direction = 0
+
+    def __init__(self, f: Any) -> None:
+        self.f = f
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return self.f(z)
+
+    def restrict(self, *arguments: Any) -> Map:
+        return self.f.restrict(*arguments)
+
+    def adjoint(self, *arguments: Any) -> _Unordered:
+        return _Unordered(self.f.adjoint(*arguments))
 
 
 def stack(layers: int, checkpointed: bool) -> Method:
     """A stack of tied layers with ordinary gradients."""
 
-    def run(f: Map, z: Tensor) -> Tensor:
+    def run(f: Map, z0: Tensor, known: Preconditioner | None) -> Tensor:
+        z = torch.zeros_like(z0)
         for _ in range(layers):
             z = checkpoint(f, z, use_reentrant=False) if checkpointed else f(z)
         return z
@@ -92,8 +123,8 @@ class TorchDEQ:
             **options,
         ).train()
 
-    def __call__(self, f: Map, z0: Tensor) -> Tensor:
-        return self.deq(f, z0)[0][-1]
+    def __call__(self, f: Map, z0: Tensor, known: Preconditioner | None) -> Tensor:
+        return self.deq(f, torch.zeros_like(z0))[0][-1]
 
 
 def trellis_methods(args: argparse.Namespace) -> dict[str, Any]:
@@ -111,7 +142,7 @@ def trellis_methods(args: argparse.Namespace) -> dict[str, Any]:
     )
     sweep = replace(forward, scope="sample", memory=6)
     gradient = GradientConfig(solver=replace(sweep, max_evals=args.b_thres, memory=8))
-    found["anderson+ift, cells scanned, sample scope"] = lambda f, z0: (
+    found["anderson+ift, cells scanned, sample scope"] = lambda f, z0, known: (
         fixed_point(scanned(f), z0, sweep, gradient).state
     )
     chunks = replace(forward, scope="sample", memory=5)
@@ -125,7 +156,7 @@ def trellis_methods(args: argparse.Namespace) -> dict[str, Any]:
 def methods(args: argparse.Namespace, layer: Layer) -> dict[str, Any]:
     """All methods by name."""
     forward = SolverConfig(max_evals=args.f_thres, rtol=args.rtol, atol=0.0)
-    backward = SolverConfig(max_evals=args.b_thres, memory=5, rtol=args.rtol, atol=0.0)
+    backward = SolverConfig(max_evals=args.b_thres, rtol=args.rtol, atol=0.0)
     loose = args.rtol * args.lane_factor
     sample = {"scope": "sample", "memory": 0}
     ours: dict[str, tuple[SolverConfig, GradientConfig]] = {
@@ -149,6 +180,14 @@ def methods(args: argparse.Namespace, layer: Layer) -> dict[str, Any]:
         "anderson+jfb": (forward, GradientConfig("jfb", backward)),
     }
     found: dict[str, Any] = {name: our_method(*pair) for name, pair in ours.items()}
+    if (
+        layer.decoder.solver.scope == "recurrence"
+    ):  # what was learned is of the channels of a recurrence alone
+        found = {name: without(method, "preconditioner") for name, method in found.items()}
+    else:
+        default = found["anderson+ift"]
+        for parts in (("preconditioner",), ("start",), ("order",), ("preconditioner", "start", "order")):
+            found["anderson+ift, no " + ", ".join(parts)] = without(default, *parts)
     if torchdeq is not None:
         found |= {
             "torchdeq broyden+ift": TorchDEQ(args, "broyden", ift=True),

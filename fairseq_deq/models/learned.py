@@ -132,7 +132,10 @@ class LearnedPreconditioner(Learned):
         return tuple(torch.zeros_like(x).double() for x in (self.gram, self.cross, self.positions))
 
     def _renew(self, *sums: Tensor) -> None:
-        total = [old.double() * _KEPT_JACOBIAN + new for old, new in zip((self.gram, self.cross, self.positions), sums)]
+        total = [
+            old.double() * _KEPT_JACOBIAN + new
+            for old, new in zip((self.gram, self.cross, self.positions), sums)
+        ]
         for old, new in zip((self.gram, self.cross, self.positions), total):
             old.copy_(new)
         if self.positions < _LEAST_POSITIONS * self.channels:
@@ -207,7 +210,9 @@ class LearnedStart(Learned):
         gram = self.gram.double()
         if gram[-1, -1] < _LEAST_POSITIONS * len(gram):  # the last feature is 1: its square is their number
             return
-        ridge = _START_RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        ridge = (
+            _START_RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        )
         solution, info = torch.linalg.solve_ex(gram + ridge, self.cross.double())
         if not int(info) and bool(torch.isfinite(solution).all()):
             self.weight.copy_(solution.T)

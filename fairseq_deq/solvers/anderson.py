@@ -122,7 +122,9 @@ class Anderson:
         xp, slots = namespace(rhs), len(self.dg)
         square = xp.stack([self.gram[i, i] for i in range(slots)])
         known = square > 0
-        inverse = xp.where(known, xp.where(known, square, 1.0) ** -0.5, 0.0)  # 1 / lengths of the columns of DG
+        inverse = xp.where(
+            known, xp.where(known, square, 1.0) ** -0.5, 0.0
+        )  # 1 / lengths of the columns of DG
         normal = self.gram * inverse * inverse[:, None]
         for i in range(slots):
             normal[i, i] = 1 + self.ridge
@@ -133,4 +135,3 @@ class Anderson:
             system[i] = row
         gamma = system[:, slots] * inverse
         return xp.where(xp.isfinite(gamma.sum(0)), gamma, 0.0)
-

@@ -57,6 +57,11 @@ class Preconditioner:
         return cls(left.to(jacobian), v.contiguous().to(jacobian))
 
     @property
+    def width(self) -> int:
+        """Channels of a position, C."""
+        return self.left.shape[0]
+
+    @property
     def transposed(self) -> Preconditioner:
         """P^T, for the linear solve of the backward pass."""
         return Preconditioner(self.right, self.left)
@@ -71,6 +76,6 @@ class Preconditioner:
 
     def __call__(self, rows: Tensor) -> Tensor:
         """P of every position, (n, D) -> (n, D), D a multiple of C; a row depends on no other row."""
-        positions = rows.reshape(-1, self.left.shape[0])
+        positions = rows.reshape(-1, self.width)
         inside = rowwise_linear(positions, self.right.T)  # (n', r)
         return torch.add(positions, rowwise_linear(inside, self.left)).view_as(rows)

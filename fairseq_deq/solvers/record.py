@@ -76,18 +76,12 @@ class LaneRecord:
     @classmethod
     def start(cls, lanes: int, tau: float, device: torch.device) -> LaneRecord:
         """The entries of `lanes` lanes that have not been evaluated yet."""
-        if books_on_host(device):
+        xp = np if books_on_host(device) else torch
+        where = {} if xp is np else {"device": device}
 
-            def column(value: float, dtype: Any = np.float64) -> Array:
-                return np.full(lanes, value, dtype)
+        def column(value: float, dtype: Any = xp.float64) -> Array:
+            return xp.full((lanes,), value, dtype=dtype, **where)
 
-            integer, boolean = np.int32, np.bool_
-        else:
-
-            def column(value: float, dtype: Any = torch.float64) -> Array:
-                return torch.full((lanes,), value, dtype=dtype, device=device)
-
-            integer, boolean = torch.int32, torch.bool
         inf = float("inf")
         return cls(
             best_distance=column(inf),
@@ -95,14 +89,14 @@ class LaneRecord:
             first_distance=column(inf),
             last_distance=column(inf),
             peak_distance=column(0.0),
-            since_best=column(0, integer),
-            restarts=column(0, integer),
+            since_best=column(0, xp.int32),
+            restarts=column(0, xp.int32),
             tau=column(tau),
-            evaluations=column(0, integer),
-            moving=column(True, boolean),
-            abandoned=column(False, boolean),
-            restarted=column(False, boolean),  # at the start there is no history to be forgotten
-            plain=column(False, boolean),
+            evaluations=column(0, xp.int32),
+            moving=column(True, xp.bool),
+            abandoned=column(False, xp.bool),
+            restarted=column(False, xp.bool),  # at the start there is no history to be forgotten
+            plain=column(False, xp.bool),
         )
 
     def rows(self, index: Array) -> LaneRecord:
@@ -162,7 +156,7 @@ class LaneRecord:
         self.abandoned = self.abandoned | abandoned
         self.moving = self.moving & ~abandoned
 
-    def recheck(self, distance: Array, size: Array, passed: Array, tau: float) -> tuple[Array, Array]:
+    def recheck(self, distance: Array, size: Array, passed: Array, tau: float) -> Array:
         """Look again at every lane, since what a lane depends on may have moved: a frozen one that does not
         pass any more is woken.
 
@@ -174,10 +168,12 @@ class LaneRecord:
             distance, size, passed: as for `judge`.
             tau: step length of a woken lane.
         Returns:
-            (n,) bool twice: the moving lanes whose best state is to be the one just evaluated, and the woken.
+            (n,) bool, the moving lanes whose best state is to be the one just evaluated.
         """
         xp, best = namespace(distance), self.best_distance
-        unchanged = (distance == best) | (abs(distance - best) <= MOVED * best)  # the former where both are inf
+        unchanged = (distance == best) | (
+            abs(distance - best) <= MOVED * best
+        )  # the former where both are inf
         self.abandoned = self.abandoned & ~passed & unchanged  # of another equation
         woken = ~self.moving & ~passed & ~self.abandoned
         resting = ~self.moving & passed
@@ -196,7 +192,7 @@ class LaneRecord:
         self.plain = self.plain & ~woken
         self.restarted = self.restarted | woken
         self.moving = self.moving | woken
-        return stale, woken
+        return stale
 
     def residual(self) -> Array:
         """|f(z) - z| / |f(z)| at the best state of every lane, (n,)."""

@@ -39,8 +39,8 @@ def choose_rows(mask: Array, a: Tensor, b: Tensor) -> Tensor:
     """Rows of `a` (n, D) where the mask (n,) is true, of `b` elsewhere; `a`, overwritten, or a new tensor."""
     if isinstance(mask, Tensor):
         return torch.where(mask.unsqueeze(1), a, b)
-    index = np.flatnonzero(~mask)  # on the CPU several times faster than a broadcast where
-    if not index.size:
+    others = np.flatnonzero(~mask)  # on the CPU several times faster than a broadcast where
+    if not others.size:
         return a
-    index = torch.from_numpy(index)
+    index = torch.from_numpy(others)
     return a.index_copy_(0, index, b.index_select(0, index))

@@ -1,0 +1,186 @@
+"""The lanes that a solve evaluates just now, and what is kept of all others meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .config import SolverConfig
+from .invariant_matmul import padded_count
+from .lanes import LaneLayout, Restrictable
+from .record import Array, LaneRecord, books_on_host, namespace
+from .registry import Method, get_solver
+from .rows import choose_rows, to_index
+
+# Evaluations at fewer lanes must save this many evaluations of all lanes before the next recheck, since the
+# map at those lanes has to be made; where lanes are independent, they must leave out this share of them.
+_PRICE = 0.25
+_LEAST_SHARE = {"always": 0.0, "auto": 0.25}
+
+
+class ActiveLanes:
+    """f and the state of its active lanes: those that are evaluated between rechecks.
+
+    Attributes:
+        rows: the active lanes, sorted; None: all.
+        z: their states, (n, D), which nobody writes to.
+        best: their best states so far, (n, D), likewise.
+        record: their books.
+        method: the solver with their history.
+        evaluations, lane_evaluations: evaluations of f so far, and lanes summed over them.
+        all_z, all_best, all_records: of all lanes; out of date for the active ones until `scatter`.
+    """
+
+    def __init__(self, f: Callable[[Tensor], Tensor], z0: Tensor, config: SolverConfig) -> None:
+        self.f, self.config, self.dtype = f, config, z0.dtype
+        self.lanes = LaneLayout.of(z0, config.scope)
+        z = self.lanes.flatten(z0.detach())
+        self.z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+        self.best = self.z
+        self.on_host = books_on_host(z.device)
+        self.record = LaneRecord.start(self.lanes.count, config.damping, z.device)
+        self.method: Method = get_solver(config.solver)(config, self.z, self.record.tau)
+        self.rows: Array | None = None
+        self.all_z, self.all_best, self.all_records = self.z, self.best, self.record
+        self.can_restrict = config.active_set != "never" and isinstance(f, Restrictable)
+        self.evaluations = 0
+        self.lane_evaluations = 0
+        self._current = f  # f at the active lanes
+        # Autocast is for f alone: what the solve computes itself keeps its precision.
+        self._device = z.device.type
+        self._autocast = torch.is_autocast_enabled(self._device)
+        self._low = torch.get_autocast_dtype(self._device)
+
+    def evaluate(self) -> Tensor:
+        """f at the active lanes, (n, D).
+
+        Raises:
+            ValueError: the first evaluation shows that f is no map of a tensor to one of its shape.
+        """
+        z = self.z.to(self.dtype)
+        z = self.lanes.unflatten(z) if self.rows is None else z.reshape(-1, self.lanes.width)
+        version = None if z.is_inference() else z._version
+        with self.autocast(True):
+            fz = self._current(z)
+        if self.evaluations == 0:
+            _check_contract(z, fz, version)
+        self.evaluations += 1
+        self.lane_evaluations += len(self.record.moving)
+        return fz.to(self.z.dtype).reshape(self.z.shape)
+
+    def autocast(self, enabled: bool) -> AbstractContextManager[Any]:
+        """Autocast on or off, where the solve was started under it."""
+        if not self._autocast:
+            return nullcontext()
+        return torch.autocast(self._device, dtype=self._low, enabled=enabled)
+
+    def renew_best(self, mask: Array) -> None:
+        """The best state of the masked active lanes is z."""
+        if self.on_host and not mask.any():
+            return
+        everyone = self.on_host and mask.all()
+        self.best = self.z if everyone else choose_rows(mask, self.z.clone(), self.best)
+
+    def lanes_at(self, places: Array) -> Array:
+        """The lanes at `places` among the active ones."""
+        return places if self.rows is None else self.rows[places]
+
+    def of_active(self, values: Array) -> Array:
+        """What an array of all lanes says of the active ones."""
+        return values if self.rows is None else values[self.rows]
+
+    def of_all(self, mask: Array) -> Array:
+        """A mask of the active lanes as one of all lanes."""
+        if self.rows is None:
+            return mask
+        full = self.all_records.moving & False
+        full[self.rows] = mask
+        return full
+
+    # ------------------------------------------------------------------ which lanes are active
+
+    def worth_keeping(self, moving_count: int, evaluations: int) -> Array | None:
+        """Places of the active lanes to go on with, where leaving the others out pays; None: all of them.
+
+        Args:
+            moving_count: how many of them move.
+            evaluations: evaluations before the next recheck.
+        """
+        moving = self.record.moving
+        now, then = len(moving), moving_count
+        if not self.can_restrict:
+            return None
+        if self.lanes.coupled:
+            then = min(padded_count(then), now)
+            if (now - then) * evaluations <= _PRICE * self.lanes.count:
+                return None
+        elif now == then or now - then < _LEAST_SHARE[self.config.active_set] * now:
+            return None
+        # Frozen lanes fill up the last multiple; they are evaluated and ignored.
+        if isinstance(moving, Tensor):
+            return moving.int().argsort(descending=True, stable=True)[:then].sort().values
+        return np.sort(np.argsort(~moving, kind="stable")[:then])
+
+    def scatter(self) -> None:
+        """Bring what covers all lanes up to date with the active ones."""
+        if self.rows is None:
+            self.all_z, self.all_best, self.all_records = self.z, self.best, self.record
+            return
+        index = to_index(self.rows, self.z)
+        self.all_z = self.all_z.index_copy(0, index, self.z)
+        self.all_best = self.all_best.index_copy(0, index, self.best)
+        self.all_records.put(self.rows, self.record)
+
+    def activate(self, rows: Array | None, fz: Tensor | None = None) -> None:
+        """Make `rows` the active lanes, after `scatter`.
+
+        Args:
+            rows: the lanes, sorted; None: all.
+            fz: f there, if it is known, (n, D).
+        """
+        if rows is None:
+            if self.rows is not None:
+                self.method = self.method.subset(self._places(None))
+            self.rows, self._current = None, self.f
+            self.z, self.best, self.record = self.all_z, self.all_best, self.all_records
+            return
+        self.method = self.method.subset(self._places(rows))
+        self.rows = rows
+        index = to_index(rows, self.z)
+        self.z, self.best = self.all_z.index_select(0, index), self.all_best.index_select(0, index)
+        self.record = self.all_records.rows(rows)
+        state = self.lanes.unflatten(self.all_z).to(self.dtype)
+        value = None if fz is None else fz.to(self.dtype).reshape(-1, self.lanes.width)
+        assert isinstance(self.f, Restrictable)
+        with self.autocast(True):
+            self._current = self.f.restrict(state, self.lanes.positions(index), value)
+
+    def _places(self, rows: Array | None) -> Array:
+        """Where the lanes `rows` (None: all) stand among the active ones, -1 where they do not."""
+        if self.rows is None:
+            return rows
+        moving = self.all_records.moving
+        xp = namespace(moving)
+        places = xp.zeros_like(moving, dtype=xp.int64) - 1
+        places[self.rows] = xp.arange(len(self.rows), **({} if xp is np else {"device": moving.device}))
+        return places if rows is None else places[rows]
+
+
+def _check_contract(z: Tensor, fz: Any, version: int | None) -> None:
+    """Raise ValueError where the first evaluation shows that f is no map of a tensor to one of its shape."""
+    problem = ""
+    if not isinstance(fz, Tensor):
+        problem = f"returned {type(fz).__name__}, and a tensor is needed"
+    elif fz.shape != z.shape:
+        problem = f"made {tuple(fz.shape)} out of {tuple(z.shape)}, and the shape must stay the same"
+    elif not fz.is_floating_point() or fz.device != z.device:
+        problem = f"returned {fz.dtype} on {fz.device}, and floating point on {z.device} is needed"
+    elif version is not None and z._version != version:
+        problem = "changed z in place, and must leave it as it is"
+    if problem:
+        raise ValueError(f"f {problem}")
