@@ -1,4 +1,4 @@
-"""The Jacobian of f at its fixed point: its size as a penalty, its mean over positions, its spectral radius."""
+"""The Jacobian of f at its fixed point: a penalty on its size, its mean over positions, its radius."""
 
 from __future__ import annotations
 

@@ -7,8 +7,9 @@ One step is the forward solve, one evaluation of f with its graph, the backward 
 the layer's parameters; softmax and optimizer are left out, and so is dropout. Every method has the same f,
 weights, text, memory, tolerance and budgets. The methods take turns, so that a busy machine slows all of them
 alike: times are medians, ratios medians of the ratios within a turn. TorchDEQ's rows need
-`pip install --no-deps torchdeq`. "no preconditioner", "no start" and "no order" are our default without what the
-model has learned, without the learned start, and without lanes that are final as soon as all before them are.
+`pip install --no-deps torchdeq`. "no preconditioner", "no start" and "no order" are our default without what
+the model has learned, without the learned start, and without lanes that are final as soon as all before them
+are.
 OUT.json and OUT.png are written beside the table that is printed.
 """
 
@@ -269,8 +270,8 @@ def main() -> None:
         f"tolerance {args.rtol:g}, {args.device}, {torch.get_num_threads()} threads"
     )
     print(
-        f"{title}; ratios to {args.reference!r}; lane: evaluations computed per position; res: relative residual "
-        f"of the worst position; error: of the gradient\n\n{table(rows)}"
+        f"{title}; ratios to {args.reference!r}; lane: evaluations computed per position; res: relative "
+        f"residual of the worst position; error: of the gradient\n\n{table(rows)}"
     )
     out = Path(args.out)
     out.with_suffix(".json").write_text(json.dumps({"arguments": vars(args), "rows": rows}, indent=1))

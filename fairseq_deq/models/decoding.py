@@ -101,9 +101,9 @@ class DecodingCache:
     def start(self, told: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Where to start the solve for the next position, and the rows whose equilibrium the prompt supplies.
 
-        Where nothing has been learned, the mean of the equilibria so far is the start: from the mean a solve takes a fifth fewer evaluations than from zero, and fewer than from the last
-        equilibrium; on a trained model it failed, or came to another equilibrium than the whole sequence did,
-        less often too.
+        Where nothing has been learned, the mean of the equilibria so far is the start: from there a solve
+        takes a fifth fewer evaluations than from zero, and fewer than from the last equilibrium; on a trained
+        model it failed, or came to another equilibrium than the whole sequence did, less often too.
 
         Args:
             told: the learned start, (B, 1, C); None: there is none.

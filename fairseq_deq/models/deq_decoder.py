@@ -18,7 +18,7 @@ from ..modules.injection import Injection
 from ..modules.memory import Memory, MemoryCarrier
 from ..modules.weight_norm import Initializer
 from ..options import is_on
-from ..solvers import Preconditioner, SolverConfig, solve
+from ..solvers import SolverConfig, solve
 from .decoding import DecodingCache, Prompt, nothing_settled
 from .deq_config import (
     DEQLanguageModelConfig,
@@ -27,14 +27,10 @@ from .deq_config import (
     gradient_config,
     penalty_schedule,
 )
-from .keeper import ConvergenceKeeper
-from .learned import Learned, LearnedPreconditioner, LearnedStart
+from .knowledge import Knowledge
 from .precision import within_reach
 from .stability import BlockRadii, JacobianTerm
 from .words import embedding, softmax
-
-# Solves teach once in so many updates, and in every one as long as nothing is known.
-_LEARN_EVERY = 10
 
 
 @dataclass(frozen=True)
@@ -90,11 +86,7 @@ class DEQDecoder(FairseqIncrementalDecoder):
         initializer = Initializer(str(cfg.init), cfg.init_std, cfg.init_range)
         cell.initialize(initializer)
         self.injection.initialize(initializer)
-        rank, learns_start = cfg.preconditioner_rank, is_on(cfg, "learned_start")
-        unknowns = cell.own_dim if self.solver.scope == "recurrence" else cell.state_dim
-        self.learned_preconditioner = LearnedPreconditioner(unknowns, rank) if rank else None
-        self.keeper = ConvergenceKeeper(cfg.keep_converged) if cfg.keep_converged else None
-        self.learned_start = LearnedStart(self.dim, cell.state_dim) if learns_start else None
+        self.knowledge = Knowledge(cfg, cell, self.solver.scope)
         self.embed_tokens = embedding(cfg, dictionary)
         self.adaptive_softmax, self.output_projection = softmax(
             cfg, dictionary, self.embed_tokens, cell.output_dim
@@ -164,20 +156,9 @@ class DEQDecoder(FairseqIncrementalDecoder):
 
     def set_num_updates(self, num_updates: int) -> None:
         """Updates finished so far; decides the phase, and when what solves have taught is made use of."""
-        if num_updates != self.num_updates and self.training:
-            for learned in self._learning(self.num_updates):
-                learned.renew()
+        if num_updates != self.num_updates and self.training and self.num_updates >= self.pretrain_steps:
+            self.knowledge.renew(self.num_updates)
         self.num_updates = num_updates
-
-    def _learning(self, update: int) -> list[Learned]:
-        """What learns from the solves of the update after `update` finished ones; the same on every worker."""
-        if update < self.pretrain_steps:
-            return []
-        modules: list[Learned | None] = [self.keeper]
-        for module in (self.learned_preconditioner, self.learned_start):
-            if update % _LEARN_EVERY == 0 or (module is not None and not module.is_known):
-                modules.append(module)
-        return [module for module in modules if module is not None]
 
     @property
     def pretraining(self) -> bool:
@@ -205,6 +186,7 @@ class DEQDecoder(FairseqIncrementalDecoder):
         embedded = self._embed(tokens)
         injection = self._inject(embedded, memory.injection if memory is not None else None)
         z0 = self._start(embedded, injection)
+        z0 = injection.new_zeros(*tokens.shape, self.cell.state_dim) if z0 is None else z0
         prepared = self.cell.prepare(self.cell.draw(tokens.shape[0], length, before, injection))
         past = (
             prepared.settled(memory.state, memory.injection, None) if memory is not None and before else None
@@ -231,7 +213,8 @@ class DEQDecoder(FairseqIncrementalDecoder):
         x = self.cell.output(state)
         mask = variational_mask(x, (x.shape[0], 1, x.shape[2]), self.dropout, self.training)
         real = tokens.ne(self.padding_idx)
-        self._learn(solved, embedded, real, stats)
+        if self.training and not self.pretraining and torch.is_grad_enabled():
+            self.knowledge.collect(self.num_updates, solved, embedded, real, stats)
         extra["jacobian_term"] = self._jacobian_term(equilibria, real)
         if self.radius_steps and not self.training and not self.pretraining:
             states = [(f, equilibrium.state) for f, equilibrium in solved]
@@ -242,63 +225,22 @@ class DEQDecoder(FairseqIncrementalDecoder):
         """The Jacobian penalty, in the updates that it counts in."""
         if not self.training or self.pretraining or not torch.is_grad_enabled():
             return None
-        weight = self.penalty.at(self.num_updates) + self._keeping()
+        weight = self.penalty.at(self.num_updates) + self.knowledge.penalty_weight()
         return JacobianTerm.of(equilibria, real, weight) if weight else None
-
-    def _keeping(self) -> float:
-        """Weight of the Jacobian penalty that keeps solves converging."""
-        if self.keeper is None or self.gradient.mode == "unroll":
-            return 0.0
-        return float(self.keeper.weight)
 
     def _equilibrium(
         self, f: Callable[[Tensor], Tensor], z0: Tensor, stats: tuple[SolveStats, SolveStats]
     ) -> Equilibrium:
         if self.pretraining:
             return Equilibrium(unroll(f, z0, self.pretrain_layers), None, *stats)
-        return fixed_point(f, z0, *self._options(z0), *stats, self._preconditioner())
+        return fixed_point(f, z0, *self._options(z0), *stats, self.knowledge.preconditioner())
 
-    def _start(self, embedded: Tensor, injection: Tensor, before: Tensor | None = None) -> Tensor:
-        """Where the solve for positions of these embeddings and injections starts, (B, T, C)."""
-        learned = self.learned_start
-        if learned is None or not learned.is_known or self.pretraining or self.gradient.mode == "unroll":
-            return injection.new_zeros(*injection.shape[:2], self.cell.state_dim)
-        return learned(embedded, before).to(injection.dtype)
-
-    def _told(self, embedded: Tensor, injection: Tensor, before: Tensor) -> Tensor | None:
-        """The learned start; None as long as nothing is known."""
-        known = self.learned_start is not None and self.learned_start.is_known
-        return self._start(embedded, injection, before) if known else None
-
-    def _preconditioner(self) -> Preconditioner | None:
-        learned = self.learned_preconditioner
-        return None if learned is None else learned.preconditioner()
-
-    def _learn(
-        self,
-        solved: list[tuple[Callable[[Tensor], Tensor], Equilibrium]],
-        embedded: Tensor,
-        real: Tensor,
-        stats: tuple[SolveStats, SolveStats],
-    ) -> None:
-        """Collect what the solves of this forward pass teach, where they converged, in the updates that do so."""
-        if not self.training or self.pretraining or not torch.is_grad_enabled():
-            return
-        learning, start = self._learning(self.num_updates), 0
-        for f, equilibrium in solved:
-            state = equilibrium.state.detach()
-            part = slice(start, start + state.shape[1])
-            start = part.stop
-            sound = real[:, part]
-            if equilibrium.result is not None:
-                converged = equilibrium.result.converged  # (B, T), (B,) or (1,), by the scope
-                sound = sound & (converged if converged.dim() == 2 else converged.view(-1, 1))
-            if self.learned_start is not None and self.learned_start in learning:
-                self.learned_start.collect(embedded[:, part].detach(), state, sound)
-            if self.learned_preconditioner is not None and self.learned_preconditioner in learning:
-                self.learned_preconditioner.collect(f, state, sound, self.num_updates)
-        if self.keeper is not None and self.keeper in learning:
-            self.keeper.collect(*stats)
+    def _start(self, embedded: Tensor, injection: Tensor, before: Tensor | None = None) -> Tensor | None:
+        """The learned start of the solve for positions of these embeddings, (B, T, C); None: none is known."""
+        if self.pretraining:
+            return None
+        start = self.knowledge.start(embedded, before)
+        return None if start is None else start.to(injection.dtype)
 
     def _options(self, like: Tensor) -> tuple[SolverConfig, GradientConfig]:
         """Options of the solves that start from `like`, with tolerances of this update, within reach of its
@@ -447,12 +389,13 @@ class DEQDecoder(FairseqIncrementalDecoder):
         injection = self._inject(embedded, cache.context, cache.injection_weight)
         f = cache.settled.bind(injection, padding)
         stats = self._no_stats(tokens)
+        start = self._start(embedded, injection, cache.context[:, -1:])
         if new.shape[1] > 1:
-            z0 = self._start(embedded, injection, cache.context[:, -1:])
-            equilibrium = fixed_point(f, z0, *self._options(z0), *stats, self._preconditioner())
+            z0 = injection.new_zeros(*new.shape, self.cell.state_dim) if start is None else start
+            equilibrium = fixed_point(f, z0, *self._options(z0), *stats, self.knowledge.preconditioner())
         else:
-            z0, known = cache.start(self._told(embedded, injection, cache.context[:, -1:]))
-            result = solve(f, z0, within_reach(self.solver, z0), self._preconditioner())
+            z0, known = cache.start(start)
+            result = solve(f, z0, within_reach(self.solver, z0), self.knowledge.preconditioner())
             stats[0].record(result)
             state = result.state if known is None else torch.where(known, z0, result.state)
             equilibrium = Equilibrium(state, result, *stats)

@@ -1,4 +1,4 @@
-"""Keeps training where its solves converge: a Jacobian penalty that follows the share of positions that do."""
+"""Keeps training where its solves converge, by a Jacobian penalty that follows the share that do."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from .learned import Learned
 
 logger = logging.getLogger(__name__)
 
-# How fast the weight grows with what is missing, how much of it stays from one update to the next, and bounds.
+# How fast the weight grows with what is missing, how much of it stays after an update, and its bounds.
 _GAIN, _STAYS = 5.0, 0.98
 _LEAST, _MOST = 1e-3, 10.0
+# Statistics that wait to be summed up, where nobody counts updates.
+_MOST_WAITING = 64
 
 
 class ConvergenceKeeper(Learned):
     """The weight w of the Jacobian penalty that keeps a share of the positions converging.
 
-    After each update w <- 0.98*w + 5*max(0, target - share), with `share` that of the positions that converged
-    in it, in the forward or in the backward solve, whichever is less; below 0.001 it is 0. So the penalty is
-    off as long as solves go well, and where it is on it is as small as they allow.
+    After each update w <- 0.98*w + 5*max(0, target - share), with `share` that of the positions that
+    converged in it, in the forward or in the backward solve, whichever is less; below 0.001 it is 0. So the
+    penalty is off as long as solves go well, and where it is on it is as small as they allow.
 
     Args:
         target: the share, in (0, 1).
@@ -43,13 +45,18 @@ class ConvergenceKeeper(Learned):
         Args:
             stats: of the forward and of the backward solve.
         """
+        if len(self._stats) >= _MOST_WAITING:
+            self._sum_up()
         self._stats.extend(stats)
 
     def renew(self) -> None:
+        self._sum_up()
+        super().renew()
+
+    def _sum_up(self) -> None:
         for forward, backward in zip(self._stats[::2], self._stats[1::2]):
             self._collect(torch.stack([forward.sums, backward.sums]).double())
         self._stats = []
-        super().renew()
 
     def _no_sums(self) -> tuple[Tensor, ...]:
         return (torch.zeros(2, SolveStats.ENTRIES, dtype=torch.float64, device=self.weight.device),)

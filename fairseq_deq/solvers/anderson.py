@@ -19,8 +19,8 @@ class Anderson:
     """Type-II Anderson acceleration in its difference form.
 
     With g_k = f(z_k) - z_k, and DZ = [z_k - z_{k-1}, ...], DG = [g_k - g_{k-1}, ...] over the last
-    `memory` states: gamma = argmin |g_k - DG*gamma|, z_{k+1} = z_k - DZ*gamma + tau*P (g_k - DG*gamma), with P
-    the preconditioner, or I. P acts on the residual that is left, and not on the history.
+    `memory` states: gamma = argmin |g_k - DG*gamma|, z_{k+1} = z_k - DZ*gamma + tau*P (g_k - DG*gamma), with
+    P the preconditioner, or I. P acts on the residual that is left, and not on the history.
 
     The least squares is solved through its Gram matrix, kept up to date with the inner products that are new,
     its columns scaled to length one, with a relative ridge, in float64.
@@ -118,7 +118,7 @@ class Anderson:
         return self.rhs
 
     def _least_squares(self, rhs: Array) -> Array:
-        """gamma, (slots, n), of DG^T DG gamma = rhs, by Gauss and Jordan's elimination; 0 where that fails."""
+        """gamma, (slots, n), of DG^T DG gamma = rhs, by Gauss-Jordan elimination; 0 where that fails."""
         xp, slots = namespace(rhs), len(self.dg)
         square = xp.stack([self.gram[i, i] for i in range(slots)])
         known = square > 0

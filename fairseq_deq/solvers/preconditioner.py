@@ -32,7 +32,7 @@ class Preconditioner:
 
     @classmethod
     def from_jacobian(cls, jacobian: Tensor, rank: int) -> Preconditioner:
-        """(I - U S V^T)^{-1} = I + U (S^{-1} - V^T U)^{-1} V^T, with the `rank` largest singular values of Jbar.
+        """P = I + U S (I - V^T U S)^{-1} V^T, with the `rank` largest singular values S of Jbar = U S V^T.
 
         Args:
             jacobian: Jbar, (C, C).

@@ -1,0 +1,102 @@
+"""What a model knows of its own solves: the mean Jacobian, where to start, and whether they converge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..implicit import Equilibrium, SolveStats
+from ..modules.cell import Cell
+from ..options import is_on
+from ..solvers import Preconditioner
+from .keeper import ConvergenceKeeper
+from .learned import Learned, LearnedPreconditioner, LearnedStart
+
+# The preconditioner and the start are learned once in so many updates, and in every one until they are known.
+_LEARN_EVERY = 10
+
+
+class Knowledge(nn.Module):
+    """Learned beside the weights, in training; used by every solve of the model.
+
+    Args:
+        cfg: options of the model.
+        cell: the layer.
+        scope: scope of its solves.
+    """
+
+    def __init__(self, cfg: Any, cell: Cell, scope: str) -> None:
+        super().__init__()
+        channels = cell.own_dim if scope == "recurrence" else cell.state_dim
+        rank, unrolled = cfg.preconditioner_rank, str(cfg.gradient) == "unroll"
+        # What is unrolled is a network of its own, from zero; it solves nothing.
+        self.learned_preconditioner = LearnedPreconditioner(channels, rank) if rank and not unrolled else None
+        starts = is_on(cfg, "learned_start") and not unrolled
+        self.learned_start = LearnedStart(cfg.decoder_embed_dim, cell.state_dim) if starts else None
+        keeps = cfg.keep_converged > 0 and not unrolled
+        self.keeper = ConvergenceKeeper(cfg.keep_converged) if keeps else None
+
+    def preconditioner(self) -> Preconditioner | None:
+        """P of all solves; None as long as nothing is known."""
+        return None if self.learned_preconditioner is None else self.learned_preconditioner.preconditioner()
+
+    def start(self, embedded: Tensor, before: Tensor | None) -> Tensor | None:
+        """Where a solve starts, (B, T, C); None as long as nothing is known.
+
+        Args:
+            embedded: embeddings of the tokens, (B, T, D).
+            before: that of the token before, (B, 1, D); None: there is none.
+        """
+        known = self.learned_start is not None and self.learned_start.is_known
+        return self.learned_start(embedded, before) if known and self.learned_start is not None else None
+
+    def penalty_weight(self) -> float:
+        """Weight of the Jacobian penalty that keeps solves converging."""
+        return 0.0 if self.keeper is None else float(self.keeper.weight)
+
+    def collect(
+        self,
+        update: int,
+        solved: Iterable[tuple[Callable[[Tensor], Tensor], Equilibrium]],
+        embedded: Tensor,
+        real: Tensor,
+        stats: tuple[SolveStats, SolveStats],
+    ) -> None:
+        """Take note of the solves of one forward pass, of positions that converged alone.
+
+        Args:
+            update: number of finished updates.
+            solved: the layer and its equilibrium, for each subsequence.
+            embedded: embeddings of the tokens, (B, T, D).
+            real: (B, T) bool, False at padding.
+            stats: of the forward and of the backward solve, which fill in later.
+        """
+        learning, begin = self._learning(update), 0
+        for f, equilibrium in solved:
+            state = equilibrium.state.detach()
+            part = slice(begin, begin + state.shape[1])
+            begin, sound = part.stop, real[:, part]
+            if equilibrium.result is not None:
+                converged = equilibrium.result.converged  # (B, T), (B,) or (1,), by the scope
+                sound = sound & (converged if converged.dim() == 2 else converged.view(-1, 1))
+            if self.learned_start is not None and self.learned_start in learning:
+                self.learned_start.collect(embedded[:, part].detach(), state, sound)
+            if self.learned_preconditioner is not None and self.learned_preconditioner in learning:
+                self.learned_preconditioner.collect(f, state, sound, update)
+        if self.keeper is not None:
+            self.keeper.collect(*stats)
+
+    def renew(self, update: int) -> None:
+        """Make use of what the update after `update` finished ones has taught; every worker calls this."""
+        for learned in self._learning(update):
+            learned.renew()
+
+    def _learning(self, update: int) -> list[Learned]:
+        """What learns in the update after `update` finished ones: the same on every worker."""
+        modules: list[Learned | None] = [self.keeper]
+        for module in (self.learned_preconditioner, self.learned_start):
+            if update % _LEARN_EVERY == 0 or (module is not None and not module.is_known):
+                modules.append(module)
+        return [module for module in modules if module is not None]
