@@ -95,7 +95,7 @@ class DEQLanguageModelConfig(FairseqDataclass):
         0, "the penalty's weight grows by 0.1 each such number of updates after the pretraining, 0: never"
     )
     keep_converged: float = option(
-        0.998,
+        0.995,
         "share of positions whose solves are to converge in training; where it is missed, a Jacobian penalty "
         "is switched on until they do; 0: never",
     )

@@ -236,7 +236,7 @@ class DEQDecoder(FairseqIncrementalDecoder):
         return fixed_point(f, z0, *self._options(z0), *stats, self.knowledge.preconditioner())
 
     def _start(self, embedded: Tensor, injection: Tensor, before: Tensor | None = None) -> Tensor | None:
-        """The learned start of the solve for positions of these embeddings, (B, T, C); None: none is known."""
+        """The learned start of the solve for tokens of these embeddings, (B, T, C); None: not known."""
         if self.pretraining:
             return None
         start = self.knowledge.start(embedded, before)

@@ -13,8 +13,8 @@ from .learned import Learned
 logger = logging.getLogger(__name__)
 
 # How fast the weight grows with what is missing, how much of it stays after an update, and its bounds.
-_GAIN, _STAYS = 5.0, 0.98
-_LEAST, _MOST = 1e-3, 10.0
+_GAIN, _STAYS = 1.0, 0.98
+_LEAST, _MOST = 1e-3, 0.5
 # Statistics that wait to be summed up, where nobody counts updates.
 _MOST_WAITING = 64
 
@@ -22,9 +22,10 @@ _MOST_WAITING = 64
 class ConvergenceKeeper(Learned):
     """The weight w of the Jacobian penalty that keeps a share of the positions converging.
 
-    After each update w <- 0.98*w + 5*max(0, target - share), with `share` that of the positions that
-    converged in it, in the forward or in the backward solve, whichever is less; below 0.001 it is 0. So the
-    penalty is off as long as solves go well, and where it is on it is as small as they allow.
+    After each update w <- 0.98*w + max(0, target - share), with `share` that of the positions that
+    converged in it, in the forward or in the backward solve, whichever is less; below 0.001 it is 0,
+    and it never exceeds 0.5. So the penalty is off as long as solves go well, and mild where it is on: a
+    strong one makes the layer do less, and the loss shows it.
 
     Args:
         target: the share, in (0, 1).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -32,15 +33,14 @@ class SolverConfig:
             default; bounds the solver's memory.
         damping: step length tau in (0, 1]; 1 steps to f(z).
         ridge: Tikhonov term of Anderson's least squares, relative to the squared norms of its columns.
-        first_recheck: in `position` scope, the iteration (from 0) that evaluates every lane for the first
-            time after the start, and wakes the frozen lanes whose inputs moved on; the next ones follow when
-            1.6 times as many iterations have passed.
-        active_set: evaluate f at the moving lanes only, where f offers `restrict`: when that saves time, by
-            what evaluations have cost so far (`auto`), `always` when a fifth of the rows can be left out, or
-            `never`. What `auto` decides is not repeatable, and does not matter where f rounds a position the
-            same in any company.
-        patience: evaluations without a new best residual after which a lane restarts from its best state
-            with half the step.
+        first_recheck: in `position` scope, the iteration (from 0) that evaluates every lane that is not
+            final for the first time after the start, and wakes the frozen lanes whose inputs moved on; the
+            next ones follow every 5 iterations, later at longer distances.
+        active_set: evaluate f at the moving lanes only, where f offers `restrict`: when their number says
+            that it saves time (`auto`), `always` where lanes are independent, or `never`. What is found is
+            the same where f rounds a position the same in any company.
+        patience: evaluations without a new best residual after which a lane restarts from its best state:
+            with half the step, then by plain iteration, and so on in turns.
         policy: on lanes that did not converge: return the `best` state, `raise` a `ConvergenceError`, or
             `fallback` to damped Picard from the best state.
     """
@@ -59,17 +59,23 @@ class SolverConfig:
     policy: str = "best"
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            _check_type(field.name, getattr(self, field.name), type(field.default))
         _check_choice("solver", self.solver, (*solver_names(), *linear_solver_names()))
         _check_choice("scope", self.scope, SCOPES)
         _check_choice("policy", self.policy, POLICIES)
         _check_choice("active_set", self.active_set, ACTIVE_SETS)
         for name, low in (("max_evals", 1), ("memory", 0), ("first_recheck", 1), ("patience", 1)):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < low:
+            if value < low:
                 raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}")
         for name in ("rtol", "atol", "ridge"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)!r}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)!r}")
+        if self.rtol >= 1:
+            raise ValueError(
+                f"rtol must be below 1, where any state would do as the answer; got {self.rtol!r}"
+            )
         if self.rtol == 0 and self.atol == 0:
             raise ValueError("rtol and atol are both 0: no residual can meet that; set one above 0")
         if not 0 < self.damping <= 1:
@@ -95,6 +101,18 @@ class SolverConfig:
         if unknown:
             raise ValueError(f"unknown solver option {', '.join(unknown)}; valid options: {', '.join(valid)}")
         return cls(**options)
+
+
+def _check_type(name: str, value: Any, kind: type) -> None:
+    """Raise ValueError unless `value` is of the type of the option's default; an integer is a number too."""
+    kinds: dict[Any, tuple[Any, str]] = {
+        str: (str, "a name"),
+        int: (int, "an integer"),
+        float: ((int, float), "a number"),
+    }
+    allowed, word = kinds[kind]
+    if not isinstance(value, allowed) or isinstance(value, bool):
+        raise ValueError(f"{name} must be {word}, got {value!r}")
 
 
 def _check_choice(name: str, value: str, valid: tuple[str, ...]) -> None:

@@ -164,9 +164,8 @@ class Loop:
     def _observe(self, g: Tensor) -> list[Tensor]:
         """The inner products that the method asks for; lanes that restart lose their history."""
         record = self.active.record
-        restarted: Array | None = record.restarted
-        if self.on_host and not record.restarted.any():
-            restarted = None
+        forgetful = record.restarted | record.alone
+        restarted = None if self.on_host and not forgetful.any() else forgetful
         products = self.active.method.observe(self.active.z, g, restarted, self._precondition)
         if restarted is not None:
             record.restarted = record.restarted & False
@@ -218,7 +217,7 @@ class Loop:
         lost = active.record.must_restart(self.config.patience)
         some_lost = not self.on_host or bool(lost.any())
         if some_lost:
-            active.record.restart(lost, self.preconditioner is not None)
+            active.record.restart(lost, self.config.damping)
         if self._asks(k):
             moving = active.record.moving
             self.moving_count = int(np.count_nonzero(moving) if self.on_host else moving.sum())
@@ -247,10 +246,9 @@ class Loop:
 
     def _precondition(self, rows: Tensor) -> Tensor:
         """P of the active lanes; a lane that was lost with it goes without."""
-        plain = self.active.record.plain
-        if self.preconditioner is None or (self.on_host and plain.all()):
+        if self.preconditioner is None:
             return rows
-        return choose_rows(~plain, self.preconditioner(rows), rows)
+        return choose_rows(~self.active.record.plain, self.preconditioner(rows), rows)
 
     # ------------------------------------------------------------------ when to look at what
 

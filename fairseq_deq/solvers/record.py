@@ -57,6 +57,7 @@ class LaneRecord:
         abandoned: frozen without having converged.
         restarted: its next step starts without a history.
         plain: it goes on without the preconditioner.
+        alone: it goes on without a history, by damped fixed-point iteration.
     """
 
     best_distance: Array
@@ -72,6 +73,7 @@ class LaneRecord:
     abandoned: Array
     restarted: Array
     plain: Array
+    alone: Array
 
     @classmethod
     def start(cls, lanes: int, tau: float, device: torch.device) -> LaneRecord:
@@ -97,6 +99,7 @@ class LaneRecord:
             abandoned=column(False, xp.bool),
             restarted=column(False, xp.bool),  # at the start there is no history to be forgotten
             plain=column(False, xp.bool),
+            alone=column(False, xp.bool),
         )
 
     def rows(self, index: Array) -> LaneRecord:
@@ -137,19 +140,26 @@ class LaneRecord:
         far = (last > GROWTH_LIMIT * self.best_distance) | xp.isinf(last)
         return self.moving & (far | (self.since_best >= patience))
 
-    def restart(self, lanes: Array, preconditioned: bool) -> None:
+    def restart(self, lanes: Array, tau: float) -> None:
         """Lanes (n,) bool start again from their best state, without a history; at last they are abandoned.
 
-        A lane that has gone with the preconditioner goes on without it, one without with half the step.
+        The first restart halves the step, since many a lane overshoots. The second takes full steps without
+        the preconditioner, and goes on without a history: near a kink of f the history misleads, where plain
+        iteration goes straight through. From then on both take turns, with ever smaller steps. A lane that
+        exploded does without the preconditioner at once.
+
+        Args:
+            lanes: which lanes.
+            tau: step length at the start of the solve.
         """
-        xp = namespace(self.tau)
-        if preconditioned:
-            halved = lanes & self.plain
-            self.plain = self.plain | lanes
-        else:
-            halved = lanes
-        self.tau = xp.where(halved, 0.5 * self.tau, self.tau)
-        self.restarts = self.restarts + lanes
+        xp, last = namespace(self.tau), self.last_distance
+        number = self.restarts + lanes
+        even = number % 2 == 0
+        exploded = (last > GROWTH_LIMIT * self.best_distance) | xp.isinf(last)
+        self.plain = self.plain | (lanes & (exploded | (number >= 2)))
+        self.alone = xp.where(lanes, even, self.alone)
+        self.tau = xp.where(lanes, tau * 0.5 ** ((number + 1) // 2 - even * 1), self.tau)
+        self.restarts = number
         self.restarted = self.restarted | lanes
         self.since_best = self.since_best * ~lanes
         abandoned = lanes & (self.restarts > MAX_RESTARTS)
@@ -190,6 +200,7 @@ class LaneRecord:
         self.restarts = self.restarts * ~woken
         self.tau = xp.where(woken, tau, self.tau)
         self.plain = self.plain & ~woken
+        self.alone = self.alone & ~woken
         self.restarted = self.restarted | woken
         self.moving = self.moving | woken
         return stale
