@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 if fairseq_is_installed():
     require_fairseq()
-    from .fairseq_remedies import install
+    from .patches import install
 
     install()
     from . import criterions, models, optim, tasks  # noqa: F401  (each registers itself with fairseq)

@@ -12,7 +12,7 @@ from ..generation.hub import LanguageModelHub
 class DEQLanguageModel(FairseqLanguageModel):
     """A language model of one layer at its equilibrium."""
 
-    # fairseq announces the number of finished updates one too late for validation; see fairseq_remedies.
+    # fairseq announces the number of finished updates one too late for validation; see patches.
     counts_finished_updates = True
 
     @classmethod

@@ -15,8 +15,8 @@ from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageMode
 from torch import Tensor
 
 from ..errors import OptionError
-from ..fairseq_remedies._patch import replace
 from ..modules.memory import Memory
+from ..patches._patch import replace
 from ._streams import StreamBatches, StreamIterator, StreamText
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from fairseq.distributed import utils as distributed_utils
 from omegaconf import OmegaConf
 
 import fairseq_deq
-from fairseq_deq.fairseq_remedies import distributed
+from fairseq_deq.patches import distributed
 
 
 def evaluate(run, data_bin, checkpoint, evaluation, overrides):

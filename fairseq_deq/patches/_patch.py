@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-_MARK = "_fairseq_deq_remedy"
+_MARK = "_fairseq_deq_patch"
 
 
 def replace(owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:

@@ -105,7 +105,7 @@ def _spawn_on_cpu(cfg: Any, main: Callable[..., Any], kwargs: dict[str, Any]) ->
 
 
 def _run_process(i: int, main: Callable[..., Any], cfg: Any, kwargs: dict[str, Any]) -> None:
-    # A function of this module, so that a new process has the remedies before it runs anything of fairseq.
+    # A function of this module, so that a new process has the patches before it runs anything of fairseq.
     from fairseq.distributed import utils as distributed_utils
 
     distributed_utils.distributed_main(i, main, cfg, kwargs)

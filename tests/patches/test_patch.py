@@ -1,4 +1,4 @@
-"""Replacing functions: once for each remedy, and all remedies of one function together."""
+"""Replacing functions: once for each patch, and all patches of one function together."""
 
 import types
 
@@ -8,8 +8,8 @@ from fairseq.data import data_utils
 from fairseq.distributed import utils as distributed_utils
 from fairseq.tasks.fairseq_task import FairseqTask
 
-from fairseq_deq.fairseq_remedies import install
-from fairseq_deq.fairseq_remedies._patch import replace
+from fairseq_deq.patches import install
+from fairseq_deq.patches._patch import replace
 
 
 def depth(function):

@@ -10,7 +10,7 @@ from fairseq.sequence_scorer import SequenceScorer
 from fairseq.tasks.fairseq_task import FairseqTask
 from models.builders import build, dictionary, task
 
-import fairseq_deq  # noqa: F401  (installs the remedies)
+import fairseq_deq  # noqa: F401  (installs the patches)
 from fairseq_deq.generation.generator import PrefillingGenerator
 
 

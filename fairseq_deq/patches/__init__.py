@@ -1,6 +1,6 @@
-"""Remedies for faults of fairseq on today's torch and numpy.
+"""Patches for faults of fairseq on today's torch and numpy.
 
-Each remedy is a function whose docstring names the fault. None edits a file of fairseq, does anything where
+Each patch is a function whose docstring names the fault. None edits a file of fairseq, does anything where
 the fault is absent, or acts twice; `install` applies all of them.
 """
 
@@ -41,7 +41,7 @@ from .updates import announce_finished_updates
 from .words import count_words_of_subwords
 
 # Where several wrap the same function, a later one is the outer one.
-REMEDIES = (
+PATCHES = (
     give_fairseq_np_compat,
     load_checkpoints_with_safe_globals,
     broadcast_checkpoints_with_safe_globals,
@@ -75,6 +75,6 @@ REMEDIES = (
 
 
 def install() -> None:
-    """Apply every remedy; calling it again changes nothing."""
-    for remedy in REMEDIES:
-        remedy()
+    """Apply every patch; calling it again changes nothing."""
+    for patch in PATCHES:
+        patch()

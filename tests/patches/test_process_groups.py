@@ -9,7 +9,7 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq_cli import eval_lm
 from omegaconf import OmegaConf
 
-import fairseq_deq  # noqa: F401  (installs the remedies)
+import fairseq_deq  # noqa: F401  (installs the patches)
 
 
 @pytest.fixture
