@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import collections
 import io
-import os
 import pickle
-import shutil
 import typing
 from collections.abc import Callable
 from typing import Any
@@ -95,55 +93,3 @@ def _safe_globals() -> list[Any]:
         *numpy_types,
         *numpy_functions,
     ]
-
-
-def copy_and_rename_atomically() -> None:
-    """Keep checkpoint_last.pt and checkpoint_best.pt whole when the process is killed.
-
-    The fault: fairseq writes a checkpoint beside its place and renames it, but then copies it onto
-    checkpoint_last.pt and checkpoint_best.pt byte by byte. A kill during the copy leaves a truncated file
-    there, on which the next start dies with an EOFError. Nothing is flushed to the disk before a rename
-    either, so that a power cut can leave an empty file under the final name.
-    """
-    from fairseq.file_io import PathManager
-
-    replace(PathManager, "copy", _atomic_copy)
-    replace(PathManager, "rename", _flushed_rename)
-
-
-def _atomic_copy(copy: Callable[..., Any]) -> Callable[..., Any]:
-    from fairseq.file_io import PathManager
-
-    def wrapper(src_path: str, dst_path: str, overwrite: bool = False) -> Any:
-        # fairseq's own copy replaces a file on disk whatever `overwrite` says, and so does this one.
-        if not PathManager.supports_rename(src_path) or not PathManager.supports_rename(dst_path):
-            return copy(src_path, dst_path, overwrite=overwrite)
-        temporary = dst_path + ".tmp"
-        shutil.copyfile(src_path, temporary)
-        _flush_to_disk(temporary)
-        os.replace(temporary, dst_path)
-        _flush_to_disk(os.path.dirname(dst_path) or ".")
-        return dst_path
-
-    return wrapper
-
-
-def _flushed_rename(rename: Callable[..., None]) -> Callable[..., None]:
-    def wrapper(src: str, dst: str) -> None:
-        _flush_to_disk(src)
-        rename(src, dst)
-        _flush_to_disk(os.path.dirname(dst) or ".")
-
-    return wrapper
-
-
-def _flush_to_disk(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        # Some network file systems cannot flush a folder; the rename itself is still atomic there.
-        if not os.path.isdir(path):
-            raise
-    finally:
-        os.close(descriptor)
