@@ -100,10 +100,12 @@ def _about_a_file(error: OSError, cfg: Any) -> str | None:
 
 def _option_of(path: str, cfg: Any) -> str:
     """The option that names the file, with a space; nothing where none does."""
+    from omegaconf import OmegaConf
+
     for group in cfg if hasattr(cfg, "keys") else ():
         options = cfg.get(group)
         for name in options if hasattr(options, "keys") else ():
-            value = None if options._is_missing(name) else options.get(name)
+            value = None if OmegaConf.is_missing(options, name) else options.get(name)
             is_within = isinstance(value, str) and value and (path == value or path.startswith(f"{value}/"))
             if is_within and not name.startswith("_"):
                 return "" if name == "data" else f"{flag(name)} "
