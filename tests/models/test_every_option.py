@@ -96,7 +96,14 @@ FAMILIES = {
     ),
     "trellis": (DEQTrellisNetLanguageModel, DEQTrellisNetConfig, {"nhid": 8, "f_damping": 0.9}, TRELLIS),
 }
-CASES = [(family, name) for family, (*_, table) in FAMILIES.items() for name in table]
+# A Transformer's f closes with a norm: its states have a root mean square of 1, and rel is abs.
+EQUAL = [("transformer", "stop_mode")]
+CASES = [
+    (family, name)
+    for family, (*_, table) in FAMILIES.items()
+    for name in table
+    if (family, name) not in EQUAL
+]
 
 
 class Task:
@@ -111,9 +118,6 @@ def fingerprint(family, options):
     model_class, config, small, _ = FAMILIES[family]
     torch.manual_seed(0)
     model = model_class.build_model(config(**(SMALL | small | OF_THE_TASK | options)), task()).double()
-    for name, parameter in model.named_parameters():
-        if "norm" in name and name.endswith("weight"):  # or states have size 1, and rel is abs
-            parameter.data.mul_(2.0)
     criterion = DEQLanguageModelLoss(Task(), sentence_avg=False)
     model.set_num_updates(3)
     found = []
