@@ -90,7 +90,7 @@ def test_a_memory_of_another_width_is_refused(in_process, refused, data_bin, tmp
     torch.save(state, path)
     options = (*TRAINING, "--save-dir", tmp_path, *CONTINUED, "4")
     sentence = refused("fairseq-train", data_bin, *options).text
-    assert "the checkpoint's memory has 8 channels, and the model 16" in sentence
+    assert "the checkpoint's memory has 8 channels, the model 16" in sentence
 
 
 def test_what_training_leaves_out_is_said(whole):
