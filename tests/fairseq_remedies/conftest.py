@@ -1,3 +1,0 @@
-"""Importing the package installs the remedies, for the tests that call fairseq alone."""
-
-import fairseq_deq  # noqa: F401

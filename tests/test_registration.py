@@ -1,0 +1,41 @@
+"""fairseq gets to know the package when it is asked for, and not by the solvers alone."""
+
+import subprocess
+import sys
+
+import pytest
+
+STATE = """
+import logging, sys
+from fairseq.distributed import utils
+from fairseq.models import MODEL_REGISTRY
+from fairseq.tasks import TASK_REGISTRY
+names = "deq_transformer_lm" in MODEL_REGISTRY, "copy_memory" in TASK_REGISTRY
+print(*names, hasattr(utils.call_main, "__wrapped__"), logging.getLogger().level == logging.DEBUG)
+"""
+
+
+def run(program):
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import fairseq_deq",
+        "import fairseq\nimport fairseq_deq",
+        "from fairseq_deq.models.deq_transformer_lm import DEQTransformerLanguageModel",
+    ],
+)
+def test_the_package_registers_and_leaves_the_root_logger_as_python_has_it(program):
+    assert run(program + STATE) == ["True", "True", "True", "False"]
+
+
+def test_the_solvers_import_nothing_of_fairseq_and_leave_it_as_it_is():
+    program = (
+        "import sys, fairseq_deq.solvers, fairseq_deq.implicit, fairseq_deq.jacobian\n"
+        "print(sum(name.split('.')[0] in ('fairseq', 'fairseq_cli', 'hydra') for name in sys.modules))"
+    )
+    assert run(program + STATE)[:4] == ["0", "False", "False", "False"]
