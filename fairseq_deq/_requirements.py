@@ -10,7 +10,9 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-TORCH_MINIMUM = "1.13"
+# Before 2.10 a checkpoint can corrupt memory (CVE-2026-24747), before 2.6 run code (CVE-2025-32434). setup.py
+# reads this line too.
+TORCH_MINIMUM = "2.10"
 NUMPY_MINIMUM = "1.21"
 FAIRSEQ_MINIMUM = "0.12.2"
 

@@ -11,7 +11,7 @@ from .batching import batch_alike_after_resuming, keep_last_batch
 from .checkpoints import (
     broadcast_checkpoints_with_safe_globals,
     copy_and_rename_atomically,
-    load_checkpoints_with_safe_globals,
+    read_checkpoints_as_data,
 )
 from .dictionaries import refuse_other_dictionaries
 from .distributed import (
@@ -27,6 +27,7 @@ from .evaluation import (
     refuse_to_skip_blocks,
 )
 from .inputs import explain_missing_text, explain_unusable_checkpoints
+from .literals import read_strings_as_literals
 from .numpy2 import give_fairseq_np_compat
 from .options import (
     accept_user_dir_of_imported_package,
@@ -43,7 +44,8 @@ from .words import count_words_of_subwords
 # Where several wrap the same function, a later one is the outer one.
 PATCHES = (
     give_fairseq_np_compat,
-    load_checkpoints_with_safe_globals,
+    read_strings_as_literals,
+    read_checkpoints_as_data,
     broadcast_checkpoints_with_safe_globals,
     copy_and_rename_atomically,
     refuse_other_dictionaries,

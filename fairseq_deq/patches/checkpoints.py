@@ -4,34 +4,152 @@ from __future__ import annotations
 
 import argparse
 import collections
-import io
+import contextlib
+import inspect
+import logging
 import os
-import pickle
 import shutil
+import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
 import torch
 
+from ..checkpoint_file import read_checkpoint
+from ..errors import OptionError
 from ._patch import replace
 
+logger = logging.getLogger(__name__)
 
-def load_checkpoints_with_safe_globals() -> None:
-    """Load checkpoints that hold a configuration object or a numpy number.
+# Whether what is being loaded must be a language model.
+_wants_language_models: ContextVar[bool] = ContextVar("fairseq_deq_wants_language_models", default=False)
 
-    The fault: torch 2.6 made `torch.load` refuse everything but tensors and plain containers. fairseq's
-    checkpoints hold an `argparse.Namespace` for every component without a dataclass (`--optimizer sgd`,
-    older checkpoints) and whatever numbers a criterion logged, and so do not load any more. The list below
-    is allowed while fairseq loads a checkpoint, and only then; arbitrary objects stay refused.
+
+def read_checkpoints_as_data() -> None:
+    """Read checkpoints without calling or evaluating anything that they name, and notice damage.
+
+    The faults: `torch.load` as fairseq calls it neither compares the checksums of the file, so that a bit
+    that has changed changes the perplexity in silence, nor loads the `argparse.Namespace` in which fairseq
+    keeps the options of every component without a dataclass (`--optimizer sgd`); and an environment variable
+    turns its care off. fairseq then looks up the interpolations and addresses that a file's options hold.
     """
     from fairseq import checkpoint_utils
 
-    if _torch_loads_any_object():
-        return
-    replace(checkpoint_utils, "load_checkpoint_to_cpu", _with_safe_globals)
-    replace(checkpoint_utils, "load_ema_from_checkpoint", _with_safe_globals)
+    if getattr(checkpoint_utils, "torch", None) is torch:
+        checkpoint_utils.torch = _TorchThatReadsData()
+    replace(checkpoint_utils, "load_checkpoint_to_cpu", _with_overrides_checked)
+    replace(checkpoint_utils, "load_model_ensemble_and_task", _with_settings_of_the_file)
+    replace(checkpoint_utils, "torch_persistent_save", _with_plain_numbers)
+
+
+class _TorchThatReadsData(types.ModuleType):
+    """torch, whose `load` reads checkpoints as data."""
+
+    def __init__(self) -> None:
+        super().__init__("torch")
+
+    def load(self, file: Any, map_location: Any = "cpu", **_ignored: Any) -> Any:
+        return read_checkpoint(file, map_location)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+def _with_overrides_checked(load: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapper(
+        path: str, arg_overrides: Mapping[str, Any] | None = None, load_on_all_ranks: bool = False
+    ) -> Any:
+        is_named = isinstance(arg_overrides, Mapping) and all(isinstance(key, str) for key in arg_overrides)
+        if arg_overrides is not None and not is_named:
+            raise OptionError(
+                f"--model-overrides must name options, such as \"{{'f_thres': 60}}\", got {arg_overrides}"
+            )
+        state = load(path, arg_overrides, load_on_all_ranks)
+        if _wants_language_models.get():
+            _refuse_other_models(path, state)
+        return state
+
+    return wrapper
+
+
+def _with_settings_of_the_file(load: Callable[..., Any]) -> Callable[..., Any]:
+    """Where the task is one of language modeling, refuse other models, and begin texts as training did."""
+    signature = inspect.signature(load)
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        from fairseq.tasks.language_modeling import LanguageModelingTask
+
+        given = signature.bind(*args, **kwargs).arguments.get("task")
+        is_one = isinstance(given, LanguageModelingTask)
+        token = _wants_language_models.set(is_one or _wants_language_models.get())
+        try:
+            models, cfg, task = load(*args, **kwargs)
+        finally:
+            _wants_language_models.reset(token)
+        if is_one:
+            _take_over_bos(task, cfg)
+        return models, cfg, task
+
+    return wrapper
+
+
+@contextlib.contextmanager
+def wanting_language_models() -> Iterator[None]:
+    """Refuse checkpoints of other models within, whichever task they name."""
+    token = _wants_language_models.set(True)
+    try:
+        yield
+    finally:
+        _wants_language_models.reset(token)
+
+
+def _refuse_other_models(path: str, state: Mapping[str, Any]) -> None:
+    from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY, FairseqLanguageModel
+
+    model = getattr(state.get("cfg"), "model", None)
+    name = getattr(model, "_name", None) or getattr(model or state.get("args"), "arch", None)
+    built = MODEL_REGISTRY.get(name) or ARCH_MODEL_REGISTRY.get(name)
+    if built is not None and not issubclass(built, FairseqLanguageModel):
+        raise OptionError(
+            f"{path} is a checkpoint of {name}, which is no language model; give one that fairseq-train "
+            "saved with a task of language modeling"
+        )
+    if built is None:
+        raise OptionError(
+            f"{path} is a checkpoint of a model {name!r} that is not there; give the --user-dir that it was "
+            "trained with"
+        )
+
+
+def _take_over_bos(task: Any, cfg: Any) -> None:
+    """Let texts begin with the token that they began with in training (`--add-bos-token`)."""
+    trained = bool(getattr(getattr(cfg, "task", None), "add_bos_token", False))
+    if bool(getattr(task.args, "add_bos_token", False)) != trained:
+        logger.info("--add-bos-token %s, as in the training of the checkpoint", str(trained).lower())
+        task.args.add_bos_token = trained
+
+
+def _with_plain_numbers(save: Callable[..., None]) -> Callable[..., None]:
+    """Save numpy's numbers as Python's: as they are, the file would be more than data."""
+
+    def wrapper(obj: Any, *args: Any, **kwargs: Any) -> None:
+        save(_plain(obj), *args, **kwargs)
+
+    return wrapper
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    # Only what must change is made anew: other containers keep their type and identity.
+    if type(value) is dict:
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_plain(item) for item in value)
+    return value
 
 
 def broadcast_checkpoints_with_safe_globals() -> None:
@@ -39,24 +157,11 @@ def broadcast_checkpoints_with_safe_globals() -> None:
 
     The fault: rank 0 loads the checkpoint and sends it to the others, which read it by a `torch.load` that
     since torch 2.6 refuses the omegaconf configuration in it; every resume of a multi-process run ends in
-    an UnpicklingError.
+    an UnpicklingError. What is allowed here comes from a process of the same run, and not from a file.
     """
     from fairseq.distributed import utils as distributed_utils
 
-    if _torch_loads_any_object():
-        return
     replace(distributed_utils, "_broadcast_object_slow", _with_safe_globals)
-
-
-def _torch_loads_any_object() -> bool:
-    buffer = io.BytesIO()
-    torch.save(argparse.Namespace(), buffer)
-    buffer.seek(0)
-    try:
-        torch.load(buffer)
-    except pickle.UnpicklingError:
-        return False
-    return True
 
 
 def _with_safe_globals(load: Callable[..., Any]) -> Callable[..., Any]:
@@ -72,15 +177,6 @@ def _safe_globals() -> list[Any]:
     from omegaconf import DictConfig, ListConfig, base, nodes
 
     nodes_of_config = [value for value in vars(nodes).values() if isinstance(value, type)]
-    numpy_core = getattr(np, "_core", None) or np.core
-    numpy_types = [np.dtype, np.ndarray, *(type(np.dtype(kind)) for kind in "?bhilqBHILQefd")]
-    scalar, reconstruct = numpy_core.multiarray.scalar, numpy_core.multiarray._reconstruct
-    # numpy 1 and numpy 2 name the same functions differently in what they pickle.
-    numpy_functions: list[Any] = [
-        (function, f"numpy.{core}.multiarray.{name}")
-        for core in ("core", "_core")
-        for function, name in ((scalar, "scalar"), (reconstruct, "_reconstruct"))
-    ]
     return [
         argparse.Namespace,
         collections.defaultdict,
@@ -92,8 +188,6 @@ def _safe_globals() -> list[Any]:
         *nodes_of_config,
         (typing.Any, "typing.Any"),
         *(bool, dict, float, int, list, set, str, tuple),
-        *numpy_types,
-        *numpy_functions,
     ]
 
 

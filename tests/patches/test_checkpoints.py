@@ -9,6 +9,9 @@ import pytest
 import torch
 from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
+from omegaconf import OmegaConf
+
+from fairseq_deq.errors import OptionError
 
 
 class SomeObject:
@@ -33,16 +36,31 @@ def test_a_run_with_sgd_resumes(in_process, tiny_training, tmp_path):
     assert state["optimizer_history"][-1]["num_updates"] == 2
 
 
-@pytest.mark.parametrize("number", [np.float64(2.5), np.float32(2.5), np.int64(2), np.array([1.0, 2.0])])
-def test_numpy_numbers_in_a_checkpoint_load(tiny_checkpoint, tmp_path, number):
-    path = with_extra(tiny_checkpoint, tmp_path / "numbers.pt", number)
+@pytest.mark.parametrize("number", [np.float64(2.5), np.float32(2.5), np.int64(2)])
+def test_numpy_numbers_are_saved_as_plain_ones(tiny_checkpoint, tmp_path, number):
+    state = torch.load(tiny_checkpoint, weights_only=False)
+    state["extra_state"]["found"] = [number, {"a": (number,)}]
+    path = str(tmp_path / "numbers.pt")
+    checkpoint_utils.torch_persistent_save(state, path)
     found = checkpoint_utils.load_checkpoint_to_cpu(path)["extra_state"]["found"]
-    assert np.array_equal(found, number)
+    assert found == [number, {"a": (number,)}]
+    assert type(found[0]) in (int, float)
 
 
-def test_arbitrary_objects_stay_refused(tiny_checkpoint, tmp_path):
+@pytest.mark.parametrize("value", [SomeObject(), np.float64(1), np.zeros(2), OmegaConf.create({"a": 1})])
+def test_what_is_more_than_data_is_refused_in_a_sentence(tiny_checkpoint, tmp_path, value):
+    path = with_extra(tiny_checkpoint, tmp_path / "object.pt", value)
+    with pytest.raises(OptionError, match=r"holds more than data \(.*convert_checkpoint") as refused:
+        checkpoint_utils.load_checkpoint_to_cpu(path)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_variable_that_switches_the_care_of_torch_off_changes_nothing(
+    monkeypatch, tiny_checkpoint, tmp_path
+):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     path = with_extra(tiny_checkpoint, tmp_path / "object.pt", SomeObject())
-    with pytest.raises(pickle.UnpicklingError, match="SomeObject"):
+    with pytest.raises(OptionError, match="holds more than data"):
         checkpoint_utils.load_checkpoint_to_cpu(path)
 
 
@@ -50,6 +68,12 @@ def test_only_fairseq_may_load_what_is_allowed_for_it(tmp_path):
     torch.save(argparse.Namespace(), tmp_path / "namespace.pt")
     with pytest.raises(pickle.UnpicklingError):
         torch.load(tmp_path / "namespace.pt")
+
+
+@pytest.mark.parametrize("overrides", [{1: 2}, {None: 1}, [1]])
+def test_overrides_that_name_nothing_are_refused(tiny_checkpoint, overrides):
+    with pytest.raises(OptionError, match="--model-overrides must name options"):
+        checkpoint_utils.load_checkpoint_to_cpu(str(tiny_checkpoint), overrides)
 
 
 def test_a_kill_during_a_copy_leaves_the_old_file_whole(monkeypatch, tmp_path):
