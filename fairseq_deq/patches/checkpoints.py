@@ -87,6 +87,15 @@ def _with_settings_of_the_file(load: Callable[..., Any]) -> Callable[..., Any]:
         token = _wants_language_models.set(is_one or _wants_language_models.get())
         try:
             models, cfg, task = load(*args, **kwargs)
+        except (OptionError, OSError, RuntimeError):
+            raise
+        except Exception as error:  # options of a file can be wrong in any way
+            names = ", ".join(signature.bind(*args, **kwargs).arguments["filenames"])
+            reason = (str(error).strip().splitlines() or [""])[0][:160]
+            raise OptionError(
+                f"the model of {names} cannot be built from its options ({type(error).__name__}: {reason}); "
+                "was it trained with this version of fairseq, and does --model-overrides keep its sizes?"
+            ) from error
         finally:
             _wants_language_models.reset(token)
         if is_one:
