@@ -23,7 +23,7 @@ import torch
 from .checkpoint_file import check_file, read_checkpoint
 from .errors import OptionError
 
-_ROOTS = ("bpe", "tokenizer")
+_FOR_TEXT = ("bpe", "tokenizer")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -72,8 +72,9 @@ def convert(old: str, new: str, trusted: bool) -> None:
         )
     state = plain(torch.load(old, map_location="cpu", weights_only=False))
     cfg = state.get("cfg") if isinstance(state, dict) else None
-    for name in _ROOTS:
-        if isinstance(cfg, dict) and cfg.pop(name, None) is not None:
+    for name in _FOR_TEXT:
+        if isinstance(cfg, dict) and cfg.get(name) is not None:
+            cfg[name] = None
             print(f"left out: the options of {name}")
     unfinished = f"{new}.tmp{os.getpid()}"
     try:
@@ -96,10 +97,12 @@ def plain(value: Any) -> Any:
     Raises:
         OptionError: there is an object that none of these can stand for.
     """
-    if value is None or isinstance(value, (bool, int, float, str, bytes, torch.Tensor)):
-        return value.value if isinstance(value, enum.Enum) else value
-    if isinstance(value, np.generic):
+    if isinstance(value, np.generic):  # some are numbers of Python too
         return value.item()
+    if isinstance(value, enum.Enum):
+        return plain(value.value)
+    if value is None or isinstance(value, (bool, int, float, str, bytes, torch.Tensor)):
+        return value
     if isinstance(value, np.ndarray) and value.dtype != object:
         return torch.from_numpy(value.copy())
     if type(value).__module__.partition(".")[0] == "omegaconf":
@@ -113,8 +116,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple, set)):
         kind = type(value) if type(value) in (list, tuple, set) else list
         return kind([plain(item) for item in value])
-    if isinstance(value, enum.Enum):
-        return plain(value.value)
     raise OptionError(
         f"the checkpoint holds a {type(value).__module__}.{type(value).__qualname__}, which no tensor, "
         "number, string or container can stand for"

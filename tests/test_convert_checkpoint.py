@@ -30,7 +30,7 @@ def old(deq_checkpoint, tmp_path):
     state["extra_state"]["history"] = np.arange(3)
     state["cfg"]["bpe"] = {"_name": "gpt2", "gpt2_encoder_json": "https://host/encoder.json"}
     state["cfg"] = OmegaConf.create(state["cfg"], flags={"allow_objects": True})
-    state["optimizer_history"].append(argparse.Namespace(a=np.int64(1)))
+    state["extra_state"]["named"] = argparse.Namespace(a=np.int64(1))
     torch.save(state, tmp_path / "old.pt")
     return tmp_path / "old.pt"
 
@@ -56,7 +56,7 @@ def test_what_it_writes_is_data_and_evaluates_as_before(
     state = read_checkpoint(tmp_path / "new.pt")
     assert state["extra_state"]["best"] == 2.5
     assert torch.equal(state["extra_state"]["history"], torch.arange(3))
-    assert state["optimizer_history"][-1] == argparse.Namespace(a=1)
+    assert state["extra_state"]["named"] == argparse.Namespace(a=1)
     printed = [
         in_process("fairseq-eval-lm", data_bin, "--path", path, *evaluation).text.rpartition("Loss")[2]
         for path in (deq_checkpoint, tmp_path / "new.pt")

@@ -13,6 +13,7 @@ from .checkpoints import (
     copy_and_rename_atomically,
     read_checkpoints_as_data,
 )
+from .data import check_texts_when_opened, keep_fingerprints_of_data
 from .dictionaries import refuse_other_dictionaries
 from .distributed import (
     leave_process_groups,
@@ -50,6 +51,8 @@ PATCHES = (
     copy_and_rename_atomically,
     refuse_other_dictionaries,
     explain_unusable_checkpoints,
+    check_texts_when_opened,
+    keep_fingerprints_of_data,
     explain_missing_text,
     keep_last_batch,
     batch_alike_after_resuming,
