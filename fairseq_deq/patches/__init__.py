@@ -37,8 +37,9 @@ from .options import (
     explain_precision_without_device,
 )
 from .precision import autocast_on_the_cpu
-from .prompts import take_prompts_whole, warn_of_unknown_words
+from .prompts import read_names_of_symbols_as_words, read_prompts_as_text, take_prompts_whole
 from .sentences import say_option_errors_in_one_sentence
+from .solves import report_solves_of_tools
 from .updates import announce_finished_updates
 from .words import count_words_of_subwords
 
@@ -73,8 +74,10 @@ PATCHES = (
     autocast_on_the_cpu,
     stop_diverged_runs_with_advice,
     announce_finished_updates,
-    warn_of_unknown_words,
+    read_prompts_as_text,
+    read_names_of_symbols_as_words,
     take_prompts_whole,
+    report_solves_of_tools,
     say_option_errors_in_one_sentence,  # last: it catches what the others raise
 )
 

@@ -52,10 +52,22 @@ class _TorchThatReadsData(types.ModuleType):
         super().__init__("torch")
 
     def load(self, file: Any, map_location: Any = "cpu", **_ignored: Any) -> Any:
-        return read_checkpoint(file, map_location)
+        state = read_checkpoint(file, map_location)
+        if _wants_language_models.get():
+            _leave_tokenizers_out(state)
+        return state
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)
+
+
+def _leave_tokenizers_out(state: dict[str, Any]) -> None:
+    """Let who loads a language model name its tokeniser and BPE: a file could name any other file."""
+    for name in ("tokenizer", "bpe"):
+        own = (state.get("cfg") or {}).get(name)
+        if own is not None:
+            logger.info("the checkpoint's own options of %s are not used; name it where you load it", name)
+            state["cfg"][name] = None
 
 
 def _with_overrides_checked(load: Callable[..., Any]) -> Callable[..., Any]:

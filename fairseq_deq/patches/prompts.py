@@ -1,36 +1,76 @@
-"""What fairseq does with prompts, and what it does not say about them."""
+"""What fairseq does with raw text, and what it does not say about it."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ._patch import replace
 
-logger = logging.getLogger(__name__)
 
+def read_prompts_as_text() -> None:
+    """Give fairseq-interactive the one way in for raw text.
 
-def warn_of_unknown_words() -> None:
-    """Say how many words of a prompt the dictionary does not have.
-
-    The fault: they silently become <unk>, and the continuation follows from those.
+    The faults: words that the dictionary does not have silently become <unk>, and the continuation follows
+    from those; a byte order mark makes the first word one of them; and a line that is not UTF-8 ends in a
+    UnicodeDecodeError that names no line, with those before it in the buffer unanswered.
     """
+    import fairseq_cli.interactive as tool
     from fairseq.tasks.fairseq_task import FairseqTask
 
-    replace(FairseqTask, "get_interactive_tokens_and_lengths", _with_unknown_words_counted)
+    replace(tool, "buffered_read", _reading_text)
+    replace(FairseqTask, "get_interactive_tokens_and_lengths", _encoding_text)
 
 
-def _with_unknown_words_counted(encode: Callable[..., Any]) -> Callable[..., Any]:
+def _reading_text(_buffered_read: Callable[..., Any]) -> Callable[..., Any]:
+    from ..generation.text import in_buffers, read_lines
+
+    def wrapper(input: str, buffer_size: int) -> Iterator[list[str]]:
+        return in_buffers(read_lines(input), buffer_size)
+
+    return wrapper
+
+
+def _encoding_text(_encode: Callable[..., Any]) -> Callable[..., Any]:
+    from ..generation.text import TextEncoder
+
     def wrapper(self: Any, lines: list[str], encode_fn: Callable[[str], str]) -> Any:
-        tokens, lengths = encode(self, lines, encode_fn)
-        unk = self.source_dictionary.unk()
-        for line, ids in zip(lines, tokens):
-            unknown = int((ids == unk).sum())
-            if unknown:
-                words = ids.numel() - 1  # the last is the end of sentence
-                logger.warning("%d of %d words are not in the dictionary: %s", unknown, words, line.strip())
-        return tokens, lengths
+        encoder = TextEncoder(self.source_dictionary, encode_fn)
+        encoded = [encoder(line) for line in lines]
+        for line in encoded:
+            line.warn_of_unknown()
+        tokens = [line.tokens for line in encoded]
+        return tokens, [row.numel() for row in tokens]
+
+    return wrapper
+
+
+def read_names_of_symbols_as_words() -> None:
+    """Take the names of a dictionary's own symbols for unknown words where a text has them.
+
+    The fault: `<pad>` in a text becomes the padding symbol, which fairseq-eval-lm, fairseq-validate and the
+    generator each count in another way, so that none of their numbers is right; `<s>` and `</s>` likewise
+    become the marks of a beginning and an end that are not there.
+    """
+    from fairseq.data import Dictionary
+
+    replace(Dictionary, "encode_line", _with_symbols_unknown)
+
+
+def _with_symbols_unknown(encode_line: Callable[..., Any]) -> Callable[..., Any]:
+    from fairseq.tokenizer import tokenize_line
+
+    from ..generation.text import own_symbols
+
+    def wrapper(
+        self: Any, line: Any, line_tokenizer: Callable[..., Any] = tokenize_line, *args: Any, **kwargs: Any
+    ) -> Any:
+        names, unk = {self[i] for i in own_symbols(self)}, self[self.unk()]
+
+        def words(text: Any) -> list[Any]:
+            return [unk if word in names else word for word in line_tokenizer(text)]
+
+        return encode_line(self, line, words, *args, **kwargs)
 
     return wrapper
 
