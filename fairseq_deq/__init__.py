@@ -1,16 +1,13 @@
 """Deep equilibrium language models for fairseq.
 
-With fairseq installed, importing the package (or naming it in `--user-dir`) registers its models, tasks,
-criterions and optimizers. Without fairseq, `solvers`, `implicit` and `jacobian` can be used on their own.
+Importing the package (or naming it in `--user-dir`) registers its models, tasks, criterions and optimizers
+with fairseq, at once where fairseq is in use and otherwise when it is imported. `fairseq_deq.solvers`,
+`.implicit` and `.jacobian` need no fairseq, import none of it, and leave one that is there as it is.
 """
 
-from ._requirements import fairseq_is_installed, require_fairseq
+from .registration import is_named_by_import, register_with_fairseq
 
 __version__ = "0.1.0"
 
-if fairseq_is_installed():
-    require_fairseq()
-    from .patches import install
-
-    install()
-    from . import criterions, models, optim, tasks  # noqa: F401  (each registers itself with fairseq)
+if is_named_by_import(__name__):
+    register_with_fairseq()

@@ -1,22 +1,94 @@
-"""Fields of the dataclasses from which fairseq makes its command line."""
+"""Fields of the dataclasses from which fairseq makes its command line, and the values that they may have."""
 
-from dataclasses import field
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import Field, dataclass, field, fields
+from enum import Enum
 from typing import Any
 
 from .errors import OptionError
 
 
-def option(default: Any, text: str) -> Any:
-    """A dataclass field with the help text that fairseq shows."""
-    return field(default=default, metadata={"help": text})
+@dataclass(frozen=True)
+class Range:
+    """Finite numbers between two bounds.
+
+    Attributes:
+        interval: as in mathematics, for example `[0, 1)` or `(0, inf)`.
+        also: a number outside that is valid too, None for none.
+    """
+
+    interval: str
+    also: float | None = None
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The lower and the upper bound."""
+        low, high = self.interval[1:-1].split(",")
+        return float(low), float(high)
+
+    def holds(self, value: Any, whole: bool) -> bool:
+        """Whether `value` is a number of the range, and a whole one if `whole`."""
+        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+            return False
+        if value == self.also:
+            return True
+        low, high = self.bounds
+        above = value > low if self.interval[0] == "(" else value >= low
+        below = value < high if self.interval[-1] == ")" else value <= high
+        return above and below and math.isfinite(value)
+
+    def check(self, name: str, value: Any, whole: bool) -> None:
+        """Refuse what is not such a number.
+
+        Args:
+            name: of the option.
+            value: its value.
+            whole: whether it must be a whole number.
+        Raises:
+            OptionError: with the option's name and the valid values.
+        """
+        if self.holds(value, whole):
+            return
+        is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+        kind = "" if is_number else "a whole number " if whole else "a number "
+        raise OptionError(f"{flag(name)} must be {kind}{self}, got {value!r}")
+
+    def __str__(self) -> str:
+        low, high = self.bounds
+        if high < math.inf:
+            text = f"in {self.interval}"
+        elif low == -math.inf:
+            text = "finite"
+        else:
+            text = f"{'above' if self.interval[0] == '(' else 'at least'} {low:g}"
+        return text if self.also is None else f"{text}, or {self.also:g}"
 
 
-def switch(default: bool, text: str) -> Any:
+def option(default: Any, text: str, valid: str | None = None, **counts_with: str) -> Any:
+    """A dataclass field with the help text that fairseq shows.
+
+    Args:
+        default: its value where none is given.
+        text: help.
+        valid: the interval of a number, as for `Range`; a number needs one.
+        counts_with: other options, each with the values (with commas between) that this one counts with
+            alone; `*` is any value that turns the other on.
+    """
+    metadata: dict[str, Any] = {"help": text, "counts_with": counts_with}
+    if valid is not None:
+        metadata["valid"] = Range(valid)
+    return field(default=default, metadata=metadata)
+
+
+def switch(default: bool, text: str, **counts_with: str) -> Any:
     """A field that is on as `--name` or `--name true`, and off as `--name false`.
 
     fairseq turns a plain bool that is on by default into a flag that turns it off.
     """
-    metadata = {"help": f"{text} (true or false)", "argparse_const": "true"}
+    metadata = {"help": f"{text} (true or false)", "argparse_const": "true", "counts_with": counts_with}
     return field(default="true" if default else "false", metadata=metadata)
 
 
@@ -28,5 +100,72 @@ def is_on(cfg: Any, name: str) -> bool:
     """
     value = str(getattr(cfg, name)).lower()
     if value not in ("true", "false"):
-        raise OptionError(f"--{name.replace('_', '-')} must be true or false, or stand alone; got {value!r}")
+        raise OptionError(f"{flag(name)} must be true or false, or stand alone; got {value!r}")
     return value == "true"
+
+
+def flag(name: str) -> str:
+    """The option as it is typed."""
+    return f"--{name.replace('_', '-')}"
+
+
+def check_values(cfg: Any, dataclass_of_options: type) -> None:
+    """Check every option that the dataclass gives a range, choices or a switch.
+
+    Args:
+        cfg: the options.
+        dataclass_of_options: their dataclass.
+    Raises:
+        OptionError: a value is not valid; the sentence names the option and the valid values.
+    """
+    for one in fields(dataclass_of_options):
+        value = getattr(cfg, one.name, None)
+        if value is None:
+            continue
+        valid = _metadata(dataclass_of_options, one.name, "valid")
+        if valid is not None:
+            valid.check(one.name, value, one.type in (int, "int"))
+        elif isinstance(one.type, type) and issubclass(one.type, Enum):
+            choices = [choice.value for choice in one.type]
+            if str(getattr(value, "value", value)) not in choices:
+                raise OptionError(f"{flag(one.name)} must be one of {', '.join(choices)}; got {str(value)!r}")
+        elif one.metadata.get("argparse_const") == "true":
+            is_on(cfg, one.name)
+
+
+def ignored(cfg: Any, dataclass_of_options: type) -> Iterator[tuple[str, str]]:
+    """The options that are not at their defaults and do not count, and why.
+
+    Args:
+        cfg: the options.
+        dataclass_of_options: their dataclass.
+    Returns:
+        pairs of an option's name and what it counts with.
+    """
+    for one in fields(dataclass_of_options):
+        conditions = _metadata(dataclass_of_options, one.name, "counts_with") or {}
+        for other, values in conditions.items():
+            found = str(getattr(cfg, other))
+            counts = found not in _OFF if values == "*" else found in values.split(",")
+            if not counts and _differs(getattr(cfg, one.name), one):
+                needed = values.replace(",", " or ") if values != "*" else "on"
+                yield one.name, f"{flag(other)} {needed}, and {flag(other)} is {found}"
+                break
+
+
+def _metadata(dataclass_of_options: type, name: str, key: str) -> Any:
+    """What a field says; where a named size gives it another default, what the field before said."""
+    for owner in dataclass_of_options.__mro__:
+        found = owner.__dict__.get("__dataclass_fields__", {}).get(name)
+        if found is not None and found.metadata.get(key):
+            return found.metadata[key]
+    return None
+
+
+_OFF = ("None", "", "0", "0.0", "false", "False")
+
+
+def _differs(value: Any, one: Field[Any]) -> bool:
+    default = one.default
+    value, default = (getattr(v, "value", v) for v in (value, default))
+    return str(value).lower() != str(default).lower() and value != default

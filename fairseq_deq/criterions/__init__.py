@@ -1,7 +1,7 @@
 """The loss, registered with fairseq."""
 
-from .._requirements import require_fairseq
+from ..registration import register
 
-require_fairseq()
+register()
 
 from . import deq_lm_loss  # noqa: E402, F401

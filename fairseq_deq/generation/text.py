@@ -127,7 +127,7 @@ def read_lines(name: str) -> Iterator[str]:
     Raises:
         OptionError: there is no such file, or the next line is not text; what came before has been given.
     """
-    if name != "-" and not os.path.isfile(name):
+    if name != "-" and (os.path.isdir(name) or not os.path.exists(name)):
         raise OptionError(f"--input: there is no text {name}")
     shown = "standard input" if name == "-" else name
     given = contextlib.nullcontext(getattr(sys.stdin, "buffer", sys.stdin))

@@ -8,8 +8,8 @@ if "." not in __name__:  # --user-dir imports a folder under its own name
         f"{os.path.dirname(os.path.dirname(__file__))}"
     )
 
-from .._requirements import require_fairseq
+from ..registration import register
 
-require_fairseq()
+register()
 
 from . import deq_transformer_lm, deq_trellisnet_lm  # noqa: E402, F401

@@ -1,6 +1,5 @@
 """The options that every DEQ language model has, and what they become."""
 
-import math
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -11,7 +10,7 @@ from ..errors import OptionError
 from ..implicit import GRADIENTS, GradientConfig
 from ..jacobian import PenaltySchedule
 from ..modules.weight_norm import Initializer
-from ..options import is_on, option, switch
+from ..options import check_values, is_on, option, switch
 from ..solvers import SolverConfig, linear_solver_names, solver_names
 from ..solvers.config import ACTIVE_SETS, POLICIES, SCOPES
 
@@ -29,26 +28,41 @@ Gradient = ChoiceEnum(list(GRADIENTS))
 class DEQLanguageModelConfig(FairseqDataclass):
     """Options of the embedding, the softmax, the solves and the pretraining phase."""
 
-    decoder_embed_dim: int = option(256, "width of the model, and of its embeddings")
-    dropout: float = option(0.0, "variational dropout, one mask a sample held through a whole solve")
+    decoder_embed_dim: int = option(256, "width of the model, and of its embeddings", valid="[1, 65536]")
+    dropout: float = option(
+        0.0, "variational dropout, one mask a sample held through a whole solve", valid="[0, 1)"
+    )
     wnorm: str = switch(False, "normalise the weights inside the layer (weight norm)")
     init: Init = option("normal", "initial weights: N(0, std), U(-range, range), or U(+-1/sqrt(fan_in))")
-    init_std: float = option(0.02, "standard deviation of --init normal")
-    init_range: float = option(0.05, "bound of --init uniform")
+    init_std: float = option(0.02, "standard deviation of --init normal", valid="(0, inf)", init="normal")
+    init_range: float = option(0.05, "bound of --init uniform", valid="(0, inf)", init="uniform")
     embed_std: float = option(
         0.0,
         "standard deviation of the initial embeddings, 0: 1/sqrt(width); --adaptive-input has fairseq's own",
+        valid="[0, inf)",
+        adaptive_input="false",
     )
 
     share_decoder_input_output_embed: str = switch(False, "tie the softmax to the input embedding")
     adaptive_input: str = switch(False, "use fairseq's adaptive input")
-    adaptive_input_cutoff: Optional[str] = option(None, "comma separated cut-offs of the adaptive input")
-    adaptive_input_factor: float = option(4.0, "factor by which the adaptive input's bands narrow")
+    adaptive_input_cutoff: Optional[str] = option(
+        None, "comma separated cut-offs of the adaptive input", adaptive_input="*"
+    )
+    adaptive_input_factor: float = option(
+        4.0, "factor by which the adaptive input's bands narrow", valid="[1, inf)", adaptive_input="*"
+    )
     adaptive_softmax_cutoff: Optional[str] = option(
         None, "comma separated cut-offs; turns fairseq's adaptive softmax on"
     )
-    adaptive_softmax_factor: float = option(4.0, "factor by which the adaptive softmax's tails narrow")
-    adaptive_softmax_dropout: float = option(0.0, "dropout in the tails of the adaptive softmax")
+    adaptive_softmax_factor: float = option(
+        4.0,
+        "factor by which the adaptive softmax's tails narrow",
+        valid="[1, inf)",
+        adaptive_softmax_cutoff="*",
+    )
+    adaptive_softmax_dropout: float = option(
+        0.0, "dropout in the tails of the adaptive softmax", valid="[0, 1)", adaptive_softmax_cutoff="*"
+    )
     tie_adaptive_weights: str = switch(False, "tie the words of adaptive softmax and adaptive input")
     tie_adaptive_proj: str = switch(False, "tie the projections of adaptive softmax and adaptive input")
 
@@ -56,44 +70,78 @@ class DEQLanguageModelConfig(FairseqDataclass):
     b_solver: str = option(
         "anderson",
         f"solver of the backward pass: {', '.join((*solver_names(), *linear_solver_names()))}",
+        gradient="ift,shine",
     )
-    f_thres: int = option(30, "evaluations of f at most, in the forward pass")
-    b_thres: int = option(35, "vector-Jacobian products at most, in the backward pass")
-    f_eps: float = option(1e-3, "tolerance of the forward solve")
-    b_eps: float = option(1e-3, "relative tolerance of the backward solve")
+    f_thres: int = option(30, "evaluations of f at most, in the forward pass", valid="[1, 100000]")
+    b_thres: int = option(
+        35, "vector-Jacobian products at most, in the backward pass", valid="[1, 100000]", gradient="ift"
+    )
+    f_eps: float = option(1e-3, "tolerance of the forward solve", valid="(0, 1)")
+    b_eps: float = option(
+        1e-3, "relative tolerance of the backward solve", valid="(0, 1)", gradient="ift,shine"
+    )
     stop_mode: StopMode = option("rel", "--f-eps is relative to |f(z)| (rel) or a root mean square (abs)")
     solver_scope: Scope = option(
         "position",
         "what is solved as one unknown: position, sample, batch, or position after position (recurrence, of "
         "TrellisNets alone); sample and batch are not causal until they have converged",
     )
-    f_memory: int = option(0, "states the forward solver keeps; 0: the solver's default")
-    b_memory: int = option(0, "states the backward solver keeps; 0: the solver's default")
-    f_damping: float = option(1.0, "step length of the forward solver, in (0, 1]")
+    f_memory: int = option(
+        0,
+        "states the forward solver keeps; 0: the solver's default",
+        valid="[0, 1000]",
+        f_solver="anderson,broyden",
+    )
+    b_memory: int = option(
+        0,
+        "states the backward solver keeps; 0: the solver's default",
+        valid="[0, 1000]",
+        b_solver="anderson,broyden,gmres",
+    )
+    f_damping: float = option(1.0, "step length of the forward solver, in (0, 1]", valid="(0, 1]")
     active_set: ActiveSet = option(
         "auto", "evaluate f at unconverged positions only: where it pays (auto), always, never"
     )
     solver_policy: Policy = option("best", "when a solve fails: best, raise, fallback")
     gradient: Gradient = option("ift", "how to differentiate the fixed point")
-    phantom_steps: int = option(5, "steps of --gradient phantom")
-    phantom_damping: float = option(1.0, "step length of --gradient phantom, in (0, 1]")
-    shine_refine: int = option(5, "evaluations of the backward solver after the estimate of --gradient shine")
+    phantom_steps: int = option(5, "steps of --gradient phantom", valid="[1, 100000]", gradient="phantom")
+    phantom_damping: float = option(
+        1.0, "step length of --gradient phantom, in (0, 1]", valid="(0, 1]", gradient="phantom"
+    )
+    shine_refine: int = option(
+        5,
+        "evaluations of the backward solver after the estimate of --gradient shine",
+        valid="[0, 100000]",
+        gradient="shine",
+    )
 
-    jac_loss_weight: float = option(0.0, "weight of the Jacobian penalty in the loss, 0: off")
-    jac_loss_freq: float = option(1.0, "share of the updates that the penalty is computed in, in [0, 1]")
+    jac_loss_weight: float = option(
+        0.0, "weight of the Jacobian penalty in the loss, 0: off", valid="[0, inf)"
+    )
+    jac_loss_freq: float = option(
+        1.0, "share of the updates that the penalty is computed in, in [0, 1]", valid="[0, 1]"
+    )
     jac_incremental: int = option(
-        0, "the penalty's weight grows by 0.1 each such number of updates after the pretraining, 0: never"
+        0,
+        "the penalty's weight grows by 0.1 each such number of updates after the pretraining, 0: never",
+        valid="[0, inf)",
     )
     spectral_radius: int = option(
-        0, "Arnoldi steps for the spectral radius at validation (8 positions a row), for example 20; 0: off"
+        0,
+        "Arnoldi steps for the spectral radius at validation (8 positions a row), for example 20; 0: off",
+        valid="[0, 1000]",
     )
 
-    pretrain_steps: int = option(0, "updates trained as a tied stack before the equilibrium phase")
-    pretrain_layers: int = option(2, "layers of that stack")
-    mem_len: int = option(0, "positions of the previous segment that are remembered")
-    subseq_len: int = option(0, "positions solved at a time; 0: the whole segment")
+    pretrain_steps: int = option(
+        0, "updates trained as a tied stack before the equilibrium phase", valid="[0, inf)"
+    )
+    pretrain_layers: int = option(2, "layers of that stack", valid="[1, 10000]", pretrain_steps="*")
+    mem_len: int = option(0, "positions of the previous segment that are remembered", valid="[0, inf)")
+    subseq_len: int = option(0, "positions solved at a time; 0: the whole segment", valid="[0, inf)")
     subseq_forget: str = switch(
-        False, "a subsequence sees the one before it alone, without the memory and those before that"
+        False,
+        "a subsequence sees the one before it alone, without the memory and those before that",
+        subseq_len="*",
     )
 
     tokens_per_sample: int = II("task.tokens_per_sample")
@@ -107,8 +155,6 @@ def forward_solver(cfg: DEQLanguageModelConfig) -> SolverConfig:
     Raises:
         ValueError: an option is out of range; the sentence names it and the valid values.
     """
-    if str(cfg.stop_mode) not in STOP_MODES:
-        raise OptionError(f"--stop-mode must be one of {', '.join(STOP_MODES)}; got {cfg.stop_mode!s}")
     if cfg.f_solver not in solver_names():  # those of linear systems are for the backward pass alone
         raise OptionError(f"--f-solver must be one of {', '.join(solver_names())}; got {cfg.f_solver!r}")
     relative = str(cfg.stop_mode) == "rel"
@@ -144,12 +190,6 @@ def gradient_config(cfg: DEQLanguageModelConfig) -> GradientConfig:
         active_set=str(cfg.active_set),
         policy=str(cfg.solver_policy),
     )
-    if cfg.phantom_steps < 1:
-        raise OptionError(f"--phantom-steps must be at least 1, got {cfg.phantom_steps}")
-    if not 0 < cfg.phantom_damping <= 1:
-        raise OptionError(f"--phantom-damping must lie in (0, 1], got {cfg.phantom_damping}")
-    if cfg.shine_refine < 0:
-        raise OptionError(f"--shine-refine must be at least 0, got {cfg.shine_refine}")
     return GradientConfig(str(cfg.gradient), solver, cfg.phantom_steps, cfg.phantom_damping, cfg.shine_refine)
 
 
@@ -160,13 +200,14 @@ def penalty_schedule(cfg: DEQLanguageModelConfig) -> PenaltySchedule:
         ValueError: an option is out of range; the sentence names it and the valid values.
     """
     weight, every = cfg.jac_loss_weight, cfg.jac_incremental
-    _require(0 <= weight < math.inf, "jac_loss_weight", "finite and at least 0", weight)
-    _require(0 <= cfg.jac_loss_freq <= 1, "jac_loss_freq", "in [0, 1]", cfg.jac_loss_freq)
-    _require(every >= 0, "jac_incremental", "at least 0", every)
     if str(cfg.gradient) == "unroll" and (weight or every):
         raise OptionError(
             f"--{'jac-loss-weight' if weight else 'jac-incremental'} needs an equilibrium, which --gradient "
             "unroll does not solve for: choose --gradient ift, shine, phantom or jfb"
+        )
+    if cfg.jac_loss_freq != 1 and not weight and not every:
+        raise OptionError(
+            "--jac-loss-freq counts with --jac-loss-weight or --jac-incremental alone; leave it out"
         )
     return PenaltySchedule(weight, cfg.jac_loss_freq, every, start=cfg.pretrain_steps)
 
@@ -179,10 +220,6 @@ def _anderson_memory(cfg: DEQLanguageModelConfig, solver: str, states: int) -> i
 
 
 def _solver(flags: dict[str, str], **options: Any) -> SolverConfig:
-    tolerance = options["rtol"] + options["atol"]
-    if tolerance == 0:  # no residual can meet that
-        flag = next(flag for flag in flags.values() if flag.endswith("-eps"))
-        raise OptionError(f"{flag} must be above 0, got {tolerance}")
     try:
         return SolverConfig.from_options(options)
     except ValueError as error:
@@ -201,14 +238,7 @@ def check_options(cfg: DEQLanguageModelConfig, vocabulary: int) -> None:
     Raises:
         ValueError: with the option's name, what is wrong and what is valid.
     """
-    for name in ("pretrain_steps", "mem_len", "subseq_len", "spectral_radius", "embed_std"):
-        _require(getattr(cfg, name) >= 0, name, "at least 0", getattr(cfg, name))
-    for name in ("decoder_embed_dim", "pretrain_layers"):
-        _require(getattr(cfg, name) >= 1, name, "at least 1", getattr(cfg, name))
-    for name in ("dropout", "adaptive_softmax_dropout"):
-        _require(0 <= getattr(cfg, name) < 1, name, "in [0, 1)", getattr(cfg, name))
-    for name in ("f_eps", "b_eps"):
-        _require(getattr(cfg, name) > 0, name, "above 0", getattr(cfg, name))
+    check_values(cfg, DEQLanguageModelConfig)
     if is_on(cfg, "subseq_forget") and cfg.subseq_len == 0:
         raise OptionError("--subseq-forget needs --subseq-len above 0: it is about what subsequences see")
     if is_on(cfg, "adaptive_input") and not cfg.adaptive_input_cutoff:
@@ -256,8 +286,3 @@ def _check_cutoff(name: str, text: str, vocabulary: int) -> None:
             f"--{name.replace('_', '-')} {text} goes beyond the dictionary of {vocabulary} types; "
             "choose cut-offs below that"
         )
-
-
-def _require(good: bool, name: str, valid: str, value: Any) -> None:
-    if not good:
-        raise OptionError(f"--{name.replace('_', '-')} must be {valid}, got {value!r}")

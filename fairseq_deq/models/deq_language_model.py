@@ -5,15 +5,58 @@ from __future__ import annotations
 from typing import Any
 
 from fairseq.models import FairseqLanguageModel
+from typing_extensions import Self
 
+from ..errors import OptionError
 from ..generation.hub import LanguageModelHub
 
 
 class DEQLanguageModel(FairseqLanguageModel):
     """A language model of one layer at its equilibrium."""
 
-    # fairseq announces the number of finished updates one too late for validation; see patches.
+    # fairseq announces the number of finished updates one too late for validation; our tasks do it in time.
     counts_finished_updates = True
+
+    #: Positions that an input may have; None: any number, since positions are relative.
+    most_positions: int | None = None
+
+    @classmethod
+    def of(cls, decoder: Any, cfg: Any, task: Any) -> Self:
+        """The model of a decoder, for a task that it can serve.
+
+        Args:
+            decoder: the decoder.
+            cfg: options of the model.
+            task: fairseq's task.
+        Raises:
+            OptionError: the task asks for what the model would ignore.
+        """
+        source, target = task.source_dictionary, task.target_dictionary
+        if target is not None and len(target) != len(source):
+            raise OptionError(
+                f"--output-dictionary-size {len(target)} does not work with these models, which "
+                "predict every "
+                f"word that they read ({len(source)}); leave it out"
+            )
+        targets = [name for name in getattr(task, "targets", None) or () if name != "future"]
+        if targets:
+            raise OptionError(
+                f"--{targets[0]}-target does not work with these models, which predict the next word; "
+                "leave it "
+                "out"
+            )
+        model = cls(decoder)
+        model.most_positions = getattr(cfg, "max_target_positions", None)
+        return model
+
+    def max_positions(self) -> int:
+        """Positions that an input may have: `--max-target-positions`, where it is given."""
+        most: int = super().max_positions()
+        return most if self.most_positions is None else min(most, self.most_positions)
+
+    def max_decoder_positions(self) -> int:
+        """The same, for generation."""
+        return self.max_positions()
 
     @classmethod
     def from_pretrained(

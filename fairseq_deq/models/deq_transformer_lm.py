@@ -7,7 +7,7 @@ from fairseq.models import register_model
 
 from ..errors import OptionError
 from ..modules.transformer_cell import TransformerCell
-from ..options import is_on, option, switch
+from ..options import check_values, is_on, option, switch
 from .deq_config import DEQLanguageModelConfig, Init
 from .deq_decoder import DEQDecoder, InputOptions
 from .deq_language_model import DEQLanguageModel
@@ -17,12 +17,14 @@ from .deq_language_model import DEQLanguageModel
 class DEQTransformerConfig(DEQLanguageModelConfig):
     """Options of the DEQ-Transformer."""
 
-    decoder_ffn_embed_dim: int = option(1024, "channels of the feed-forward part")
-    decoder_attention_heads: int = option(8, "attention heads")
-    decoder_head_dim: int = option(0, "channels of a head; 0: width / heads")
+    decoder_ffn_embed_dim: int = option(1024, "channels of the feed-forward part", valid="[1, 1048576]")
+    decoder_attention_heads: int = option(8, "attention heads", valid="[1, 65536]")
+    decoder_head_dim: int = option(0, "channels of a head; 0: width / heads", valid="[0, 65536]")
     decoder_normalize_before: str = switch(False, "normalise before attention and feed-forward (pre-norm)")
-    attention_dropout: float = option(0.0, "dropout of attention weights, held through a whole solve")
-    local_size: int = option(0, "positions a query looks back at most; 0: no limit")
+    attention_dropout: float = option(
+        0.0, "dropout of attention weights, held through a whole solve", valid="[0, 1)"
+    )
+    local_size: int = option(0, "positions a query looks back at most; 0: no limit", valid="[0, inf)")
 
 
 @register_model("deq_transformer_lm", dataclass=DEQTransformerConfig)
@@ -52,22 +54,16 @@ class DEQTransformerLanguageModel(DEQLanguageModel):
             local_size=cfg.local_size,
         )
         inputs = InputOptions(scale=cfg.decoder_embed_dim**0.5, dropout=cfg.dropout)
-        return cls(DEQDecoder(cfg, task.source_dictionary, cell, inputs))
+        return cls.of(DEQDecoder(cfg, task.source_dictionary, cell, inputs), cfg, task)
 
 
 def _check(cfg: DEQTransformerConfig) -> None:
+    check_values(cfg, DEQTransformerConfig)
     if str(cfg.solver_scope) == "recurrence":
         raise OptionError(
             "--solver-scope recurrence is for TrellisNets; a Transformer takes position, sample or batch"
         )
-    for name in ("decoder_ffn_embed_dim", "decoder_attention_heads"):
-        if getattr(cfg, name) < 1:
-            raise OptionError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(cfg, name)}")
-    if cfg.decoder_head_dim < 0 or cfg.local_size < 0:
-        raise OptionError("--decoder-head-dim and --local-size must be at least 0")
-    if not 0 <= cfg.attention_dropout < 1:
-        raise OptionError(f"--attention-dropout must be in [0, 1), got {cfg.attention_dropout}")
-    if cfg.decoder_embed_dim < 2 or cfg.decoder_embed_dim % 2:
+    if cfg.decoder_embed_dim % 2:
         raise OptionError(f"--decoder-embed-dim must be even, got {cfg.decoder_embed_dim}")
     if not cfg.decoder_head_dim and cfg.decoder_embed_dim % cfg.decoder_attention_heads:
         raise OptionError(

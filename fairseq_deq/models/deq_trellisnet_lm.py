@@ -7,7 +7,7 @@ from fairseq.models import register_model
 
 from ..errors import OptionError
 from ..modules.trellis_cell import TrellisCell
-from ..options import is_on, option, switch
+from ..options import check_values, is_on, option, switch
 from .deq_config import DEQLanguageModelConfig, Scope
 from .deq_decoder import DEQDecoder, InputOptions
 from .deq_language_model import DEQLanguageModel
@@ -17,20 +17,27 @@ from .deq_language_model import DEQLanguageModel
 class DEQTrellisNetConfig(DEQLanguageModelConfig):
     """Options of the DEQ-TrellisNet."""
 
-    nhid: int = option(256, "channels of the hidden state beside those of the output")
-    nout: int = option(0, "channels of the output, the last of the hidden state; 0: those of the embeddings")
-    ksize: int = option(2, "taps of the convolutions: positions that one sees")
-    dilation: int = option(1, "distance of the taps; only 1 can be solved as one layer")
-    dropout: float = option(0.0, "variational dropout of the output")
-    dropouti: float = option(0.0, "variational dropout of the embeddings")
-    dropouth: float = option(0.0, "variational dropout of the hidden state inside the convolution")
-    emb_dropout: float = option(0.0, "dropout of whole words of the dictionary")
-    wdrop: float = option(0.0, "dropout of the convolution's weights on past positions")
+    nhid: int = option(256, "channels of the hidden state beside those of the output", valid="[0, 65536]")
+    nout: int = option(
+        0,
+        "channels of the output, the last of the hidden state; 0: those of the embeddings",
+        valid="[0, 65536]",
+    )
+    ksize: int = option(2, "taps of the convolutions: positions that one sees", valid="[2, 1000]")
+    dilation: int = option(1, "distance of the taps; only 1 can be solved as one layer", valid="[1, inf)")
+    dropout: float = option(0.0, "variational dropout of the output", valid="[0, 1)")
+    dropouti: float = option(0.0, "variational dropout of the embeddings", valid="[0, 1)")
+    dropouth: float = option(
+        0.0, "variational dropout of the hidden state inside the convolution", valid="[0, 1)"
+    )
+    emb_dropout: float = option(0.0, "dropout of whole words of the dictionary", valid="[0, 1)")
+    wdrop: float = option(0.0, "dropout of the convolution's weights on past positions", valid="[0, 1)")
     wnorm: str = switch(True, "normalise the weights of both convolutions (weight norm)")
     # h lies in (-1, 1): with small embeddings a tied softmax stays flat for long.
     embed_std: float = option(
         0.3,
         "standard deviation of the initial embeddings, 0: 1/sqrt(width); --adaptive-input has fairseq's own",
+        valid="[0, inf)",
     )
     solver_scope: Scope = option(
         "recurrence",
@@ -70,13 +77,11 @@ class DEQTrellisNetLanguageModel(DEQLanguageModel):
             window=cfg.ksize,
             weight_norm=is_on(cfg, "wnorm"),
         )
-        return cls(DEQDecoder(cfg, task.source_dictionary, cell, inputs))
+        return cls.of(DEQDecoder(cfg, task.source_dictionary, cell, inputs), cfg, task)
 
 
 def _check(cfg: DEQTrellisNetConfig) -> None:
-    for name, least in (("nhid", 0), ("nout", 0), ("ksize", 2)):
-        if getattr(cfg, name) < least:
-            raise OptionError(f"--{name} must be at least {least}, got {getattr(cfg, name)}")
+    check_values(cfg, DEQTrellisNetConfig)
     if cfg.dilation != 1:
         raise OptionError(
             f"--dilation must be 1, got {cfg.dilation}: an equilibrium has one layer, so positions that a "
@@ -87,9 +92,6 @@ def _check(cfg: DEQTrellisNetConfig) -> None:
             "--gradient shine needs --solver-scope position, sample or batch: a recurrence keeps no estimate "
             "of the inverse Jacobian"
         )
-    for name in ("dropouti", "dropouth", "emb_dropout", "wdrop"):
-        if not 0 <= getattr(cfg, name) < 1:
-            raise OptionError(f"--{name.replace('_', '-')} must be in [0, 1), got {getattr(cfg, name)}")
     if cfg.nout not in (0, cfg.decoder_embed_dim) and is_on(cfg, "share_decoder_input_output_embed"):
         raise OptionError(
             f"--nout {cfg.nout} must be --decoder-embed-dim {cfg.decoder_embed_dim} (or 0) where "

@@ -1,7 +1,7 @@
 """What the reference code trains with and fairseq lacks, registered with fairseq."""
 
-from .._requirements import require_fairseq
+from ..registration import register
 
-require_fairseq()
+register()
 
 from . import cosine_from_zero, radam  # noqa: E402, F401

@@ -9,15 +9,15 @@ from fairseq.optim.lr_scheduler import FairseqLRScheduler, register_lr_scheduler
 from omegaconf import II
 
 from ..errors import OptionError
-from ..options import option
+from ..options import check_values, option
 
 
 @dataclass
 class CosineFromZeroConfig(FairseqDataclass):
     """Options of the schedule."""
 
-    warmup_updates: int = option(0, "updates of linear warm-up")
-    min_lr: float = option(0.0, "learning rate at --max-update")
+    warmup_updates: int = option(0, "updates of linear warm-up", valid="[0, inf)")
+    min_lr: float = option(0.0, "learning rate at --max-update", valid="[0, inf)")
     lr: List[float] = II("optimization.lr")  # noqa: UP006  (fairseq reads the old type)
     max_update: int = II("optimization.max_update")
 
@@ -36,6 +36,7 @@ class CosineFromZero(FairseqLRScheduler):
 
     def __init__(self, cfg: CosineFromZeroConfig, optimizer: Any) -> None:
         super().__init__(cfg, optimizer)
+        check_values(cfg, CosineFromZeroConfig)
         if len(cfg.lr) > 1:
             raise OptionError(f"--lr-scheduler cosine_from_zero takes one --lr, got {len(cfg.lr)}")
         if cfg.max_update <= 0 or not 0 <= cfg.warmup_updates <= cfg.max_update:

@@ -11,7 +11,7 @@ from fairseq.optim import FairseqOptimizer, register_optimizer
 from omegaconf import II
 
 from ..errors import OptionError
-from ..options import option
+from ..options import check_values, option
 
 
 @dataclass
@@ -19,8 +19,8 @@ class RAdamConfig(FairseqDataclass):
     """Options of RAdam."""
 
     radam_betas: str = option("(0.9, 0.999)", "decay rates of the two moments")
-    radam_eps: float = option(1e-8, "added to the root of the second moment")
-    weight_decay: float = option(0.0, "decoupled weight decay")
+    radam_eps: float = option(1e-8, "added to the root of the second moment", valid="(0, inf)")
+    weight_decay: float = option(0.0, "decoupled weight decay", valid="[0, inf)")
     lr: List[float] = II("optimization.lr")  # noqa: UP006  (fairseq reads the old type)
 
 
@@ -33,7 +33,7 @@ class RAdam(FairseqOptimizer):
 
     def __init__(self, cfg: RAdamConfig, params: Iterable[torch.nn.Parameter]) -> None:
         super().__init__(cfg)
-        _check(cfg)
+        check_values(cfg, RAdamConfig)
         self._optimizer = torch.optim.RAdam(params, **self.optimizer_config, decoupled_weight_decay=True)
 
     @property
@@ -42,11 +42,6 @@ class RAdam(FairseqOptimizer):
         lr = self.cfg.lr[0] if not isinstance(self.cfg.lr, float) else self.cfg.lr
         betas = _betas(self.cfg.radam_betas)
         return {"lr": lr, "betas": betas, "eps": self.cfg.radam_eps, "weight_decay": self.cfg.weight_decay}
-
-
-def _check(cfg: RAdamConfig) -> None:
-    if cfg.radam_eps < 0 or cfg.weight_decay < 0:
-        raise OptionError("--radam-eps and --weight-decay must be at least 0")
 
 
 def _betas(text: str) -> tuple[float, float]:

@@ -1,88 +1,65 @@
-"""Patches for faults of fairseq on today's torch and numpy.
+"""Patches for faults of fairseq on today's torch and numpy: a table, and what applies it.
 
-Each patch is a function whose docstring names the fault. None edits a file of fairseq, does anything where
-the fault is absent, or acts twice; `install` applies all of them.
+`python -m fairseq_deq.patches` prints the table with what is active. The environment variable
+`FAIRSEQ_DEQ_PATCHES` switches patches off: `off` all of them, or the names of some with commas between. What
+this package does better by overriding what fairseq calls is not here but in its tasks, criterions and models.
 """
 
 from __future__ import annotations
 
-from .adaptive import initialise_float_tensors, make_adaptive_log_prob_differentiable
-from .batching import batch_alike_after_resuming, keep_last_batch
-from .checkpoints import (
-    broadcast_checkpoints_with_safe_globals,
-    copy_and_rename_atomically,
-    read_checkpoints_as_data,
-)
-from .data import check_texts_when_opened, keep_fingerprints_of_data
-from .dictionaries import refuse_other_dictionaries
-from .distributed import (
-    leave_process_groups,
-    refuse_sharded_equilibria,
-    start_processes_as_asked,
-    wrap_cpu_models_without_devices,
-)
-from .divergence import stop_diverged_runs_with_advice
-from .evaluation import (
-    evaluate_context_windows_in_order,
-    refuse_scores_that_are_not_finite,
-    refuse_to_skip_blocks,
-)
-from .inputs import explain_missing_text, explain_unusable_checkpoints
-from .literals import read_strings_as_literals
-from .numpy2 import give_fairseq_np_compat
-from .options import (
-    accept_user_dir_of_imported_package,
-    check_model_overrides,
-    check_syntax_of_model_overrides,
-    explain_precision_without_device,
-)
-from .precision import autocast_on_the_cpu
-from .prompts import read_names_of_symbols_as_words, read_prompts_as_text, take_prompts_whole
-from .sentences import say_option_errors_in_one_sentence
-from .solves import report_solves_of_tools
-from .updates import announce_finished_updates
-from .words import count_words_of_subwords
+import logging
+import os
 
-# Where several wrap the same function, a later one is the outer one.
-PATCHES = (
-    give_fairseq_np_compat,
-    read_strings_as_literals,
-    read_checkpoints_as_data,
-    broadcast_checkpoints_with_safe_globals,
-    copy_and_rename_atomically,
-    refuse_other_dictionaries,
-    explain_unusable_checkpoints,
-    check_texts_when_opened,
-    keep_fingerprints_of_data,
-    explain_missing_text,
-    keep_last_batch,
-    batch_alike_after_resuming,
-    make_adaptive_log_prob_differentiable,
-    initialise_float_tensors,
-    refuse_to_skip_blocks,
-    refuse_scores_that_are_not_finite,
-    evaluate_context_windows_in_order,
-    count_words_of_subwords,
-    check_model_overrides,
-    accept_user_dir_of_imported_package,
-    start_processes_as_asked,
-    leave_process_groups,
-    refuse_sharded_equilibria,  # before processes start
-    explain_precision_without_device,  # before processes start
-    check_syntax_of_model_overrides,
-    wrap_cpu_models_without_devices,
-    autocast_on_the_cpu,
-    stop_diverged_runs_with_advice,
-    announce_finished_updates,
-    read_prompts_as_text,
-    read_names_of_symbols_as_words,
-    take_prompts_whole,
-    report_solves_of_tools,
-    say_option_errors_in_one_sentence,  # last: it catches what the others raise
-)
+from ..errors import OptionError
+from ._patch import Patch
+from .table import TABLE
+
+logger = logging.getLogger(__name__)
+
+VARIABLE = "FAIRSEQ_DEQ_PATCHES"
+
+_states: list[tuple[Patch, str]] = []
 
 
-def install() -> None:
-    """Apply every patch; calling it again changes nothing."""
-    for patch in PATCHES:
-        patch()
+def install() -> list[tuple[Patch, str]]:
+    """Apply every patch that is not switched off; calling it again changes nothing.
+
+    Returns:
+        the rows, each with its state: `active`, `not needed`, `switched off` or `target is gone`.
+    Raises:
+        OptionError: the environment variable names a patch that does not exist.
+    """
+    if _states:  # a fault that is patched does not show a second time
+        return _states
+    off = switched_off()
+    _states.extend((patch, "switched off" if patch.name in off else patch.apply()) for patch in TABLE)
+    for patch, state in _states:
+        if state == "target is gone":
+            logger.warning(
+                "this fairseq has no %s, which the patch %r replaces: check whether its fault is "
+                "gone too (%s)",
+                patch.target,
+                patch.name,
+                patch.fault,
+            )
+    return _states
+
+
+def switched_off() -> set[str]:
+    """The names of the patches that the environment switches off.
+
+    Raises:
+        OptionError: it names a patch that does not exist.
+    """
+    text = os.environ.get(VARIABLE, "").strip()
+    known = {patch.name for patch in TABLE}
+    if text == "off":
+        return known
+    names = {name.strip() for name in text.split(",") if name.strip()}
+    unknown = sorted(names - known)
+    if unknown:
+        raise OptionError(
+            f"{VARIABLE} names {unknown[0]!r}, which is no patch; it may be off, or names of "
+            f"{', '.join(sorted(known))}"
+        )
+    return names

@@ -1,16 +1,85 @@
-"""Replacing a function of fairseq once."""
+"""One fault of fairseq and what replaces it: a row of the table of patches."""
 
 from __future__ import annotations
 
 import functools
+import importlib
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 _MARK = "_fairseq_deq_patch"
 
+#: fairseq whose faults were looked at.
+ALL = ">=0.12.2"
 
-def replace(owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    """Replace the function `owner.name` by `wrap(function)`, once for each `wrap`.
+
+@dataclass(frozen=True)
+class Patch:
+    """One function of fairseq that has a fault, and what replaces it.
+
+    Attributes:
+        name: what `FAIRSEQ_DEQ_PATCHES` calls it; rows that answer one fault share it.
+        target: dotted name of the function.
+        fault: what is wrong with it, in one sentence.
+        versions: those of fairseq in which the fault is there.
+        replacement: takes the function and returns the one to use.
+        is_there: whether the fault shows with what is installed (torch, numpy, the device).
+    """
+
+    name: str
+    target: str
+    fault: str
+    versions: str
+    replacement: Callable[[Any], Any]
+    is_there: Callable[[], bool] = lambda: True
+
+    def apply(self) -> str:
+        """Replace the target.
+
+        Returns:
+            the state to print: `active`, `not needed` or `target is gone`.
+        """
+        if not self.is_there():
+            return "not needed"
+        places = [*_owners(self.target)]
+        if not places:
+            return "target is gone"
+        for owner, attribute in places:
+            replace(owner, attribute, self.replacement)
+        return "active"
+
+
+def _owners(target: str) -> list[tuple[Any, str]]:
+    """The modules or classes that hold the target, and its name in them; [] if there is none.
+
+    A tool that is started as `python -m fairseq_cli.generate` has its functions in `__main__` as well.
+    """
+    parts = target.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        module_name = ".".join(parts[:end])
+        try:
+            modules: list[Any] = [importlib.import_module(module_name)]
+        except ModuleNotFoundError as error:
+            if error.name is None or not module_name.startswith(error.name):
+                raise
+            continue
+        main: Any = sys.modules.get("__main__")
+        if getattr(getattr(main, "__spec__", None), "name", None) == module_name:
+            modules.append(main)
+        owners = []
+        for owner in modules:
+            for part in parts[end:-1]:
+                owner = getattr(owner, part, None)
+            if getattr(owner, parts[-1], None) is not None:
+                owners.append((owner, parts[-1]))
+        return owners
+    return []
+
+
+def replace(owner: Any, name: str, wrap: Callable[[Any], Any]) -> None:
+    """Replace `owner.name` by `wrap(owner.name)`, once for each `wrap`.
 
     Args:
         owner: the module or class that holds the function.
@@ -23,7 +92,9 @@ def replace(owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable
     applied = getattr(original, _MARK, ())
     if original is None or wrap in applied:
         return
-    replacement = functools.wraps(original)(wrap(original))
-    setattr(replacement, _MARK, (*applied, wrap))
+    replacement = wrap(original)
+    if callable(original):
+        replacement = functools.wraps(original)(replacement)
+        setattr(replacement, _MARK, (*applied, wrap))
     is_static = isinstance(owner, type) and isinstance(owner.__dict__.get(name), staticmethod)
     setattr(owner, name, staticmethod(replacement) if is_static else replacement)

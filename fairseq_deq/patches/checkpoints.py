@@ -7,8 +7,6 @@ import collections
 import contextlib
 import inspect
 import logging
-import os
-import shutil
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +18,6 @@ import torch
 
 from ..checkpoint_file import read_checkpoint
 from ..errors import OptionError
-from ._patch import replace
 
 logger = logging.getLogger(__name__)
 
@@ -28,28 +25,17 @@ logger = logging.getLogger(__name__)
 _wants_language_models: ContextVar[bool] = ContextVar("fairseq_deq_wants_language_models", default=False)
 
 
-def read_checkpoints_as_data() -> None:
-    """Read checkpoints without calling or evaluating anything that they name, and notice damage.
-
-    The faults: `torch.load` as fairseq calls it neither compares the checksums of the file, so that a bit
-    that has changed changes the perplexity in silence, nor loads the `argparse.Namespace` in which fairseq
-    keeps the options of every component without a dataclass (`--optimizer sgd`); and an environment variable
-    turns its care off. fairseq then looks up the interpolations and addresses that a file's options hold.
-    """
-    from fairseq import checkpoint_utils
-
-    if getattr(checkpoint_utils, "torch", None) is torch:
-        checkpoint_utils.torch = _TorchThatReadsData()
-    replace(checkpoint_utils, "load_checkpoint_to_cpu", _with_overrides_checked)
-    replace(checkpoint_utils, "load_model_ensemble_and_task", _with_settings_of_the_file)
-    replace(checkpoint_utils, "torch_persistent_save", _with_plain_numbers)
+def reading_data(whole: types.ModuleType) -> types.ModuleType:
+    """torch as fairseq's `checkpoint_utils` sees it: its `load` reads checkpoints as data."""
+    return _TorchThatReadsData(whole)
 
 
 class _TorchThatReadsData(types.ModuleType):
     """torch, whose `load` reads checkpoints as data."""
 
-    def __init__(self) -> None:
+    def __init__(self, whole: types.ModuleType) -> None:
         super().__init__("torch")
+        self._whole = whole
 
     def load(self, file: Any, map_location: Any = "cpu", **_ignored: Any) -> Any:
         state = read_checkpoint(file, map_location)
@@ -58,7 +44,7 @@ class _TorchThatReadsData(types.ModuleType):
         return state
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
+        return getattr(self._whole, name)
 
 
 def _leave_tokenizers_out(state: dict[str, Any]) -> None:
@@ -70,7 +56,9 @@ def _leave_tokenizers_out(state: dict[str, Any]) -> None:
             state["cfg"][name] = None
 
 
-def _with_overrides_checked(load: Callable[..., Any]) -> Callable[..., Any]:
+def with_overrides_checked(load: Callable[..., Any]) -> Callable[..., Any]:
+    """Refuse overrides without names, and models of another kind where the task is one of text."""
+
     def wrapper(
         path: str, arg_overrides: Mapping[str, Any] | None = None, load_on_all_ranks: bool = False
     ) -> Any:
@@ -87,7 +75,7 @@ def _with_overrides_checked(load: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def _with_settings_of_the_file(load: Callable[..., Any]) -> Callable[..., Any]:
+def with_settings_of_the_file(load: Callable[..., Any]) -> Callable[..., Any]:
     """Where the task is one of language modeling, refuse other models, and begin texts as training did."""
     signature = inspect.signature(load)
 
@@ -153,7 +141,7 @@ def _take_over_bos(task: Any, cfg: Any) -> None:
         task.args.add_bos_token = trained
 
 
-def _with_plain_numbers(save: Callable[..., None]) -> Callable[..., None]:
+def with_plain_numbers(save: Callable[..., None]) -> Callable[..., None]:
     """Save numpy's numbers as Python's: as they are, the file would be more than data."""
 
     def wrapper(obj: Any, *args: Any, **kwargs: Any) -> None:
@@ -173,19 +161,9 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def broadcast_checkpoints_with_safe_globals() -> None:
-    """Resume a run of several processes.
-
-    The fault: rank 0 loads the checkpoint and sends it to the others, which read it by a `torch.load` that
-    since torch 2.6 refuses the omegaconf configuration in it; every resume of a multi-process run ends in
-    an UnpicklingError. What is allowed here comes from a process of the same run, and not from a file.
-    """
-    from fairseq.distributed import utils as distributed_utils
-
-    replace(distributed_utils, "_broadcast_object_slow", _with_safe_globals)
-
-
 def _with_safe_globals(load: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a process read what another of the same run sends; it comes from memory and not from a file."""
+
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         with torch.serialization.safe_globals(_safe_globals()):
             return load(*args, **kwargs)
@@ -210,55 +188,3 @@ def _safe_globals() -> list[Any]:
         (typing.Any, "typing.Any"),
         *(bool, dict, float, int, list, set, str, tuple),
     ]
-
-
-def copy_and_rename_atomically() -> None:
-    """Keep checkpoint_last.pt and checkpoint_best.pt whole when the process is killed.
-
-    The fault: fairseq writes a checkpoint beside its place and renames it, but then copies it onto
-    checkpoint_last.pt and checkpoint_best.pt byte by byte. A kill during the copy leaves a truncated file
-    there, on which the next start dies with an EOFError. Nothing is flushed to the disk before a rename
-    either, so that a power cut can leave an empty file under the final name.
-    """
-    from fairseq.file_io import PathManager
-
-    replace(PathManager, "copy", _atomic_copy)
-    replace(PathManager, "rename", _flushed_rename)
-
-
-def _atomic_copy(copy: Callable[..., Any]) -> Callable[..., Any]:
-    from fairseq.file_io import PathManager
-
-    def wrapper(src_path: str, dst_path: str, overwrite: bool = False) -> Any:
-        # fairseq's own copy replaces a file on disk whatever `overwrite` says, and so does this one.
-        if not PathManager.supports_rename(src_path) or not PathManager.supports_rename(dst_path):
-            return copy(src_path, dst_path, overwrite=overwrite)
-        temporary = dst_path + ".tmp"
-        shutil.copyfile(src_path, temporary)
-        _flush_to_disk(temporary)
-        os.replace(temporary, dst_path)
-        _flush_to_disk(os.path.dirname(dst_path) or ".")
-        return dst_path
-
-    return wrapper
-
-
-def _flushed_rename(rename: Callable[..., None]) -> Callable[..., None]:
-    def wrapper(src: str, dst: str) -> None:
-        _flush_to_disk(src)
-        rename(src, dst)
-        _flush_to_disk(os.path.dirname(dst) or ".")
-
-    return wrapper
-
-
-def _flush_to_disk(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        # Some network file systems cannot flush a folder; the rename itself is still atomic there.
-        if not os.path.isdir(path):
-            raise
-    finally:
-        os.close(descriptor)

@@ -9,21 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ..data_folder import check_text, write_fingerprint
-from ._patch import replace
 
 
-def check_texts_when_opened() -> None:
-    """Compare a text with its index and its dictionary when it is opened.
-
-    The fault: an index of another text, a text that was cut short, numbers beyond the dictionary and a
-    dictionary that changed since are taken in silence, or end in a traceback of torch.
-    """
-    from fairseq.data import data_utils
-
-    replace(data_utils, "load_indexed_dataset", _after_checking)
-
-
-def _after_checking(load_indexed_dataset: Callable[..., Any]) -> Callable[..., Any]:
+def after_checking(load_indexed_dataset: Callable[..., Any]) -> Callable[..., Any]:
+    """Compare a text with its index and its dictionary when it is opened."""
     signature = inspect.signature(load_indexed_dataset)
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -42,17 +31,9 @@ def _after_checking(load_indexed_dataset: Callable[..., Any]) -> Callable[..., A
     return wrapper
 
 
-def keep_fingerprints_of_data() -> None:
-    """Let fairseq-preprocess keep with its texts what tells them and their dictionary from others.
+def then_fingerprinting(main: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep with the texts what tells them and their dictionary from others."""
 
-    The fault: a data folder says nothing of the dictionary that its numbers stand for.
-    """
-    import fairseq_cli.preprocess as tool
-
-    replace(tool, "main", _then_fingerprinting)
-
-
-def _then_fingerprinting(main: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(args: Any) -> Any:
         result = main(args)
         write_fingerprint(args.destdir)

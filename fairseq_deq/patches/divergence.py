@@ -7,22 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import OptionError
-from ._patch import replace
 
 
-def stop_diverged_runs_with_advice() -> None:
+def with_advice(train_step: Callable[..., Any]) -> Callable[..., Any]:
     """End a diverged training of a model of this package in one sentence that says what to try.
 
-    The fault: fairseq ends it in a traceback of "gradients are Nan/Inf", after which nothing says what to
-    change or where to go on. The state is still saved as crash.pt, and the log still names the first module
-    with a number that is not finite.
+    The state is still saved as crash.pt, and the log still names the first module with a number that is not
+    finite.
     """
-    from fairseq.trainer import Trainer
 
-    replace(Trainer, "train_step", _with_advice)
-
-
-def _with_advice(train_step: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(self: Any, samples: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return train_step(self, samples, *args, **kwargs)

@@ -8,24 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import OptionError
-from ._patch import replace
 
 
-def explain_missing_text() -> None:
-    """Say which text is missing or empty, and what makes it.
+def explaining_missing_dictionary(add_from_file: Callable[..., None]) -> Callable[..., None]:
+    """Say which folder has no dictionary, and what makes one."""
 
-    The fault: a data folder that is not there ends in a FileNotFoundError about its dict.txt, a split that is
-    not there in one that does not name the others, and an empty text in "cannot mmap an empty file".
-    """
-    from fairseq.data import Dictionary, data_utils
-    from fairseq.tasks.language_modeling import LanguageModelingTask
-
-    replace(Dictionary, "add_from_file", _explaining_missing_dictionary)
-    replace(LanguageModelingTask, "load_dataset", _explaining_missing_split)
-    replace(data_utils, "load_indexed_dataset", _explaining_empty_split)
-
-
-def _explaining_missing_dictionary(add_from_file: Callable[..., None]) -> Callable[..., None]:
     def wrapper(self: Any, f: Any) -> None:
         try:
             add_from_file(self, f)
@@ -41,23 +28,9 @@ def _explaining_missing_dictionary(add_from_file: Callable[..., None]) -> Callab
     return wrapper
 
 
-def _explaining_missing_split(load_dataset: Callable[..., Any]) -> Callable[..., Any]:
-    def wrapper(self: Any, split: str, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return load_dataset(self, split, *args, **kwargs)
-        except FileNotFoundError as error:
-            if "Dataset not found" not in str(error):
-                raise
-            data = self.args.data
-            folder = data.split(os.pathsep)[0]
-            names = (name for name in os.listdir(folder) if name.endswith(".idx"))
-            there = ", ".join(sorted(name.split(".")[0] for name in names)) or "none"
-            raise OptionError(f"the data folder {data} has no text {split!r}; it has: {there}") from None
+def explaining_empty_split(load_indexed_dataset: Callable[..., Any]) -> Callable[..., Any]:
+    """Say which text is empty; fairseq says "cannot mmap an empty file"."""
 
-    return wrapper
-
-
-def _explaining_empty_split(load_indexed_dataset: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(path: str, *args: Any, **kwargs: Any) -> Any:
         try:
             dataset = load_indexed_dataset(path, *args, **kwargs)
@@ -76,23 +49,9 @@ def _explaining_empty_split(load_indexed_dataset: Callable[..., Any]) -> Callabl
     return wrapper
 
 
-def explain_unusable_checkpoints() -> None:
-    """Say what is wrong with a checkpoint that is missing, damaged or of another model.
+def explaining_damage(load: Callable[..., Any]) -> Callable[..., Any]:
+    """Say which checkpoint is damaged, and what to do instead."""
 
-    The faults: `--restore-file` with a file that is not there trains from scratch without a word of warning;
-    a truncated file ends in "Invalid argument" or an EOFError that does not name it; a checkpoint of another
-    model ends in a list of tensor names, or in advice without the difference.
-    """
-    from fairseq import checkpoint_utils
-    from fairseq.trainer import Trainer
-
-    replace(checkpoint_utils, "load_checkpoint_to_cpu", _explaining_damage)
-    replace(checkpoint_utils, "load_model_ensemble_and_task", _explaining_other_weights)
-    replace(checkpoint_utils, "load_checkpoint", _requiring_restore_file)
-    replace(Trainer, "load_checkpoint", _explaining_other_model)
-
-
-def _explaining_damage(load: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(path: str, *args: Any, **kwargs: Any) -> Any:
         try:
             return load(path, *args, **kwargs)
@@ -109,15 +68,30 @@ def _explaining_damage(load: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def _explaining_other_weights(load: Callable[..., Any]) -> Callable[..., Any]:
+def explaining_other_weights(load: Callable[..., Any]) -> Callable[..., Any]:
+    """Say how the weights of a checkpoint differ from the model; take several checkpoints with "
+    "colons between."""
+
     def wrapper(filenames: Any, *args: Any, **kwargs: Any) -> Any:
+        filenames = [path for name in filenames for path in _paths(str(name))]
         try:
             return load(filenames, *args, **kwargs)
+        except KeyError as error:
+            if error.args != ("model",):
+                raise
+            raise OptionError(
+                f"{', '.join(filenames)} has no weights: it is no checkpoint of a model"
+            ) from None
         except OSError as error:
             if "Model file not found" not in str(error):
                 raise
             raise OptionError(f"--path: there is no checkpoint {str(error).partition(': ')[2]}") from None
         except RuntimeError as error:
+            if "Neither args nor cfg" in str(error):
+                raise OptionError(
+                    f"{', '.join(filenames)} does not say which model it holds: it is no checkpoint "
+                    "of fairseq"
+                ) from None
             if "loading state_dict" not in str(error):
                 raise
             raise OptionError(
@@ -128,7 +102,14 @@ def _explaining_other_weights(load: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def _requiring_restore_file(load_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+def _paths(name: str) -> list[str]:
+    """The checkpoints of an ensemble; fairseq-eval-lm takes their names for one."""
+    return [name] if os.path.exists(name) or os.pathsep not in name else name.split(os.pathsep)
+
+
+def requiring_restore_file(load_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """Refuse to begin anew where `--restore-file` is not there."""
+
     def wrapper(cfg: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
         from fairseq.file_io import PathManager
 
@@ -144,7 +125,9 @@ def _requiring_restore_file(load_checkpoint: Callable[..., Any]) -> Callable[...
     return wrapper
 
 
-def _explaining_other_model(load_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+def explaining_other_model(load_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """Say how the model of a checkpoint differs from the one that the options ask for."""
+
     def wrapper(self: Any, filename: str, *args: Any, **kwargs: Any) -> Any:
         try:
             return load_checkpoint(self, filename, *args, **kwargs)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import types
 from typing import Any
 
 import numpy as np
-
-_USERS = ("fairseq.data.token_block_dataset", "fairseq.data.language_pair_dataset")
 
 
 class _NumpyWithCompat(types.ModuleType):
@@ -22,16 +19,14 @@ class _NumpyWithCompat(types.ModuleType):
         return getattr(np, name)
 
 
-def give_fairseq_np_compat() -> None:
-    """Let `--sample-break-mode eos` and fairseq-interactive work with numpy 2.
+def numpy_has_no_compat() -> bool:
+    """Whether numpy is without the name: since numpy 2."""
+    return not hasattr(np, "compat")
 
-    The fault: `np.compat.long` in two data sets of fairseq ends in an AttributeError, since numpy 2 removed
-    `np.compat`. Only those two modules see the name again; numpy itself stays as it is, because other
-    packages tell numpy versions apart by what numpy has.
+
+def with_np_compat(module: Any) -> Any:
+    """numpy with `np.compat.long`, for one module of fairseq.
+
+    numpy itself stays as it is, because other packages tell numpy versions apart by what numpy has.
     """
-    if hasattr(np, "compat"):
-        return
-    for name in _USERS:
-        module = importlib.import_module(name)
-        if getattr(module, "np", None) is np:
-            module.np = _NumpyWithCompat()  # type: ignore[attr-defined]
+    return _NumpyWithCompat() if module is np else module

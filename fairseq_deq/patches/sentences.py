@@ -1,40 +1,140 @@
-"""How fairseq's tools report an option that cannot work."""
+"""How fairseq's tools end when something cannot work: in one sentence, with a status that is not 0."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch.multiprocessing.spawn import ProcessRaisedException
 
-from ..errors import OptionError
-from ._patch import replace
+from ..errors import OptionError, RunError
 
-_NAME = f"{OptionError.__module__}.{OptionError.__qualname__}: "
+# How a traceback that another process sent as text names our errors.
+_NAMES = tuple(f"{error.__module__}.{error.__qualname__}: " for error in (OptionError, RunError))
+_AN_OPTION = re.compile(r"(^|[\s(`'\"])--[a-z][a-z-]+")
+_LOST_PEER = re.compile(
+    "onnection closed by peer|onnection reset by peer|Broken pipe|ocket Timeout|timed out|Timed out"
+)
 
 
-def say_option_errors_in_one_sentence() -> None:
-    """Print an `OptionError` as one sentence and end with status 1.
+@contextlib.contextmanager
+def one_sentence(cfg: Any = None) -> Iterator[None]:
+    """Turn an error that has an explanation into `error: ...` on standard error, and status 1.
 
-    The fault: the tools let every error end in a traceback of twenty lines, with what to type in the last;
-    where they start processes, in two of them.
+    Args:
+        cfg: fairseq's configuration, for what the explanation names.
+    Raises:
+        SystemExit: what happened has an explanation; anything else is raised as it is.
     """
-    from fairseq.distributed import utils as distributed_utils
+    try:
+        yield
+    except Exception as error:
+        sentence = explain(error, cfg)
+        if sentence is None:
+            raise
+        raise SystemExit(f"error: {sentence}") from None
 
-    replace(distributed_utils, "call_main", _in_one_sentence)
+
+def explain(error: BaseException, cfg: Any = None) -> str | None:
+    """The sentence for an error that a user can do something about; None for one that is a fault of ours.
+
+    Args:
+        error: what was raised.
+        cfg: fairseq's configuration.
+    """
+    text = str(error).strip()
+    if isinstance(error, (OptionError, RunError)):
+        return _one_line(text)
+    if isinstance(error, ProcessRaisedException):
+        # It holds the traceback of the process as text.
+        for name in _NAMES:
+            if name in text:
+                return text.rpartition(name)[2].strip()
+        return None
+    if isinstance(error, OSError) and error.errno is not None:
+        return _about_a_file(error, cfg)
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "can't allocate memory" in text:
+        return (
+            f"out of memory ({_one_line(text)[:150]}): make --batch-size, --max-tokens, "
+            "--tokens-per-sample or "
+            "the model smaller"
+        )
+    if isinstance(error, (RuntimeError, torch.distributed.DistError)) and _is_about_peers(error, text):
+        return (
+            "another process of this run has ended, and this one cannot go on alone; its own message "
+            "says why, "
+            "and the same command goes on from the last checkpoint"
+        )
+    if isinstance(error, ImportError) and "nstall" in text:
+        return _one_line(text)
+    if type(error).__module__.startswith("omegaconf."):
+        return _one_line(text.splitlines()[0])
+    # fairseq's own sentences, where they say which option is meant
+    if isinstance(
+        error, (AssertionError, ValueError, NotImplementedError, RuntimeError)
+    ) and _AN_OPTION.search(text):
+        return _one_line(text) if len(text) < 500 else None
+    return None
 
 
-def _in_one_sentence(call_main: Callable[..., None]) -> Callable[..., None]:
-    def wrapper(cfg: Any, main: Callable[..., Any], **kwargs: Any) -> None:
-        try:
-            call_main(cfg, main, **kwargs)
-        except OptionError as error:
-            raise SystemExit(f"error: {error}") from None
-        except ProcessRaisedException as error:
-            # It holds the traceback of the process as text.
-            sentence = str(error).rpartition(_NAME)[2].strip() if _NAME in str(error) else ""
-            if not sentence:
-                raise
-            raise SystemExit(f"error: {sentence}") from None
+def _about_a_file(error: OSError, cfg: Any) -> str | None:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        folder = getattr(getattr(cfg, "checkpoint", None), "save_dir", None)
+        where = error.filename or folder or "this folder"
+        return f"no space left on the disk of {where}: free some, and the same command goes on from there"
+    if error.filename is None or error.errno not in (
+        *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+        *(errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE),
+    ):
+        return None
+    return f"{os.fspath(error.filename)!s}: {(error.strerror or 'cannot be used')}"
+
+
+def _is_about_peers(error: BaseException, text: str) -> bool:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return isinstance(error, torch.distributed.DistError)
+    return bool(_LOST_PEER.search(text)) or isinstance(error, torch.distributed.DistError)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+# ---------------------------------------------------------------------- replacements
+
+
+def ending_in_one_sentence(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of a tool whose mistakes end the tool in one sentence; its first argument may be `cfg`."""
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        with one_sentence(args[0] if args else kwargs.get("cfg")):
+            return function(*args, **kwargs)
 
     return wrapper
+
+
+def with_failed_jobs_explained(return_value: Any) -> Any:
+    """What hydra takes from a job; one that failed for a known reason ends in a sentence.
+
+    A package that `common.user_dir` names is imported within the job, after everything that a tool calls
+    first; hydra looks at the job's result later still.
+    """
+    if not isinstance(return_value, property) or hasattr(return_value.fget, "__wrapped__"):
+        return return_value
+    get = return_value.fget
+
+    def getter(self: Any) -> Any:
+        error = self._return_value
+        if isinstance(error, Exception):
+            with one_sentence():
+                raise error
+        assert get is not None
+        return get(self)
+
+    getter.__wrapped__ = get  # type: ignore[attr-defined]
+    return property(getter, return_value.fset)

@@ -8,8 +8,8 @@ if "." not in __name__:  # --user-dir imports a folder under its own name
         f"{os.path.dirname(os.path.dirname(__file__))}"
     )
 
-from .._requirements import require_fairseq
+from ..registration import register
 
-require_fairseq()
+register()
 
-from . import copy_memory, deq_language_modeling  # noqa: E402, F401
+from . import copy_memory, deq_language_modeling, language_modeling  # noqa: E402, F401

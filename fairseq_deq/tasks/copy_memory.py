@@ -10,11 +10,12 @@ import torch
 from fairseq.data import Dictionary, FairseqDataset
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.logging import metrics
-from fairseq.tasks import FairseqTask, register_task
+from fairseq.tasks import register_task
 from torch import Tensor
 
 from ..errors import OptionError
-from ..options import option
+from ..options import check_values, option
+from ._careful import CarefulTask
 
 SYMBOLS = 8  # written 1 to 8; 0 is silence and 9 asks for the answer
 SILENCE, ASK = 0, 9
@@ -28,19 +29,25 @@ Definition = ChoiceEnum(list(DEFINITIONS))
 class CopyMemoryConfig(FairseqDataclass):
     """Options of the task."""
 
-    blank_len: int = option(400, "T: positions between the symbols and the answer")
-    copy_len: int = option(10, "symbols to remember")
-    train_size: int = option(20000, "sequences to train on")
-    valid_size: int = option(2000, "sequences of valid, and of test")
+    blank_len: int = option(400, "T: positions between the symbols and the answer", valid="[1, inf)")
+    copy_len: int = option(10, "symbols to remember", valid="[1, inf)")
+    train_size: int = option(20000, "sequences to train on", valid="[1, inf)")
+    valid_size: int = option(2000, "sequences of valid, and of test", valid="[1, inf)")
     copy_definition: Definition = option(
         "paper", "paper: one 9 asks, and silence lasts while answering; tcn: 9 lasts while answering"
     )
-    data_seed: int = option(1111, "seed of the sequences, apart from --seed of the training")
+    data_seed: int = option(
+        1111, "seed of the sequences, apart from --seed of the training", valid="[0, 1000000000]"
+    )
 
     # fairseq's language models ask their task for these.
-    tokens_per_sample: int = option(0, "positions of a sequence; 0: what --blank-len and --copy-len make")
-    max_target_positions: int = option(100000, "positions that a model with absolute positions must have")
-    add_bos_token: bool = option(False, "not used")
+    tokens_per_sample: int = option(
+        0, "positions of a sequence; 0: what --blank-len and --copy-len make", valid="[0, inf)"
+    )
+    max_target_positions: int = option(
+        100000, "positions that a model with absolute positions must have", valid="[1, inf)"
+    )
+    add_bos_token: bool = option(False, "must be off: a sequence begins with its symbols")
 
 
 def generate(count: int, blank_len: int, copy_len: int, definition: str, seed: int) -> tuple[Tensor, Tensor]:
@@ -123,7 +130,7 @@ class CopyMemoryDataset(FairseqDataset):
 
 
 @register_task("copy_memory", dataclass=CopyMemoryConfig)
-class CopyMemoryTask(FairseqTask):
+class CopyMemoryTask(CarefulTask):
     """Repeat the first symbols of a sequence at its end.
 
     The log has `copy_loss`, the loss in the papers' units: cross-entropy in nats, averaged over all
@@ -141,11 +148,9 @@ class CopyMemoryTask(FairseqTask):
         Raises:
             ValueError: an option cannot work; the sentence names it and the valid values.
         """
-        for name in ("blank_len", "copy_len", "train_size", "valid_size"):
-            if getattr(cfg, name) < 1:
-                raise OptionError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(cfg, name)}")
-        if cfg.data_seed < 0:
-            raise OptionError(f"--data-seed must be at least 0, got {cfg.data_seed}")
+        check_values(cfg, CopyMemoryConfig)
+        if cfg.add_bos_token:
+            raise OptionError("--add-bos-token does not work with --task copy_memory; leave it out")
         length = cfg.blank_len + 2 * cfg.copy_len
         if cfg.tokens_per_sample not in (0, length):
             raise OptionError(

@@ -2,22 +2,20 @@
 
 import inspect
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Optional
 
 import torch
-from fairseq import checkpoint_utils
 from fairseq.data import FairseqDataset
 from fairseq.distributed import utils as distributed_utils
-from fairseq.tasks import register_task
-from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
+from fairseq.tasks import FairseqTask, register_task
+from fairseq.tasks.language_modeling import LanguageModelingConfig
 from torch import Tensor
 
 from ..errors import OptionError
 from ..modules.memory import Memory
-from ..patches._patch import replace
 from ._streams import StreamBatches, StreamIterator, StreamText
+from .language_modeling import CarefulLanguageModelingTask
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +26,7 @@ class DEQLanguageModelingConfig(LanguageModelingConfig):
 
 
 @register_task("deq_language_modeling", dataclass=DEQLanguageModelingConfig)
-class DEQLanguageModelingTask(LanguageModelingTask):
+class DEQLanguageModelingTask(CarefulLanguageModelingTask):
     """Language modeling on contiguous streams.
 
     Each row of a batch is a stream of text, which the next batch continues. What the model remembers of a
@@ -45,7 +43,6 @@ class DEQLanguageModelingTask(LanguageModelingTask):
         super().__init__(args, dictionary, output_dictionary, targets)
         self._training: Optional[StreamIterator] = None
         self._memory_of_all: Optional[Memory] = None
-        replace(checkpoint_utils, "save_checkpoint", _after_gathering)
 
     @classmethod
     def setup_task(cls, args: Any, **kwargs: Any) -> "DEQLanguageModelingTask":
@@ -113,7 +110,8 @@ class DEQLanguageModelingTask(LanguageModelingTask):
         """
         if not isinstance(dataset, StreamText):
             return super().get_batch_iterator(dataset, *args, **kwargs)
-        given = inspect.signature(super().get_batch_iterator).bind(dataset, *args, **kwargs).arguments
+        signature = inspect.signature(FairseqTask.get_batch_iterator)
+        given = signature.bind(self, dataset, *args, **kwargs).arguments
         # Only the trainer's iterator over the training text is told this.
         training = "update_epoch_batch_itr" in given
         rows = self._rows(given.get("max_sentences"), given.get("max_tokens"))
@@ -266,13 +264,3 @@ def _refuse(option: str, value: Any) -> None:
 def _gathered(tensor: Tensor, group: Any) -> Tensor:
     """The rows of all processes, in the order of the processes."""
     return torch.cat(distributed_utils.all_gather(tensor.contiguous(), group))
-
-
-def _after_gathering(save_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
-    # fairseq asks the task for its state in the process that saves, where nothing can be collected any more.
-    def wrapper(cfg: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(trainer.task, DEQLanguageModelingTask) and not cfg.no_save:
-            trainer.task.gather_memory(trainer.data_parallel_process_group)
-        return save_checkpoint(cfg, trainer, *args, **kwargs)
-
-    return wrapper

@@ -60,10 +60,10 @@ def test_what_is_printed_does_not_depend_on_how_prompts_are_solved(
 ):
     exact = ("--model-overrides", "{'f_thres': 300, 'f_eps': 2e-6}")
     whole = _interactive(in_process, data_bin, unique_checkpoint, prompts, *options.split(), *exact)
-    from fairseq_deq.generation import generator
     from fairseq_deq.models.deq_decoder import DEQDecoder
+    from fairseq_deq.tasks import _careful
 
-    monkeypatch.setattr(generator, "is_prefillable", lambda models: True)
+    monkeypatch.setattr(_careful, "is_prefillable", lambda models: True)
     monkeypatch.delattr(DEQDecoder, "prefill")
     one_by_one = _interactive(in_process, data_bin, unique_checkpoint, prompts, *options.split(), *exact)
     assert _continuations(whole, "H") == _continuations(one_by_one, "H")

@@ -2,13 +2,11 @@
 
 import argparse
 import pickle
-import shutil
 
 import numpy as np
 import pytest
 import torch
 from fairseq import checkpoint_utils
-from fairseq.file_io import PathManager
 from omegaconf import OmegaConf
 
 from fairseq_deq.errors import OptionError
@@ -74,39 +72,3 @@ def test_only_fairseq_may_load_what_is_allowed_for_it(tmp_path):
 def test_overrides_that_name_nothing_are_refused(tiny_checkpoint, overrides):
     with pytest.raises(OptionError, match="--model-overrides must name options"):
         checkpoint_utils.load_checkpoint_to_cpu(str(tiny_checkpoint), overrides)
-
-
-def test_a_kill_during_a_copy_leaves_the_old_file_whole(monkeypatch, tmp_path):
-    source, target = tmp_path / "checkpoint_1_4.pt", tmp_path / "checkpoint_last.pt"
-    source.write_bytes(b"new" * 1000)
-    target.write_bytes(b"old" * 1000)
-
-    def killed_half_way(src, dst, **options):
-        with open(dst, "wb") as file:
-            file.write(b"new" * 500)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(shutil, "copyfile", killed_half_way)
-    with pytest.raises(KeyboardInterrupt):
-        PathManager.copy(str(source), str(target), overwrite=True)
-    assert target.read_bytes() == b"old" * 1000
-
-
-def test_a_copy_replaces_the_old_file_and_leaves_nothing_else(tmp_path):
-    source, target = tmp_path / "checkpoint_1_4.pt", tmp_path / "checkpoint_last.pt"
-    source.write_bytes(b"new")
-    target.write_bytes(b"old")
-    PathManager.copy(str(source), str(target), overwrite=True)
-    assert target.read_bytes() == b"new"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint_1_4.pt", "checkpoint_last.pt"]
-
-
-def test_a_checkpoint_is_on_disk_before_it_gets_its_name(monkeypatch, tmp_path):
-    import os
-
-    source, target = tmp_path / "checkpoint_last.pt.tmp", tmp_path / "checkpoint_last.pt"
-    source.write_bytes(b"new")
-    steps = []
-    monkeypatch.setattr(os, "fsync", lambda descriptor: steps.append(target.exists()))
-    PathManager.rename(str(source), str(target))
-    assert steps == [False, True]  # the file, then the folder that names it

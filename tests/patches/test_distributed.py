@@ -9,6 +9,8 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.models import distributed_fairseq_model
 from omegaconf import OmegaConf
 
+from fairseq_deq.patches import distributed
+
 
 @pytest.fixture
 def config():
@@ -32,13 +34,13 @@ def started(monkeypatch):
     runs = []
 
     def note(how, cfg):
-        distributed = cfg.distributed_training
+        options = cfg.distributed_training
         runs.append(
             (
                 how,
-                distributed.distributed_world_size,
-                distributed.distributed_rank,
-                distributed.distributed_backend,
+                options.distributed_world_size,
+                options.distributed_rank,
+                options.distributed_backend,
             )
         )
 
@@ -46,9 +48,7 @@ def started(monkeypatch):
         distributed_utils, "distributed_main", lambda i, main, cfg, kwargs: note("process", cfg)
     )
     monkeypatch.setattr(
-        torch.multiprocessing,
-        "spawn",
-        lambda fn, args, nprocs, join: note(f"{nprocs} spawned", args[1]),
+        distributed, "run_processes", lambda cfg, main, kwargs, count: note(f"{count} spawned", cfg)
     )
     return runs
 
@@ -78,7 +78,7 @@ def test_evaluation_under_torchrun_stays_with_each_process(torchrun, config):
 def test_a_world_size_alone_starts_that_many_processes(config, started):
     config.distributed_training.distributed_world_size = 2
     distributed_utils.call_main(config, alone)
-    assert started == [("2 spawned", 2, None, "gloo")]
+    assert started == [("2 spawned", 2, 0, "gloo")]
 
 
 def test_an_init_method_that_would_start_nothing_is_refused(config, started):
@@ -90,10 +90,10 @@ def test_an_init_method_that_would_start_nothing_is_refused(config, started):
 
 
 def test_an_init_method_with_a_rank_runs_that_rank(config, started):
-    distributed = config.distributed_training
-    distributed.distributed_world_size, distributed.distributed_rank = 2, 1
-    distributed.distributed_init_method = "tcp://localhost:29512"
-    distributed.distributed_no_spawn = True
+    options = config.distributed_training
+    options.distributed_world_size, options.distributed_rank = 2, 1
+    options.distributed_init_method = "tcp://localhost:29512"
+    options.distributed_no_spawn = True
     distributed_utils.call_main(config, alone)
     assert started == [("process", 2, 1, "gloo")]
 
@@ -102,7 +102,7 @@ def test_a_backend_that_was_chosen_stays(config, started):
     config.distributed_training.distributed_world_size = 2
     config.distributed_training.distributed_backend = "mpi"
     distributed_utils.call_main(config, alone)
-    assert started == [("2 spawned", 2, None, "mpi")]
+    assert started == [("2 spawned", 2, 0, "mpi")]
 
 
 def test_one_process_is_as_before(config, started):
@@ -124,10 +124,10 @@ def group():
 
 
 def test_the_default_backend_wraps_a_model_on_the_cpu(group, config):
-    distributed = config.distributed_training
-    assert distributed.ddp_backend == "pytorch_ddp"
+    options = config.distributed_training
+    assert options.ddp_backend == "pytorch_ddp"
     wrapped = distributed_fairseq_model.DistributedFairseqModel(
-        distributed, torch.nn.Linear(2, 2), group, torch.device("cpu")
+        options, torch.nn.Linear(2, 2), group, torch.device("cpu")
     )
     wrapped(torch.ones(1, 2)).sum().backward()
 

@@ -11,6 +11,7 @@ from fairseq.distributed import utils as distributed_utils
 from omegaconf import OmegaConf
 
 import fairseq_deq
+from fairseq_deq.errors import OptionError
 from fairseq_deq.patches import distributed
 
 
@@ -83,7 +84,7 @@ def test_user_dir_of_the_imported_copy_may_end_in_a_slash():
 
 def test_user_dir_of_a_second_copy_says_what_to_type(tmp_path):
     copy = shutil.copytree(fairseq_deq.__path__[0], tmp_path / "fairseq_deq")
-    with pytest.raises(ImportError, match=f"type --user-dir {fairseq_deq.__path__[0]}"):
+    with pytest.raises(OptionError, match=f"type --user-dir {fairseq_deq.__path__[0]}"):
         utils.import_user_module(argparse.Namespace(user_dir=str(copy)))
 
 
@@ -121,7 +122,7 @@ def config():
 def test_precision_is_settled_before_processes_start(monkeypatch, config):
     started = []
     monkeypatch.setattr(
-        distributed, "_spawn_on_cpu", lambda cfg, main, kwargs: started.append(cfg.common.tpu)
+        distributed, "run_processes", lambda cfg, main, kwargs, count: started.append(cfg.common.tpu)
     )
     config.common.bf16 = config.common.tpu = True  # as the command line has it after --bf16
     config.distributed_training.distributed_world_size = 2

@@ -1,15 +1,18 @@
 """Replacing functions: once for each patch, and all patches of one function together."""
 
+import os
+import re
+import subprocess
+import sys
 import types
 
 import pytest
-from fairseq import checkpoint_utils, utils
-from fairseq.data import data_utils
 from fairseq.distributed import utils as distributed_utils
-from fairseq.tasks.fairseq_task import FairseqTask
 
+from fairseq_deq import patches
 from fairseq_deq.patches import install
-from fairseq_deq.patches._patch import replace
+from fairseq_deq.patches._patch import Patch, _owners, replace
+from fairseq_deq.patches.table import TABLE
 
 
 def depth(function):
@@ -65,29 +68,74 @@ def test_static_methods_stay_static():
 
 
 def test_installing_again_changes_nothing():
-    owners = {
-        checkpoint_utils: ("load_checkpoint_to_cpu", "load_checkpoint", "load_model_ensemble_and_task"),
-        distributed_utils: ("call_main", "_broadcast_object_slow"),
-        FairseqTask: ("optimizer_step", "filter_indices_by_size"),
-        data_utils: ("batch_by_size", "load_indexed_dataset"),
-        utils: ("import_user_module",),
-    }
-    functions = [getattr(owner, name) for owner, names in owners.items() for name in names]
+    functions = [getattr(owner, name) for patch in TABLE for owner, name in _owners(patch.target)]
     install()
-    assert [getattr(owner, name) for owner, names in owners.items() for name in names] == functions
-    assert all(depth(function) > 0 for function in functions)
+    assert [getattr(owner, name) for patch in TABLE for owner, name in _owners(patch.target)] == functions
+    assert depth(distributed_utils.call_main) == 4
 
 
-def test_every_wrap_of_the_entry_point_is_there_from_the_inside_out():
+def test_replacements_of_the_entry_point_are_there_from_the_inside_out():
     names = []
     function = distributed_utils.call_main
     while hasattr(function, "__wrapped__"):
-        names.insert(0, function.__code__.co_qualname if hasattr(function.__code__, "co_qualname") else "")
+        names.insert(0, function.__code__.co_filename.rpartition("/")[2])
         function = function.__wrapped__
-    assert [name.split(".")[0] for name in names] == [
-        "_with_processes_as_asked",
-        "_without_sharded_equilibria",
-        "_with_precision_checked",
-        "_with_overrides_checked",
-        "_in_one_sentence",
-    ]
+    assert names == ["distributed.py", "configuration.py", "noise.py", "sentences.py"]
+
+
+# ---------------------------------------------------------------------- the table
+
+
+def test_every_row_has_a_target_a_fault_in_one_sentence_and_versions():
+    for patch in TABLE:
+        assert _owners(patch.target), patch.target
+        assert re.fullmatch(r"[^\n]+[.;][^\n]*", patch.fault)
+        assert patch.fault.endswith(".")
+        assert re.fullmatch(r"(>=|==)0\.12\.\d", patch.versions)
+
+
+def run(code, **env):
+    """What a program prints, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, *code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **env},
+        check=False,
+        timeout=120,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_table_is_printed_with_what_is_active():
+    status, out, _ = run(("-m", "fairseq_deq.patches"))
+    assert status == 0
+    for patch in TABLE:
+        assert re.search(
+            rf"^{patch.name} +(active|not needed) +fairseq .*{re.escape(patch.target)}$", out, re.M
+        )
+    assert re.search(rf"^\d+ of {len(TABLE)} active; ", out, re.M)
+
+
+def test_patches_can_be_switched_off():
+    _, out, _ = run(("-m", "fairseq_deq.patches"), FAIRSEQ_DEQ_PATCHES="off")
+    assert f"0 of {len(TABLE)} active" in out
+    _, out, _ = run(("-m", "fairseq_deq.patches"), FAIRSEQ_DEQ_PATCHES="help, words")
+    assert [line.split()[0] for line in out.splitlines() if "switched off  " in line] == ["words", "help"]
+
+
+def test_a_patch_that_does_not_exist_cannot_be_switched_off():
+    status, _, error = run(("-m", "fairseq_deq.patches"), FAIRSEQ_DEQ_PATCHES="helo")
+    assert status == 1
+    assert re.fullmatch(r"error: FAIRSEQ_DEQ_PATCHES names 'helo', which is no patch; [^\n]*\n", error)
+
+
+@pytest.mark.parametrize(
+    "target", ["fairseq.utils.no_such_function", "fairseq.no_such_module.f", "fairseq.trainer.Trainer.none"]
+)
+def test_a_target_that_has_vanished_is_a_warning(monkeypatch, caplog, target):
+    row = Patch("gone", target, "A fault.", ">=0.12.2", adding("a"))
+    monkeypatch.setattr(patches, "TABLE", (row,))
+    monkeypatch.setattr(patches, "_states", [])
+    assert [state for _, state in install()] == ["target is gone"]
+    assert f"this fairseq has no {target}" in caplog.text

@@ -7,11 +7,11 @@ from fairseq.data import Dictionary
 from fairseq.models import FairseqIncrementalDecoder, FairseqLanguageModel
 from fairseq.sequence_generator import SequenceGenerator
 from fairseq.sequence_scorer import SequenceScorer
-from fairseq.tasks.fairseq_task import FairseqTask
-from models.builders import build, dictionary, task
+from models.builders import build, dictionary
 
-import fairseq_deq  # noqa: F401  (installs the patches)
 from fairseq_deq.generation.generator import PrefillingGenerator
+from fairseq_deq.tasks._careful import CarefulTask
+from fairseq_deq.tasks.language_modeling import CarefulLanguageModelingTask
 
 
 def test_unknown_words_of_a_prompt_are_counted(caplog):
@@ -19,7 +19,7 @@ def test_unknown_words_of_a_prompt_are_counted(caplog):
     words.add_symbol("known")
     reader = SimpleNamespace(source_dictionary=words)
     with caplog.at_level(logging.WARNING):
-        tokens, _ = FairseqTask.get_interactive_tokens_and_lengths(
+        tokens, _ = CarefulTask.get_interactive_tokens_and_lengths(
             reader, ["known strange words", "known"], lambda line: line
         )
     assert tokens[0].tolist() == [4, words.unk(), words.unk(), words.eos()]
@@ -37,10 +37,11 @@ class _StockDecoder(FairseqIncrementalDecoder):
 
 def test_a_model_that_takes_whole_prompts_gets_a_generator_that_hands_them_over():
     arguments = SimpleNamespace(beam=2)
-    built = FairseqTask.build_generator(task(), [build()], arguments)
+    careful = CarefulLanguageModelingTask(SimpleNamespace(), dictionary())
+    built = careful.build_generator([build()], arguments)
     assert type(built) is PrefillingGenerator
     assert built.beam_size == 2
     stock = FairseqLanguageModel(_StockDecoder(dictionary()))
-    assert type(FairseqTask.build_generator(task(), [stock], arguments)) is SequenceGenerator
+    assert type(careful.build_generator([stock], arguments)) is SequenceGenerator
     scoring = SimpleNamespace(score_reference=True)
-    assert type(FairseqTask.build_generator(task(), [build()], scoring)) is SequenceScorer
+    assert type(careful.build_generator([build()], scoring)) is SequenceScorer

@@ -3,9 +3,9 @@
 import argparse
 
 import pytest
-from fairseq.tasks.fairseq_task import FairseqTask
 
 from fairseq_deq.models.deq_decoder import DEQDecoder
+from fairseq_deq.tasks._careful import CarefulTask
 
 
 @pytest.fixture
@@ -55,5 +55,5 @@ class Model:
 @pytest.mark.parametrize(("attributes", "announced"), [({}, []), ({"counts_finished_updates": True}, [8])])
 def test_only_models_that_count_finished_updates_are_told(attributes, announced):
     model = Model(**attributes)
-    FairseqTask(argparse.Namespace()).optimizer_step(Optimizer(), model=model, update_num=7)
+    CarefulTask(argparse.Namespace()).optimizer_step(Optimizer(), model=model, update_num=7)
     assert model.announced == announced

@@ -110,7 +110,7 @@ def test_fairseqs_own_transformer_trains_on_it(in_process, tmp_path):
     [
         ("--blank-len 0", "--blank-len must be at least 1, got 0"),
         ("--train-size 0", "--train-size must be at least 1, got 0"),
-        ("--data-seed -1", "--data-seed must be at least 0, got -1"),
+        ("--data-seed -1", "--data-seed must be in [0, 1000000000], got -1"),
         ("--tokens-per-sample 64", "--tokens-per-sample is --blank-len + 2 x --copy-len = 10 here"),
         ("--valid-subset dev", "copy_memory has the splits train, valid, test, not 'dev'"),
     ],

@@ -1,39 +1,28 @@
-"""Options that fairseq ignores or answers with a crash elsewhere."""
+"""`--model-overrides` and `--user-dir`, which fairseq takes at their word."""
 
 from __future__ import annotations
 
 import ast
 import difflib
-import importlib.util
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import torch
-
 from ..errors import OptionError
-from ._patch import replace
 
 logger = logging.getLogger(__name__)
 
 _PACKAGE = __package__.split(".")[0]
 
 
-def check_model_overrides() -> None:
+def with_known_names(overwrite: Callable[..., None]) -> Callable[..., None]:
     """Refuse unknown names in `--model-overrides` for the models of this package.
 
-    The fault: a name that no part of the checkpoint's configuration has is ignored, so `--model-overrides
-    '{"f_tresh": 60}'` evaluates with the old value. A name that the model has now but an older checkpoint
-    has not is ignored too; it is given its place here.
+    A name that the model has now but an older checkpoint has not is given its place here.
     """
-    from fairseq import checkpoint_utils
 
-    replace(checkpoint_utils, "overwrite_args_by_name", _with_known_names)
-
-
-def _with_known_names(overwrite: Callable[..., None]) -> Callable[..., None]:
     def wrapper(cfg: Any, overrides: Mapping[str, Any]) -> None:
         model = cfg.get("model") if hasattr(cfg, "get") else None
         name = str(getattr(model, "_name", "") or "")
@@ -91,43 +80,12 @@ def _all_keys(cfg: Any) -> Iterable[str]:
             yield from vars(value)
 
 
-def check_syntax_of_model_overrides() -> None:
-    """Refuse `--model-overrides` that is no dictionary in words.
-
-    The fault: it is given to `eval`, so a forgotten quotation mark ends in a SyntaxError or NameError.
-    """
-    from fairseq.distributed import utils as distributed_utils
-
-    replace(distributed_utils, "call_main", _with_overrides_checked)
-
-
-def _with_overrides_checked(call_main: Callable[..., None]) -> Callable[..., None]:
-    def wrapper(cfg: Any, main: Callable[..., Any], **kwargs: Any) -> None:
-        text = cfg.common_eval.model_overrides
-        try:
-            ast.literal_eval(text.strip())
-        except (SyntaxError, ValueError):
-            raise OptionError(
-                f"--model-overrides must be a dictionary such as \"{{'f_thres': 60}}\", got {text}"
-            ) from None
-        call_main(cfg, main, **kwargs)
-
-    return wrapper
-
-
-def accept_user_dir_of_imported_package() -> None:
+def with_imported_copy(import_user_module: Callable[[Any], None]) -> Callable[[Any], None]:
     """Say what to type when `--user-dir` and an already imported copy of this package are at odds.
 
-    The fault: once the package is imported (in a program that calls fairseq's tools), `--user-dir` with
-    another copy of it ends in advice to rename the folder, and `--user-dir fairseq_deq` away from the
-    checkout in a FileNotFoundError. The second means the imported copy, and is accepted.
+    `--user-dir fairseq_deq` away from the checkout means the imported copy.
     """
-    from fairseq import utils
 
-    replace(utils, "import_user_module", _with_imported_copy)
-
-
-def _with_imported_copy(import_user_module: Callable[[Any], None]) -> Callable[[Any], None]:
     def wrapper(args: Any) -> None:
         user_dir = getattr(args, "user_dir", None)
         imported = sys.modules.get(_PACKAGE)
@@ -137,44 +95,10 @@ def _with_imported_copy(import_user_module: Callable[[Any], None]) -> Callable[[
             return
         home = imported.__path__[0]
         if os.path.exists(path) and os.path.realpath(path) != os.path.realpath(home):
-            raise ImportError(
+            raise OptionError(
                 f"--user-dir {user_dir} is a second copy of {_PACKAGE}, and {home} is already imported; "
                 f"type --user-dir {home}, or leave --user-dir out"
             )
         logger.info("--user-dir %s: using %s, which is already imported", user_dir, home)
 
     return wrapper
-
-
-def explain_precision_without_device() -> None:
-    """Run `--bf16` without a TPU, and refuse `--fp16` on a CPU in words.
-
-    The fault: the command line turns `--bf16` into "use a TPU", and without one (on a GPU as on a CPU) the
-    trainer dies with an AttributeError about None (and Adam has become AdamW before that); `--fp16` on a CPU
-    dies in an assertion about CUDA.
-    """
-    from fairseq.distributed import utils as distributed_utils
-
-    replace(distributed_utils, "call_main", _with_precision_checked)
-
-
-def _with_precision_checked(call_main: Callable[..., None]) -> Callable[..., None]:
-    def wrapper(cfg: Any, main: Callable[..., Any], **kwargs: Any) -> None:
-        _check_precision(cfg)
-        call_main(cfg, main, **kwargs)
-
-    return wrapper
-
-
-def _check_precision(cfg: Any) -> None:
-    common = cfg.common
-    on_cpu = common.cpu or not torch.cuda.is_available()
-    if common.tpu and importlib.util.find_spec("torch_xla") is None:
-        if not common.bf16:
-            raise OptionError("--tpu needs the package torch_xla, which is not installed; leave --tpu out")
-        common.tpu = False
-        for group in ("distributed_training", "task", "model", "optimizer"):  # each has a copy of the option
-            if getattr(cfg.get(group), "tpu", False):
-                cfg[group].tpu = False
-    if common.fp16 and on_cpu:
-        raise OptionError("--fp16 needs a GPU; on a CPU leave it out, or train with --bf16")

@@ -1,0 +1,263 @@
+"""Options that cannot work together, or would be ignored: refused before a tool begins."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..errors import OptionError
+from ..options import flag, ignored
+from .ranges import check_ranges
+
+logger = logging.getLogger(__name__)
+
+# What these criteria log at validation whatever the model, and with models of this package.
+_LOGGED = {
+    "deq_lm_loss": ("loss", "nll_loss", "ppl"),
+    "cross_entropy": ("loss", "ppl"),
+    "adaptive_loss": ("loss", "ppl"),
+    "label_smoothed_cross_entropy": ("loss", "nll_loss", "ppl"),
+}
+_OF_SOLVES = ("f_nfe", "f_lane_nfe", "f_res", "f_conv")
+# Options of our models that another task or criterion does not use.
+_FOR_STREAMS = ("mem_len", "subseq_forget")
+_FOR_OUR_LOSS = ("jac_loss_weight", "jac_incremental", "spectral_radius")
+
+
+def with_options_checked(call_main: Callable[..., None]) -> Callable[..., None]:
+    """Check the options of a tool before it begins."""
+
+    def wrapper(cfg: Any, main: Callable[..., Any], **kwargs: Any) -> None:
+        check(cfg, (getattr(main, "__module__", None) or "").rpartition(".")[2])
+        call_main(cfg, main, **kwargs)
+
+    return wrapper
+
+
+def main_with_options_checked(main: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, for a tool that calls its `main` itself."""
+
+    def wrapper(cfg: Any, *args: Any, **kwargs: Any) -> Any:
+        if not hasattr(cfg, "common_eval"):  # fairseq-generate hands over what argparse made
+            from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+
+            cfg = convert_namespace_to_omegaconf(cfg)
+        check(cfg, "generate")
+        return main(cfg, *args, **kwargs)
+
+    return wrapper
+
+
+def defaults_with_options_checked(add_defaults: Callable[..., None]) -> Callable[..., None]:
+    """The same, for a training that hydra began before the package was imported."""
+
+    def wrapper(cfg: Any) -> None:
+        add_defaults(cfg)
+        check(cfg, "train")
+
+    return wrapper
+
+
+def check(cfg: Any, tool: str) -> None:
+    """Check the options of a tool.
+
+    Args:
+        cfg: fairseq's configuration; `--bf16` without a TPU is put right in it.
+        tool: the module of fairseq_cli whose `main` is to run.
+    Raises:
+        OptionError: something cannot work, or would be ignored.
+    """
+    settle_precision(cfg)
+    check_ranges(cfg)
+    _check_overrides(cfg)
+    _check_paths(cfg, tool)
+    if tool == "train":
+        _check_batches(cfg)
+        _check_model(cfg)
+        _check_metric(cfg)
+    if tool == "eval_lm":
+        _check_evaluation(cfg)
+    if tool in ("generate", "interactive"):
+        _check_generation(cfg, tool)
+
+
+def settle_precision(cfg: Any) -> None:
+    """Run `--bf16` without a TPU, and refuse `--fp16` on a CPU.
+
+    The command line turns `--bf16` into "use a TPU", and without one the trainer would die.
+
+    Raises:
+        OptionError: the device cannot do what is asked for.
+    """
+    common = cfg.common
+    on_cpu = common.cpu or not torch.cuda.is_available()
+    if common.tpu and importlib.util.find_spec("torch_xla") is None:
+        if not common.bf16:
+            raise OptionError("--tpu needs the package torch_xla, which is not installed; leave --tpu out")
+        common.tpu = False
+        for group in ("distributed_training", "task", "model", "optimizer"):  # each has a copy of the option
+            if getattr(cfg.get(group), "tpu", False):
+                cfg[group].tpu = False
+    if common.fp16 and on_cpu:
+        raise OptionError("--fp16 needs a GPU; on a CPU leave it out, or train with --bf16")
+
+
+def _check_overrides(cfg: Any) -> None:
+    for name, text in (
+        ("model_overrides", cfg.common_eval.model_overrides),
+        ("optimizer_overrides", cfg.checkpoint.optimizer_overrides),
+    ):
+        try:
+            value = ast.literal_eval(text.strip())
+        except (SyntaxError, ValueError):
+            value = None
+        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+            raise OptionError(f"{flag(name)} must be a dictionary such as \"{{'f_thres': 60}}\", got {text}")
+
+
+def _check_paths(cfg: Any, tool: str) -> None:
+    path = cfg.common_eval.path
+    if tool in ("eval_lm", "validate", "generate", "interactive", "score") and not path:
+        raise OptionError("--path must name a checkpoint")
+    if tool == "validate" and path and os.pathsep in path and not os.path.exists(path):
+        raise OptionError(
+            f"--path {path}: fairseq-validate takes one checkpoint; fairseq-eval-lm has the "
+            "perplexity of several "
+            "together"
+        )
+    if cfg.dataset.shard_id >= cfg.dataset.num_shards:
+        raise OptionError(
+            f"--shard-id {cfg.dataset.shard_id} must be below --num-shards {cfg.dataset.num_shards}"
+        )
+
+
+def _check_batches(cfg: Any) -> None:
+    if cfg.dataset.max_tokens is None and cfg.dataset.batch_size is None:
+        raise OptionError("give the size of a batch with --batch-size, or with --max-tokens")
+    block = getattr(cfg.get("task"), "tokens_per_sample", None)
+    most = cfg.dataset.max_tokens
+    if (
+        block
+        and most is not None
+        and most < block
+        and getattr(cfg.task, "sample_break_mode", None) is not None
+    ):
+        raise OptionError(f"--max-tokens {most} is less than --tokens-per-sample {block}: no block would fit")
+
+
+def _check_model(cfg: Any) -> None:
+    from fairseq.models import MODEL_DATACLASS_REGISTRY
+
+    model = cfg.get("model")
+    name = str(getattr(model, "_name", "") or "")
+    if not name.startswith("deq_"):
+        return
+    if cfg.distributed_training.ddp_backend == "fully_sharded":
+        raise OptionError(
+            f"--ddp-backend fully_sharded does not work with --arch {name}: it frees the layer's "
+            "weights after the "
+            "forward pass, and the implicit gradient needs them in the backward pass; use pytorch_ddp or "
+            "legacy_ddp (one layer's weights are all that a process keeps)"
+        )
+    criterion, task = (str(getattr(cfg.get(group), "_name", None) or cfg.get(group)) for group in _TWO)
+    for option in _FOR_OUR_LOSS if criterion != "deq_lm_loss" else ():
+        if getattr(model, option, 0):
+            raise OptionError(
+                f"{flag(option)} {getattr(model, option)} counts with --criterion deq_lm_loss alone, "
+                "and --criterion "
+                f"is {criterion}; leave it out, or change the criterion"
+            )
+    if getattr(model, "mem_len", 0) and task != "deq_language_modeling":
+        raise OptionError(
+            f"--mem-len {model.mem_len} counts with --task deq_language_modeling alone, and --task is "
+            f"{task}, whose "
+            "batches do not continue each other; give --mem-len 0, or change the task"
+        )
+    dataclass = MODEL_DATACLASS_REGISTRY.get(name)
+    for option, needed in ignored(model, type(dataclass) if not isinstance(dataclass, type) else dataclass):
+        sentence = f"{flag(option)} {getattr(model, option)} counts with {needed}"
+        if not option.startswith("b_"):
+            raise OptionError(f"{sentence}; leave it out")
+        # those of the backward solve stay where one --gradient is tried after another
+        logger.warning("%s: it has no effect", sentence)
+
+
+_TWO = ("criterion", "task")
+
+
+def _check_metric(cfg: Any) -> None:
+    """Refuse a `--best-checkpoint-metric` that no validation will log."""
+    metric = cfg.checkpoint.best_checkpoint_metric
+    criterion = str(getattr(cfg.get("criterion"), "_name", None) or cfg.get("criterion"))
+    if criterion not in _LOGGED or cfg.dataset.disable_validation:
+        return
+    model = cfg.get("model")
+    logged = list(_LOGGED[criterion])
+    if criterion != "deq_lm_loss" and cfg.optimization.sentence_avg:
+        logged.append("nll_loss")
+    if str(getattr(cfg.get("task"), "_name", "")) == "copy_memory":
+        logged.append("copy_loss")
+    if criterion == "deq_lm_loss" and str(getattr(model, "_name", "")).startswith("deq_"):
+        if not model.pretrain_steps and str(model.gradient) != "unroll":
+            logged += _OF_SOLVES
+        if model.spectral_radius and not model.pretrain_steps:
+            logged.append("sradius")
+    if metric not in logged:
+        raise OptionError(
+            f"--best-checkpoint-metric {metric} is not logged at every validation of this run; it may "
+            "be one of "
+            f"{', '.join(logged)}"
+        )
+
+
+def _check_evaluation(cfg: Any) -> None:
+    processes = cfg.distributed_training.distributed_world_size
+    if processes > 1:
+        raise OptionError(
+            f"--distributed-world-size must be 1 for fairseq-eval-lm: with {processes}, each process "
+            "would print "
+            "the perplexity of its own part of the text"
+        )
+    block, window = getattr(cfg.get("task"), "tokens_per_sample", None), cfg.eval_lm.context_window
+    if window and block is not None and window >= block:
+        raise OptionError(
+            f"--context-window {window} must be below --tokens-per-sample {block}, of which it is a part"
+        )
+
+
+def _check_generation(cfg: Any, tool: str) -> None:
+    generation = cfg.generation
+    if generation.sampling and generation.nbest != generation.beam:
+        raise OptionError(
+            f"--sampling needs --nbest equal to --beam, got {generation.nbest} and {generation.beam}"
+        )
+    if generation.nbest > generation.beam:
+        raise OptionError(f"--nbest {generation.nbest} must be at most --beam {generation.beam}")
+    if not generation.sampling and (generation.sampling_topk > 0 or generation.sampling_topp > 0):
+        raise OptionError("--sampling-topk and --sampling-topp count with --sampling alone; add it")
+    if generation.lm_path is not None and tool == "interactive":
+        raise OptionError("--lm-path is not used by fairseq-interactive; fairseq-generate has it")
+    if generation.lm_weight and generation.lm_path is None:
+        raise OptionError(f"--lm-weight {generation.lm_weight} counts with --lm-path alone")
+    size = cfg.dataset.batch_size
+    if tool == "interactive" and size and size > max(cfg.interactive.buffer_size, 1):
+        raise OptionError(
+            f"--batch-size {size} must be at most --buffer-size {cfg.interactive.buffer_size}, the "
+            "lines that are "
+            "read before any is answered"
+        )
+    task = cfg.get("task")
+    if tool == "generate" and str(getattr(task, "_name", "")) == "language_modeling":
+        mode = str(task.sample_break_mode)
+        if mode != "eos":
+            raise OptionError(
+                "fairseq-generate takes whole sentences as prompts: give --sample-break-mode eos "
+                f"instead of {mode}, "
+                "whose blocks begin and end anywhere"
+            )
