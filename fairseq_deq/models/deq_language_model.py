@@ -46,8 +46,23 @@ class DEQLanguageModel(FairseqLanguageModel):
                 "out"
             )
         model = cls(decoder)
-        model.most_positions = getattr(cfg, "max_target_positions", None)
+        asked = getattr(
+            getattr(task, "cfg", None) or getattr(task, "args", None), "max_target_positions", None
+        )
+        model.most_positions = getattr(cfg, "max_target_positions", None) if asked is None else asked
         return model
+
+    def prepare_for_inference_(self, cfg: Any) -> None:
+        """Make the model ready to evaluate or generate.
+
+        Args:
+            cfg: fairseq's configuration.
+        Raises:
+            OptionError: dropout is to stay on, which is held through a whole solve in training alone.
+        """
+        if getattr(cfg.get("generation"), "retain_dropout", False):
+            raise OptionError("--retain-dropout does not work with these models; leave it out")
+        super().prepare_for_inference_(cfg)
 
     def max_positions(self) -> int:
         """Positions that an input may have: `--max-target-positions`, where it is given."""

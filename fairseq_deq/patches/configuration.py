@@ -77,9 +77,10 @@ def check(cfg: Any, tool: str) -> None:
     check_ranges(cfg)
     _check_overrides(cfg)
     _check_paths(cfg, tool)
+    _check_batches(cfg, tool)
     if tool == "train":
-        _check_batches(cfg)
         _check_model(cfg)
+        _check_training(cfg)
         _check_metric(cfg)
     if tool == "eval_lm":
         _check_evaluation(cfg)
@@ -137,17 +138,14 @@ def _check_paths(cfg: Any, tool: str) -> None:
         )
 
 
-def _check_batches(cfg: Any) -> None:
-    if cfg.dataset.max_tokens is None and cfg.dataset.batch_size is None:
+def _check_batches(cfg: Any, tool: str) -> None:
+    needed = tool in ("train", "validate")
+    if needed and cfg.dataset.max_tokens is None and cfg.dataset.batch_size is None:
         raise OptionError("give the size of a batch with --batch-size, or with --max-tokens")
     block = getattr(cfg.get("task"), "tokens_per_sample", None)
     most = cfg.dataset.max_tokens
-    if (
-        block
-        and most is not None
-        and most < block
-        and getattr(cfg.task, "sample_break_mode", None) is not None
-    ):
+    is_cut = str(getattr(cfg.get("task"), "sample_break_mode", None)) == "none"
+    if block and is_cut and most is not None and most < block:
         raise OptionError(f"--max-tokens {most} is less than --tokens-per-sample {block}: no block would fit")
 
 
@@ -158,6 +156,8 @@ def _check_model(cfg: Any) -> None:
     name = str(getattr(model, "_name", "") or "")
     if not name.startswith("deq_"):
         return
+    if cfg.distributed_training.ddp_backend == "slowmo":
+        raise OptionError("--ddp-backend must be pytorch_ddp or legacy_ddp, got slowmo")
     if cfg.distributed_training.ddp_backend == "fully_sharded":
         raise OptionError(
             f"--ddp-backend fully_sharded does not work with --arch {name}: it frees the layer's "
@@ -189,6 +189,20 @@ def _check_model(cfg: Any) -> None:
 
 
 _TWO = ("criterion", "task")
+
+
+def _check_training(cfg: Any) -> None:
+    if cfg.checkpoint.write_checkpoints_asynchronously and importlib.util.find_spec("iopath") is None:
+        raise OptionError(
+            "--write-checkpoints-asynchronously needs the package iopath, which is not installed; type: pip "
+            "install iopath"
+        )
+    schedule = cfg.get("lr_scheduler")
+    if getattr(schedule, "_name", None) == "inverse_sqrt" and schedule.warmup_updates < 1:
+        raise OptionError(
+            "--warmup-updates must be at least 1 with --lr-scheduler inverse_sqrt, got "
+            f"{schedule.warmup_updates}"
+        )
 
 
 def _check_metric(cfg: Any) -> None:
@@ -231,6 +245,30 @@ def _check_evaluation(cfg: Any) -> None:
         )
 
 
+# Options of generation that a language model has no use for.
+_OF_TRANSLATION = (
+    *("constraints", "print_alignment", "score_reference", "replace_unk", "sacrebleu", "match_source_len"),
+    *("beam_mt", "max_len_a_mt", "max_len_b_mt", "lenpen_mt", "decoding_format", "eos_token"),
+    *("iter_decode_eos_penalty", "iter_decode_max_iter", "iter_decode_force_max_iter", "print_step"),
+    *("iter_decode_with_beam", "iter_decode_with_external_reranker", "retain_iter_history"),
+    *("no_early_stop", "no_beamable_mm"),
+)
+
+
+def _check_options_of_translation(cfg: Any, tool: str) -> None:
+    from fairseq.dataclass.configs import GenerationConfig
+
+    names = (*_OF_TRANSLATION, "prefix_size") if tool == "interactive" else _OF_TRANSLATION
+    for name in names:
+        value = getattr(cfg.generation, name, None)
+        if value != GenerationConfig.__dataclass_fields__[name].default:
+            raise OptionError(
+                f"{flag(name)} has no effect on language models, which have no source text beside "
+                "their prompt; "
+                "leave it out"
+            )
+
+
 def _check_generation(cfg: Any, tool: str) -> None:
     generation = cfg.generation
     if generation.sampling and generation.nbest != generation.beam:
@@ -245,6 +283,10 @@ def _check_generation(cfg: Any, tool: str) -> None:
         raise OptionError("--lm-path is not used by fairseq-interactive; fairseq-generate has it")
     if generation.lm_weight and generation.lm_path is None:
         raise OptionError(f"--lm-weight {generation.lm_weight} counts with --lm-path alone")
+    if generation.lm_path is not None and not os.path.exists(generation.lm_path):
+        raise OptionError(f"--lm-path: there is no checkpoint {generation.lm_path}")
+    if str(getattr(cfg.get("task"), "_name", "")).endswith("language_modeling"):
+        _check_options_of_translation(cfg, tool)
     size = cfg.dataset.batch_size
     if tool == "interactive" and size and size > max(cfg.interactive.buffer_size, 1):
         raise OptionError(

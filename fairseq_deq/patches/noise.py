@@ -20,6 +20,9 @@ KNOWN_WARNINGS = (
     "\nThe version_base parameter is not specified",
     "hydra.experimental.initialize() is no longer experimental",
     "hydra.experimental.compose() is no longer experimental",
+    "In 'config': Usage of deprecated keyword in package header",
+    "\n'config' is validated against ConfigStore schema with the same name",
+    "\nThe strict flag in the compose API is deprecated",
     "Future Hydra versions will no longer change working directory",
     "torch.nn.utils.weight_norm is deprecated",
 )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ..errors import OptionError
+from ..options import flag
 
 logger = logging.getLogger(__name__)
 
@@ -22,13 +23,21 @@ def with_known_names(overwrite: Callable[..., None]) -> Callable[..., None]:
 
     A name that the model has now but an older checkpoint has not is given its place here.
     """
+    from omegaconf.errors import ValidationError
 
     def wrapper(cfg: Any, overrides: Mapping[str, Any]) -> None:
         model = cfg.get("model") if hasattr(cfg, "get") else None
         name = str(getattr(model, "_name", "") or "")
         if name.startswith("deq_"):
             _check_overrides(cfg, model, name, overrides)
-        overwrite(cfg, overrides)
+        try:
+            overwrite(cfg, overrides)
+        except ValidationError as error:
+            value = overrides.get(error.key, "")
+            raise OptionError(
+                f"--model-overrides: {flag(str(error.key))} cannot be {value!r} "
+                f"({str(error).splitlines()[0]})"
+            ) from None
 
     return wrapper
 

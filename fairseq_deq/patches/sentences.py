@@ -13,6 +13,7 @@ import torch
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from ..errors import OptionError, RunError
+from ..options import flag
 
 # How a traceback that another process sent as text names our errors.
 _NAMES = tuple(f"{error.__module__}.{error.__qualname__}: " for error in (OptionError, RunError))
@@ -73,12 +74,12 @@ def explain(error: BaseException, cfg: Any = None) -> str | None:
     if isinstance(error, ImportError) and "nstall" in text:
         return _one_line(text)
     if type(error).__module__.startswith("omegaconf."):
-        return _one_line(text.splitlines()[0])
+        first = _one_line(text.splitlines()[0])
+        return f"{flag(str(key))}: {first}" if (key := getattr(error, "key", None)) else first
     # fairseq's own sentences, where they say which option is meant
-    if isinstance(
-        error, (AssertionError, ValueError, NotImplementedError, RuntimeError)
-    ) and _AN_OPTION.search(text):
-        return _one_line(text) if len(text) < 500 else None
+    kinds = (AssertionError, ValueError, NotImplementedError, RuntimeError)
+    if (isinstance(error, kinds) or type(error) is Exception) and _AN_OPTION.search(text) and len(text) < 500:
+        return _one_line(text)
     return None
 
 
@@ -92,7 +93,23 @@ def _about_a_file(error: OSError, cfg: Any) -> str | None:
         *(errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE),
     ):
         return None
-    return f"{os.fspath(error.filename)!s}: {(error.strerror or 'cannot be used')}"
+    path = str(error.filename) if isinstance(error.filename, int) else os.fsdecode(error.filename)
+    reason = error.strerror or "cannot be used"
+    return f"{_option_of(path, cfg)}{path}: {reason[:1].lower()}{reason[1:]}"
+
+
+def _option_of(path: str, cfg: Any) -> str:
+    """The option that names the file, with a space; nothing where none does."""
+    from omegaconf import OmegaConf
+
+    for group in cfg if hasattr(cfg, "keys") else ():
+        options = cfg.get(group)
+        for name in options if hasattr(options, "keys") else ():
+            value = None if OmegaConf.is_missing(options, name) else options.get(name)
+            is_within = isinstance(value, str) and value and (path == value or path.startswith(f"{value}/"))
+            if is_within and not name.startswith("_"):
+                return "" if name == "data" else f"{flag(name)} "
+    return ""
 
 
 def _is_about_peers(error: BaseException, text: str) -> bool:

@@ -360,14 +360,13 @@ TABLE = (
         noise.root_logger_is_at_debug,
     ),
     *(
-        Patch(
-            "sentences",
-            f"fairseq_cli.{tool}.convert_namespace_to_omegaconf",
-            _SENTENCES,
-            ALL,
-            sentences.ending_in_one_sentence,
-        )
+        row
         for tool in _TOOLS
+        for target in [f"fairseq_cli.{tool}.convert_namespace_to_omegaconf"]
+        for row in (
+            Patch("quiet", target, _QUIET, ALL, noise.in_quiet),
+            Patch("sentences", target, _SENTENCES, ALL, sentences.ending_in_one_sentence),
+        )
     ),
     *(
         row

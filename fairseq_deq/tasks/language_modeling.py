@@ -44,7 +44,11 @@ class CarefulLanguageModelingTask(CarefulTask, LanguageModelingTask):
             data = self.args.data
             names = (name for name in os.listdir(data.split(os.pathsep)[0]) if name.endswith(".idx"))
             there = ", ".join(sorted(name.split(".")[0] for name in names)) or "none"
-            raise OptionError(f"the data folder {data} has no text {split!r}; it has: {there}") from None
+            kind = self.args.dataset_impl
+            kind = f" of --dataset-impl {kind}" if kind and split in there.split(", ") else ""
+            raise OptionError(
+                f"the data folder {data} has no text {split!r}{kind}; it has: {there}"
+            ) from None
 
     def eval_lm_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         """The batches of fairseq-eval-lm, in order where `--context-window` needs that.
