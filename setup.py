@@ -44,7 +44,7 @@ setup(
     extras_require={
         "fairseq": FAIRSEQ,
         "text": ["sacremoses", "sentencepiece", "subword-nmt"],
-        "test": ["mypy", "pytest", "ruff"],
+        "test": ["mypy", "pytest", "pytest-xdist", "ruff"],
         "plot": ["matplotlib", "tensorboardX"],
     },
     classifiers=[

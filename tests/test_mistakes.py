@@ -14,7 +14,7 @@ EVERY = (TRAIN, *READERS)
 
 # the mistake, the tools that it is made with, and what the sentence says
 MISTAKES = [
-    ("DATA", EVERY, "does not exist; give the --destdir of fairseq-preprocess"),
+    ("DATA", EVERY, "the data folder none does not exist in "),
     ("--path none.pt", READERS, "there is no checkpoint none.pt"),
     ("--path .", READERS, "--path .: is a directory"),
     ("--model-overrides {f_thres:60}", READERS, "--model-overrides must be a dictionary such as"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib.util
 import logging
 import os
@@ -73,6 +74,7 @@ def check(cfg: Any, tool: str) -> None:
     Raises:
         OptionError: something cannot work, or would be ignored.
     """
+    _check_names(cfg)
     settle_precision(cfg)
     check_ranges(cfg)
     _check_overrides(cfg)
@@ -86,6 +88,25 @@ def check(cfg: Any, tool: str) -> None:
         _check_evaluation(cfg)
     if tool in ("generate", "interactive"):
         _check_generation(cfg, tool)
+
+
+def _check_names(cfg: Any) -> None:
+    """Refuse components that do not exist, which a yaml or a checkpoint may name; argparse knows its own."""
+    from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
+    from fairseq.registry import REGISTRIES
+    from fairseq.tasks import TASK_REGISTRY
+
+    known = {"task": TASK_REGISTRY, "model": {**MODEL_REGISTRY, **ARCH_MODEL_REGISTRY}}
+    known |= {group: registry["registry"] for group, registry in REGISTRIES.items()}
+    for group, names in known.items():
+        options = cfg.get(group)
+        name = options if isinstance(options, str) else getattr(options, "_name", None)
+        if name is not None and name not in names:
+            close = difflib.get_close_matches(str(name), names, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise OptionError(
+                f"{flag(group)} {name} does not exist{hint}; there are: {', '.join(sorted(names))}"
+            )
 
 
 def settle_precision(cfg: Any) -> None:

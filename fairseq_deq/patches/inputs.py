@@ -21,6 +21,8 @@ def explaining_missing_dictionary(add_from_file: Callable[..., None]) -> Callabl
             if name != "dict.txt":
                 raise OptionError(f"there is no dictionary {f}") from None
             state = "has no dict.txt" if os.path.isdir(folder or ".") else "does not exist"
+            if not os.path.isabs(folder):  # hydra runs in a folder of its own
+                state += f" in {os.getcwd()}"
             raise OptionError(
                 f"the data folder {folder or '.'} {state}; give the --destdir of fairseq-preprocess"
             ) from None

@@ -11,6 +11,8 @@ from models.builders import tokens
 
 from fairseq_deq.errors import OptionError
 from fairseq_deq.jacobian import jacobian_penalty, spectral_radius
+from fairseq_deq.models.stability import BlockRadii
+from fairseq_deq.solvers import Restrictable
 
 # What is asserted here holds at any state: a few evaluations will do.
 QUICK = {"f_thres": 4, "b_thres": 4}
@@ -174,3 +176,12 @@ def test_radii_are_for_evaluation_at_an_equilibrium_only():
     assert model(tokens(1, 4))[1]["block_radii"] is not None
     assert model.train()(tokens(1, 4))[1]["block_radii"] is None
     assert build()(tokens(1, 4))[1]["block_radii"] is None
+
+
+def test_radii_of_a_layer_that_cannot_be_restricted_are_those_of_one_that_can():
+    model = build(spectral_radius=6).eval()
+    _, extra = model(tokens(2, 6))
+    radii = extra["block_radii"]
+    whole = [(lambda z, f=f: f(z), state) for f, state in radii.solved]
+    assert not isinstance(whole[0][0], Restrictable)
+    assert torch.allclose(BlockRadii(whole, radii.real, 6).largest(), radii.largest(), rtol=1e-6)
