@@ -9,7 +9,7 @@ import inspect
 import logging
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -99,7 +99,7 @@ def with_settings_of_the_file(load: Callable[..., Any]) -> Callable[..., Any]:
         finally:
             _wants_language_models.reset(token)
         if is_one:
-            _take_over_bos(task, cfg)
+            _take_over_bos(task, cfg, models)
         return models, cfg, task
 
     return wrapper
@@ -133,12 +133,44 @@ def _refuse_other_models(path: str, state: Mapping[str, Any]) -> None:
         )
 
 
-def _take_over_bos(task: Any, cfg: Any) -> None:
+def _take_over_bos(task: Any, cfg: Any, models: Iterable[Any]) -> None:
     """Let texts begin with the token that they began with in training (`--add-bos-token`)."""
+    from ..tasks.deq_language_modeling import DEQLanguageModelingTask
+
     trained = bool(getattr(getattr(cfg, "task", None), "add_bos_token", False))
+    if trained and isinstance(task, DEQLanguageModelingTask):
+        raise OptionError(
+            "the checkpoint was trained with --add-bos-token, which --task deq_language_modeling does not "
+            "have; use --task language_modeling"
+        )
     if bool(getattr(task.args, "add_bos_token", False)) != trained:
         logger.info("--add-bos-token %s, as in the training of the checkpoint", str(trained).lower())
         task.args.add_bos_token = trained
+    for model in models:
+        model.begins_with_bos = trained
+
+
+def with_bos_of_training(eval_lm: Callable[..., Any]) -> Callable[..., Any]:
+    """Leave the beginning of a text out of its perplexity where the training of the model had one."""
+    signature = inspect.signature(eval_lm)
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        call = signature.bind(*args, **kwargs)
+        trained = getattr(call.arguments["models"][0], "begins_with_bos", None)
+        if trained is not None:
+            call.arguments["remove_bos_token"] = trained
+        if trained:
+            call.arguments["batch_iterator"] = map(_without_beginnings, call.arguments["batch_iterator"])
+        return eval_lm(*call.args, **call.kwargs)
+
+    return wrapper
+
+
+def _without_beginnings(sample: dict[str, Any]) -> dict[str, Any]:
+    """The same batch, whose number of tokens is that of what is scored."""
+    if "net_input" not in sample:
+        return sample
+    return {**sample, "ntokens": sample["ntokens"] - sample["target"].shape[0]}
 
 
 def with_plain_numbers(save: Callable[..., None]) -> Callable[..., None]:

@@ -238,6 +238,13 @@ TABLE = (
         ALL,
         words._counting_words,
     ),
+    Patch(
+        "checkpoint-data",
+        "fairseq_cli.eval_lm.eval_lm",
+        "--add-bos-token of the training is forgotten.",
+        ALL,
+        checkpoints.with_bos_of_training,
+    ),
     *(
         Patch("solves", target, _SOLVES, ALL, solves.reporting)
         for target in (

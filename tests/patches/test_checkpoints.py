@@ -8,6 +8,7 @@ import pytest
 import torch
 from fairseq import checkpoint_utils
 from omegaconf import OmegaConf
+from runs import read_perplexity
 
 from fairseq_deq.errors import OptionError
 
@@ -72,3 +73,37 @@ def test_only_fairseq_may_load_what_is_allowed_for_it(tmp_path):
 def test_overrides_that_name_nothing_are_refused(tiny_checkpoint, overrides):
     with pytest.raises(OptionError, match="--model-overrides must name options"):
         checkpoint_utils.load_checkpoint_to_cpu(str(tiny_checkpoint), overrides)
+
+
+@pytest.fixture(scope="module")
+def with_bos(in_process, deq_training, tmp_path_factory):
+    """A checkpoint trained with --add-bos-token."""
+    folder = tmp_path_factory.mktemp("bos")
+    options = ("--add-bos-token", "--save-dir", folder, "--disable-validation")
+    in_process("fairseq-train", *deq_training, *options)
+    return folder / "checkpoint_last.pt"
+
+
+def test_evaluation_begins_texts_as_training_did(in_process, with_bos, deq_checkpoint, data_bin, evaluation):
+    def evaluate(checkpoint, *options):
+        output = in_process("fairseq-eval-lm", data_bin, "--path", checkpoint, *evaluation, *options)
+        return read_perplexity(output.checked().text)
+
+    assert evaluate(with_bos) == evaluate(with_bos, "--add-bos-token")
+    assert evaluate(deq_checkpoint) == evaluate(deq_checkpoint, "--add-bos-token")
+    assert evaluate(with_bos)[0] == evaluate(deq_checkpoint)[0] == 381
+
+
+def test_streams_do_not_begin_and_say_so(refused, with_bos, data_bin, evaluation):
+    options = ("--path", with_bos, *evaluation, "--task", "deq_language_modeling")
+    assert "was trained with --add-bos-token" in refused("fairseq-eval-lm", data_bin, *options).text
+
+
+def test_a_checkpoint_of_translation_is_named(refused, tiny_checkpoint, data_bin, evaluation, tmp_path):
+    state = torch.load(tiny_checkpoint, weights_only=False)
+    state["cfg"]["model"] |= {"_name": "transformer", "arch": "transformer"}
+    state["cfg"]["task"] = {"_name": "translation", "data": "somewhere"}
+    torch.save(state, tmp_path / "translation.pt")
+    for tool in ("fairseq-eval-lm", "fairseq-interactive", "fairseq-generate"):
+        options = ("--path", tmp_path / "translation.pt", *evaluation, "--sample-break-mode", "eos")
+        assert "transformer, which is no language model" in refused(tool, data_bin, *options).text
