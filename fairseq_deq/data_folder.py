@@ -24,7 +24,7 @@ _OTHER_MAGICS = (b"TNTIDX\x00\x00", b"HUFFIDX\x00\x00")
 _HEADER = len(_MAGIC) + 8 + 1 + 8
 _TYPES = {1: "u1", 2: "i1", 3: "i2", 4: "i4", 5: "i8", 8: "u2", 9: "u4", 10: "u8"}
 
-# A text is read once when it is opened, half a second for a gigabyte. Above this size what was found is kept
+# A text is read once when it is opened, about a second for a gigabyte. Above this size what was found is kept
 # beside it, and holds as long as the file has the same size and time of change.
 _LARGE = 1 << 28
 _BLOCK = 1 << 24
