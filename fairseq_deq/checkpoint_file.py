@@ -47,12 +47,12 @@ def read_checkpoint(file: str | os.PathLike[str] | BinaryIO, map_location: Any =
         with torch.serialization.safe_globals([argparse.Namespace]):
             state = torch.load(file, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        raise OptionError(_what_was_refused(path, error)) from None
+        raise OptionError(_what_was_refused(path, error)) from error
     except Exception as error:  # a file of another kind can fail in any way
         raise OptionError(
             f"{path} is not a whole fairseq checkpoint ({_first_line(error)}); go on from another one with "
             "--restore-file, or evaluate another one with --path"
-        ) from None
+        ) from error
     _check_contents(state, path)
     _check_options(state, path)
     _check_weights(state["model"], path)
