@@ -100,6 +100,18 @@ def require_fairseq() -> None:
         )
 
 
+def require_fairseq_or_exit() -> None:
+    """The same for a command: it ends in the sentence alone.
+
+    Raises:
+        SystemExit: fairseq is missing or cannot be used.
+    """
+    try:
+        require_fairseq()
+    except ImportError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
 def _require_whole_fairseq() -> None:
     folder = _fairseq_folder()
     missing = _missing_files(folder)

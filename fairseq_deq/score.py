@@ -22,12 +22,19 @@ import ast
 import json
 import logging
 import math
+import os
 import sys
 import warnings
 from argparse import ArgumentParser
 from typing import Any, TextIO
 
 import torch
+
+from ._requirements import require_fairseq_or_exit
+
+if __name__ == "__main__":
+    require_fairseq_or_exit()
+
 from fairseq import checkpoint_utils, options, tasks, utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.distributed import utils as distributed_utils
@@ -179,6 +186,7 @@ class _Writer:
 
 if __name__ == "__main__":
     # What is printed is the result: no news of fairseq's and no advice of hydra's beside it.
+    os.environ.setdefault("LOGLEVEL", "WARNING")
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s", force=True)
     warnings.filterwarnings("ignore", module="hydra|runpy")
     cli_main()

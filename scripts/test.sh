@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Checks the format, the lint, the types and the tests. Arguments go to pytest: `bash scripts/test.sh -k solvers`,
-# `bash scripts/test.sh -m slow`.
+# `bash scripts/test.sh -m slow` for those that take minutes. WORKERS=1 runs the tests one after another.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/venv.sh
@@ -10,4 +10,5 @@ export OMP_NUM_THREADS=1
 ruff format --check .
 ruff check .
 mypy
-pytest -q -m "not slow" "$@"
+# Two workers, each with folders of its own; a file's tests stay together, as they share what they trained.
+pytest -q -n "${WORKERS:-2}" --dist loadfile -m "not slow" "$@"

@@ -42,7 +42,7 @@ class Command:
 def commands(document: Path) -> list[Command]:
     """Every indented command of `document` that runs a fairseq tool or a Python script of the project."""
     joined = re.sub(r" \\\n +", " ", document.read_text(encoding="utf-8"))
-    tools = r"(?:fairseq-|python (?:scripts|examples)/)(?!\S* \.\.\.)"
+    tools = r"(?:fairseq-(?!hydra)|python (?:scripts|examples)/)(?!\S* \.\.\.)"
     lines = re.findall(rf"^    (?:echo .* \| )?({tools}.*)$", joined, re.MULTILINE)
     found = []
     for line in lines:

@@ -32,7 +32,7 @@ def _moved(command, folder: Path, data_bin: Path) -> list[str]:
             words[place] = str(folder / words[place]).replace("_best.pt", "_last.pt")
     place = words.index("--user-dir")
     del words[place : place + 2]  # the tests' own functions add it
-    return [str(data_bin) if word.startswith("data-bin/") else word for word in words]
+    return [str(data_bin) if word.startswith(("data-bin/", "quickstart/bin")) else word for word in words]
 
 
 def _smaller_training(command) -> tuple[str, ...]:

@@ -40,7 +40,9 @@ MISTAKES = [
 LATE = ("~hydra.callbacks.fairseq_deq", f"common.user_dir={PACKAGE}")
 
 
-@pytest.mark.parametrize("late", [(), LATE], ids=["callback", "user_dir"])
+@pytest.mark.parametrize(
+    "late", [(), pytest.param(LATE, marks=pytest.mark.slow)], ids=["callback", "user_dir"]
+)
 @pytest.mark.parametrize(("changes", "sentence"), MISTAKES, ids=[mistake[0][0] for mistake in MISTAKES])
 def test_a_mistake_ends_in_one_sentence(train, changes, sentence, late):
     output = train(*changes, *late)

@@ -133,6 +133,21 @@ def test_a_mistake_ends_in_one_sentence(
     assert contents(*folders) == before
 
 
+def test_fusion_with_a_model_of_other_words_is_refused(
+    in_process, refused, commands, data_bin, deq_training, text, tmp_path
+):
+    # as many words, in another order
+    words = (data_bin / "dict.txt").read_text().splitlines()
+    (tmp_path / "dict.txt").write_text("\n".join(reversed(words)) + "\n")
+    prefixes = ("--trainpref", text / "train.txt", "--validpref", text / "valid.txt")
+    dictionary = ("--srcdict", tmp_path / "dict.txt", "--destdir", tmp_path / "bin")
+    in_process("fairseq-preprocess", "--only-source", *prefixes, *dictionary, plugin=False)
+    training = (tmp_path / "bin", *deq_training[1:], "--save-dir", tmp_path / "other")
+    in_process("fairseq-train", *training, "--max-update", "1", "--disable-validation")
+    fusion = ("--lm-path", tmp_path / "other" / "checkpoint_last.pt", "--lm-weight", "0.5")
+    assert "has other words or another order" in refused(GENERATE, *commands[GENERATE], *fusion).text
+
+
 def test_the_commands_work_without_a_mistake(in_process, commands):
     for tool in (EVAL_LM, VALIDATE):
         in_process(tool, *commands[tool]).checked()

@@ -187,3 +187,12 @@ def test_what_needs_fairseq_says_what_to_type_without_it(module):
         "ImportError: fairseq_deq.models, .tasks and .criterions need fairseq 0.12.2 or newer"
     )
     assert "type: pip install" in last
+
+
+def test_the_command_that_scores_says_what_to_type_without_it():
+    program = "import runpy; runpy.run_module('fairseq_deq.score', run_name='__main__')"
+    done = run_without_fairseq(program)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "pip install" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -16,7 +16,7 @@ def main() -> None:
     register()
     states = install()
     for patch, state in states:
-        print(f"{patch.name:20} {state:15} fairseq {patch.versions:10} {patch.target}")
+        print(f"{patch.name:20} {state:15} {patch.versions:18} {patch.target}")
         print(textwrap.fill(patch.fault, _WIDTH, initial_indent=" " * 21, subsequent_indent=" " * 21))
     active = sum(state == "active" for _, state in states)
     print(f"{active} of {len(states)} active; {VARIABLE}=off switches them off, {VARIABLE}=name,name some")

@@ -11,8 +11,9 @@ from typing import Any
 
 _MARK = "_fairseq_deq_patch"
 
-#: fairseq whose faults were looked at.
-ALL = ">=0.12.2"
+#: Where a fault is: in all of fairseq that this package works with, or in one distribution of it.
+ALL = "fairseq >=0.12.2"
+VE = "ve-fairseq 0.12.3"
 
 
 @dataclass(frozen=True)

@@ -203,9 +203,9 @@ def _check_model(cfg: Any) -> None:
     dataclass = MODEL_DATACLASS_REGISTRY.get(name)
     for option, needed in ignored(model, type(dataclass) if not isinstance(dataclass, type) else dataclass):
         sentence = f"{flag(option)} {getattr(model, option)} counts with {needed}"
-        if not option.startswith("b_"):
+        if not option.startswith(("b_", "pretrain_")):
             raise OptionError(f"{sentence}; leave it out")
-        # those of the backward solve stay where one --gradient is tried after another
+        # those stay where one --gradient, or one --pretrain-steps, is tried after another
         logger.warning("%s: it has no effect", sentence)
 
 

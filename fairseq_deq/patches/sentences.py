@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import re
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -102,6 +103,8 @@ def _option_of(path: str, cfg: Any) -> str:
     """The option that names the file, with a space; nothing where none does."""
     from omegaconf import OmegaConf
 
+    if isinstance(cfg, Namespace):  # fairseq-generate hands over what argparse made
+        cfg = OmegaConf.create({"typed": {k: v for k, v in vars(cfg).items() if isinstance(v, str)}})
     for group in cfg if hasattr(cfg, "keys") else ():
         options = cfg.get(group)
         for name in options if hasattr(options, "keys") else ():

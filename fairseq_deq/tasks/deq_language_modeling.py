@@ -43,6 +43,7 @@ class DEQLanguageModelingTask(CarefulLanguageModelingTask):
         super().__init__(args, dictionary, output_dictionary, targets)
         self._training: Optional[StreamIterator] = None
         self._memory_of_all: Optional[Memory] = None
+        self._width: Optional[int] = None  # channels of the model's states, where it says so
 
     @classmethod
     def setup_task(cls, args: Any, **kwargs: Any) -> "DEQLanguageModelingTask":
@@ -80,6 +81,7 @@ class DEQLanguageModelingTask(CarefulLanguageModelingTask):
                 f"--task deq_language_modeling needs a model that takes a memory, and {type(model).__name__} "
                 "does not; use --task language_modeling, or an --arch of this package (deq_...)"
             )
+        self._width = getattr(getattr(model.decoder, "cell", None), "state_dim", None)
         if getattr(args, "mem_len", 0) == 0:
             logger.info("--mem-len is 0: nothing is carried from one batch of the streams to the next")
         return model
@@ -240,6 +242,11 @@ class DEQLanguageModelingTask(CarefulLanguageModelingTask):
         if training is None or training.iterations_in_epoch == 0:
             return  # a new pass starts without a memory
         batches, all_states = training.batches, state["memory_state"]
+        if self._width is not None and all_states.shape[-1] != self._width:
+            raise OptionError(
+                f"the checkpoint's memory has {all_states.shape[-1]} channels, the model {self._width}: go "
+                "on with --reset-dataloader, which starts without a memory"
+            )
         if all_states.shape[0] != batches.streams or int(state["tokens_read"]) != training.tokens_read:
             logger.warning(
                 "the checkpoint's memory is of %d streams after %d tokens each, and training goes on with %d "

@@ -71,10 +71,10 @@ def test_initial_weights_have_the_asked_for_spread():
     ("options", "sentence"),
     [
         ({"f_solver": "newton"}, "--f-solver must be one of anderson"),
-        ({"b_thres": 0}, "--b-thres must be an integer of at least 1"),
-        ({"f_eps": -1.0}, "--f-eps must be above 0"),
-        ({"f_eps": 0.0}, "--f-eps must be above 0"),
-        ({"pretrain_layers": 0}, "--pretrain-layers must be at least 1"),
+        ({"b_thres": 0}, "--b-thres must be in .1, 100000."),
+        ({"f_eps": -1.0}, "--f-eps must be in .0, 1."),
+        ({"f_eps": 0.0}, "--f-eps must be in .0, 1."),
+        ({"pretrain_layers": 0}, "--pretrain-layers must be in .1, 10000."),
         ({"dropout": 1.0}, r"--dropout must be in \[0, 1\)"),
         ({"decoder_attention_heads": 3}, "not a multiple of --decoder-attention-heads"),
         ({"adaptive_input": "true"}, "--adaptive-input needs --adaptive-input-cutoff"),
@@ -83,7 +83,7 @@ def test_initial_weights_have_the_asked_for_spread():
         ({"tie_adaptive_proj": "true"}, "--tie-adaptive-proj needs --tie-adaptive-weights"),
         ({"tie_adaptive_weights": "true"}, "--tie-adaptive-weights needs --adaptive-input"),
         ({"wnorm": "maybe"}, "--wnorm must be true or false"),
-        ({"phantom_damping": 0.0, "gradient": "phantom"}, "damping must lie in"),
+        ({"phantom_damping": 0.0, "gradient": "phantom"}, "damping must be in"),
     ],
 )
 def test_options_that_cannot_work_are_refused_by_name(options, sentence):

@@ -68,7 +68,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(in_process, deq_training, tmp_pa
     [
         ("--radam-betas 0.9", "--radam-betas must be two numbers in [0, 1), like '(0.9, 0.999)'; got 0.9"),
         ("--radam-betas (0.9,1.5)", "--radam-betas must be two numbers in [0, 1)"),
-        ("--radam-eps -1", "--radam-eps and --weight-decay must be at least 0"),
+        ("--radam-eps -1", "--radam-eps must be above 0, got -1.0"),
     ],
 )
 def test_bad_input_is_one_sentence(options, sentence, refused, deq_training):

@@ -82,13 +82,14 @@ def last_line(launcher):
     return text.strip().splitlines()[-1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_to_the_launcher_ends_every_process(launcher, number):
     os.kill(launcher.pid, number)
     assert ends(launcher) == 128 + number
     assert last_line(launcher) == f"error: {number.name}: the run stops, and its 2 processes with it"
 
 
+@pytest.mark.slow
 def test_a_killed_launcher_leaves_nothing_running(launcher):
     os.kill(launcher.pid, signal.SIGKILL)
     assert ends(launcher) == -signal.SIGKILL

@@ -81,6 +81,18 @@ def test_other_streams_do_not_take_the_memory_of_a_checkpoint(in_process, data_b
     assert resumed_state(tmp_path)["memory"]["memory_state"].shape[0] == 4
 
 
+def test_a_memory_of_another_width_is_refused(in_process, refused, data_bin, tmp_path):
+    _train(in_process, data_bin, tmp_path, *CONTINUED, "3")
+    path = tmp_path / "checkpoint_last.pt"
+    state = torch.load(path, weights_only=False)
+    kept = state["extra_state"]["DEQLanguageModelingTask"]
+    kept["memory_state"] = kept["memory_state"][..., :8].clone()
+    torch.save(state, path)
+    options = (*TRAINING, "--save-dir", tmp_path, *CONTINUED, "4")
+    sentence = refused("fairseq-train", data_bin, *options).text
+    assert "the checkpoint's memory has 8 channels, and the model 16" in sentence
+
+
 def test_what_training_leaves_out_is_said(whole):
     said = re.search(r"train: ([\d,]+) tokens in 8 streams, (\d+) batches; the last (\d+) tokens", whole[1])
     assert said, whole[1]
