@@ -6,8 +6,15 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-INIT = (HERE / "fairseq_deq" / "__init__.py").read_text(encoding="utf-8")
-VERSION = re.search(r'^__version__ = "(.+)"$', INIT, re.M).group(1)
+
+
+def said_in(file: str, name: str) -> str:
+    """The string that a file of the package gives a name."""
+    text = (HERE / "fairseq_deq" / file).read_text(encoding="utf-8")
+    return re.search(rf'^{name} = "(.+)"$', text, re.M).group(1)
+
+
+VERSION, TORCH = said_in("__init__.py", "__version__"), said_in("_requirements.py", "TORCH_MINIMUM")
 README = HERE / "README.md"
 
 # Several distributions provide the module `fairseq` and overwrite each other's files, and no marker can say
@@ -33,7 +40,7 @@ setup(
     license_files=["LICENSE"],
     packages=find_packages(include=["fairseq_deq", "fairseq_deq.*"]),
     python_requires=">=3.10",
-    install_requires=["torch>=2.4", "numpy"],
+    install_requires=[f"torch>={TORCH}", "numpy"],
     extras_require={
         "fairseq": FAIRSEQ,
         "text": ["sacremoses", "sentencepiece", "subword-nmt"],

@@ -10,7 +10,9 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-TORCH_MINIMUM = "1.13"
+# Before 2.10 a checkpoint can corrupt memory (CVE-2026-24747), before 2.6 run code (CVE-2025-32434). setup.py
+# reads this line too.
+TORCH_MINIMUM = "2.10"
 NUMPY_MINIMUM = "1.21"
 FAIRSEQ_MINIMUM = "0.12.2"
 
@@ -96,6 +98,18 @@ def require_fairseq() -> None:
             f"fairseq_deq needs fairseq {FAIRSEQ_MINIMUM} or newer, and found {version} at "
             f"{Path(str(module.__file__)).parent}; type: {_reinstall_commands()}"
         )
+
+
+def require_fairseq_or_exit() -> None:
+    """The same for a command: it ends in the sentence alone.
+
+    Raises:
+        SystemExit: fairseq is missing or cannot be used.
+    """
+    try:
+        require_fairseq()
+    except ImportError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 def _require_whole_fairseq() -> None:

@@ -63,24 +63,59 @@ class SolveStats:
 
     The entries are: lanes, evaluations of f weighted by lanes, lane-evaluations computed, relative
     residuals, converged lanes. All are zero while the solve has not run.
+
+    Attributes:
+        sums: the entries.
+        real: (B, T) bool, False at padding, which does not count; None: every lane counts.
     """
 
     ENTRIES: ClassVar[int] = 5
 
     sums: Tensor
+    real: Tensor | None = None
 
     @classmethod
     def empty(cls, device: torch.device) -> SolveStats:
         return cls(torch.zeros(cls.ENTRIES, device=device))
 
+    def at(self, real: Tensor) -> SolveStats:
+        """The same sums, to which the lanes count that are `real`."""
+        return SolveStats(self.sums, real)
+
     def record(self, result: FixedPoint) -> None:
         """Add the sums of `result`."""
-        lanes = result.residual.numel()
-        residual = torch.nan_to_num(result.residual.float(), posinf=1.0).sum()
-        counts = [float(lanes), float(result.nfe * lanes), float(result.total_lane_nfe)]
-        self.sums[:3] += torch.tensor(counts, device=self.sums.device)
-        self.sums[3] += residual
-        self.sums[4] += result.converged.sum()
+        mask, work = torch.ones_like(result.converged), torch.tensor(float(result.total_lane_nfe))
+        if self.real is not None:
+            mask = real_lanes(self.real, mask)
+            # The share of the work that is not at padding, by how long each lane was moving.
+            moving = result.lane_nfe.double()
+            work = result.total_lane_nfe * (moving * mask).sum() / moving.sum().clamp(min=1)
+        lanes = mask.sum().double()
+        residual = torch.nan_to_num(result.residual.float(), nan=1.0, posinf=1.0)
+        counts = (
+            lanes,
+            result.nfe * lanes,
+            work,
+            (residual * mask).sum(),
+            (result.converged & mask).sum(),
+        )
+        self.sums.add_(
+            torch.stack([torch.as_tensor(count, device=self.sums.device).float() for count in counts])
+        )
+
+
+def real_lanes(real: Tensor, lanes: Tensor) -> Tensor:
+    """Which lanes have a position that is not padding.
+
+    Args:
+        real: (B, T) bool, False at padding.
+        lanes: any tensor of the lanes' shape: (B, T), (B,) or (1,).
+    Returns:
+        bool, shaped as `lanes`.
+    """
+    if lanes.shape == real.shape:
+        return real
+    return real.any(1) if lanes.numel() == real.shape[0] else real.any().reshape(1)
 
 
 @dataclass(frozen=True)

@@ -166,8 +166,8 @@ stage prepare "$dir/text/prepared.json" p \
 
 say "3. Turn it into fairseq's binary form"
 stage preprocess "$dir/bin/dict.txt" 's/^.*\| //; s/^INFO:[^:]*://; /sents|Wrote/p' \
-    fairseq-preprocess --only-source --trainpref "$dir/text/train.txt" --validpref "$dir/text/valid.txt" \
-    --testpref "$dir/text/test.txt" --destdir "$dir/bin" --workers "$OMP_NUM_THREADS"
+    fairseq-preprocess --user-dir fairseq_deq --only-source --trainpref "$dir/text/train.txt" \
+    --validpref "$dir/text/valid.txt" --testpref "$dir/text/test.txt" --destdir "$dir/bin" --workers "$OMP_NUM_THREADS"
 
 say "4. Train: $pretrain_steps updates as a shallow stack, then to $max_update at the equilibrium"
 progress='s/^[^|]*\| INFO \| (train_inner|valid) \| //; T; s/, (wps|ups|wpb|bsz|clip|train_wall|lr|gnorm)=[^,]*//g; p'

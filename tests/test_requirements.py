@@ -2,12 +2,14 @@
 
 import importlib
 import importlib.metadata
+import runpy
 import subprocess
 import sys
 import types
 from pathlib import Path
 
 import pytest
+import setuptools
 
 from fairseq_deq import _requirements
 
@@ -50,7 +52,7 @@ def test_what_is_installed_here_will_do():
 
 
 @pytest.mark.parametrize(
-    ("package", "found", "needed"), [("torch", "1.12.1+cpu", "1.13"), ("numpy", "1.20.3", "1.21")]
+    ("package", "found", "needed"), [("torch", "2.9.1+cpu", "2.10"), ("numpy", "1.20.3", "1.21")]
 )
 def test_a_package_that_is_too_old(versions, package, found, needed):
     versions[package] = found
@@ -68,6 +70,14 @@ def test_a_package_that_is_missing(versions, monkeypatch):
         ImportError, match=r"needs numpy 1\.21 or newer, and found none; type: pip install numpy"
     ):
         _requirements.require_torch()
+
+
+def test_setup_asks_for_the_torch_that_is_checked(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(setuptools, "setup", lambda **options: asked.update(options))
+    runpy.run_path(str(ROOT / "setup.py"))
+    assert f"torch>={_requirements.TORCH_MINIMUM}" in asked["install_requires"]
+    assert not _requirements._is_older(_requirements.TORCH_MINIMUM, "2.10")
 
 
 @pytest.mark.parametrize(("version", "is_older"), [("1.9", True), ("1.13", False), ("2.13.0+cpu", False)])
@@ -177,3 +187,12 @@ def test_what_needs_fairseq_says_what_to_type_without_it(module):
         "ImportError: fairseq_deq.models, .tasks and .criterions need fairseq 0.12.2 or newer"
     )
     assert "type: pip install" in last
+
+
+def test_the_command_that_scores_says_what_to_type_without_it():
+    program = "import runpy; runpy.run_module('fairseq_deq.score', run_name='__main__')"
+    done = run_without_fairseq(program)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "pip install" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -15,7 +15,9 @@ from fairseq.logging import metrics
 from omegaconf import II
 from torch import Tensor, nn
 
+from ..implicit import real_lanes
 from ..solvers import Status
+from .watch import ConvergenceWatch
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ class DEQLossConfig(FairseqDataclass):
     """Options of the loss."""
 
     sentence_avg: bool = II("optimization.sentence_avg")
+    log_interval: int = II("common.log_interval")
 
 
 @register_criterion("deq_lm_loss", dataclass=DEQLossConfig)
@@ -46,12 +49,14 @@ class DEQLanguageModelLoss(FairseqCriterion):
     The Jacobian penalty, where the model computes one, is added to the loss that is differentiated, and
     logged without its weight as `jac`, a mean over positions; the spectral radius as `sradius`, over rows.
     `f_nonfinite` is there when f was never finite somewhere: the number of such lanes, whose samples a
-    warning names.
+    warning names. Another warning says when few positions converge in training, averaged over
+    `--log-interval` batches.
     """
 
-    def __init__(self, task: Any, sentence_avg: bool) -> None:
+    def __init__(self, task: Any, sentence_avg: bool, log_interval: int = 100) -> None:
         super().__init__(task)
         self.sentence_avg = sentence_avg
+        self.watch = ConvergenceWatch(log_interval)
 
     def forward(
         self, model: Any, sample: dict[str, Any], reduce: bool = True
@@ -68,7 +73,9 @@ class DEQLanguageModelLoss(FairseqCriterion):
         features, extra = model(**sample["net_input"])
         target = model.get_targets(sample, (features, extra))
         loss = self._cross_entropy(model.decoder, features, target, reduce)
-        non_finite = _lanes_without_a_finite_f(extra, features.device)
+        if self.training and "forward_stats" in extra:
+            self.watch.add({"f_conv": extra["forward_stats"], "b_conv": extra["backward_stats"]})
+        non_finite = _lanes_without_a_finite_f(extra, target.ne(self.padding_idx))
         if bool(non_finite.any()):
             _name_the_samples(non_finite, sample)
         ntokens = int(sample["ntokens"])
@@ -142,12 +149,19 @@ class DEQLanguageModelLoss(FairseqCriterion):
         return True
 
 
-def _lanes_without_a_finite_f(extra: dict[str, Any], device: torch.device) -> Tensor:
-    """Number of lanes of each row of the batch where f was never finite, (B,); (1,) if lanes span rows."""
-    rows = torch.zeros(1, dtype=torch.long, device=device)
+def _lanes_without_a_finite_f(extra: dict[str, Any], real: Tensor) -> Tensor:
+    """Number of lanes of each row of the batch where f was never finite, (B,); (1,) if lanes span rows.
+
+    Only lanes count that are `real`, (B, T) bool, somewhere.
+    """
+    rows = torch.zeros(1, dtype=torch.long, device=real.device)
+    start = 0
     for equilibrium in extra.get("equilibria", ()):
+        part = real[:, start : start + equilibrium.state.shape[1]]
+        start += part.shape[1]
         if equilibrium.result is not None:
             failed = equilibrium.result.status.eq(Status.NON_FINITE)
+            failed = failed & real_lanes(part, failed)
             rows = rows + failed.reshape(failed.shape[0], -1).sum(1)
     return rows
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
 from typing import Any
 
 from fairseq import hub_utils
@@ -10,25 +13,62 @@ from fairseq.dataclass.configs import GenerationConfig
 from fairseq.utils import set_torch_seed
 
 from ..errors import OptionError
-from .scoring import SentenceScore, TextScorer, perplexity
+from ..models.solve_report import SolveReport
+from ..patches.checkpoints import wanting_language_models
+from .scoring import TextScorer, perplexity
+from .text import TextEncoder, bound_lengths, check_length
+
+logger = logging.getLogger(__name__)
 
 
 class LanguageModelHub(hub_utils.GeneratorHubInterface):
-    """What `from_pretrained` returns: fairseq's hub interface, and what it lacks for language models."""
+    """What `from_pretrained` returns: fairseq's hub interface, and what it lacks for language models.
+
+    Attributes:
+        solves: what the solves of the latest call came to.
+    """
+
+    def __init__(self, cfg: Any, task: Any, models: Any) -> None:
+        super().__init__(cfg, task, models)
+        self.solves = SolveReport()
+        self._longest = bound_lengths(self.models)
+        self._encode = TextEncoder.of(self.src_dict, self.tokenizer, self.bpe)
 
     @classmethod
-    def load(cls, folder: str, checkpoint: str, data: str, **overrides: Any) -> LanguageModelHub:
+    def load(
+        cls, folder: str | os.PathLike[str], checkpoint: str, data: str | os.PathLike[str], **overrides: Any
+    ) -> LanguageModelHub:
         """Load checkpoints.
 
         Args:
-            folder: where they are.
+            folder: where they are; or the checkpoint itself.
             checkpoint: their names, with colons between those of an ensemble.
             data: folder of the dictionary; relative to `folder` where it begins with a dot.
             overrides: options to change, those of the text among them: `bpe="sentencepiece"`,
-                `sentencepiece_model="..."`, `tokenizer="moses"`, `f_eps=1e-4`.
+                `sentencepiece_model="..."`, `tokenizer="moses"`, `f_eps=1e-4`. The checkpoint's own
+                tokeniser and BPE are not used.
+        Raises:
+            OptionError: a folder is not there, or an option does not exist.
         """
-        loaded = hub_utils.from_pretrained(folder, checkpoint, data, **overrides)
+        place, data = os.fspath(folder), os.fspath(data)
+        if os.path.isfile(place):
+            place, checkpoint = os.path.split(os.path.abspath(place))
+        if not os.path.isdir(place):
+            raise OptionError(f"there is no folder {place} with checkpoints")
+        if not data.startswith(".") and not os.path.isdir(data):
+            raise OptionError(
+                f"the data folder {data} does not exist; give the one with the dict.txt of the training"
+            )
+        with wanting_language_models():
+            loaded = hub_utils.from_pretrained(place, checkpoint, data, **overrides)
         return cls(loaded["args"], loaded["task"], loaded["models"])
+
+    def encode(self, sentence: str) -> Any:
+        """The tokens of a sentence and its end, (n + 1,); a warning says how many words are unknown."""
+        line = self._encode(sentence)
+        check_length(line, self._longest)
+        line.warn_of_unknown()
+        return line.tokens
 
     def sample(
         self,
@@ -46,11 +86,11 @@ class LanguageModelHub(hub_utils.GeneratorHubInterface):
             verbose: log the scores.
             seed: of the random numbers, for `sampling=True`.
             options: those of fairseq-interactive, such as `sampling=True, sampling_topk=10, temperature=0.8,
-                max_len_b=50`. By default up to 200 tokens follow a prompt (`max_len_a=1, max_len_b=200`).
+                max_len_b=50`. By default up to 200 tokens follow each prompt (`max_len_a=1, max_len_b=200`).
         Returns:
             each prompt with what follows, best hypothesis; a text for a text, a list for a list.
         Raises:
-            OptionError: an option that does not exist.
+            OptionError: an option does not exist, a prompt is no text, or the layer is not finite.
         """
         valid = set(GenerationConfig.__dataclass_fields__)
         unknown = sorted(set(options) - valid)
@@ -59,9 +99,15 @@ class LanguageModelHub(hub_utils.GeneratorHubInterface):
                 f"sample has no option {', '.join(unknown)}; its options are those of fairseq-interactive: "
                 f"{', '.join(sorted(name for name in valid if not name.startswith('_')))}"
             )
+        if isinstance(sentences, str):
+            return self.sample([sentences], beam, verbose, seed, **options)[0]
         if seed is not None:
             set_torch_seed(seed)
-        return super().sample(sentences, beam, verbose, **({"max_len_a": 1} | options))
+        sentences = list(sentences)
+        if not sentences:
+            return []
+        with self._reporting():
+            return super().sample(sentences, beam, verbose, **({"max_len_a": 1} | options))
 
     def score(self, sentences: Any, eos: bool = True) -> Any:
         """Log-probabilities of sentences.
@@ -72,10 +118,14 @@ class LanguageModelHub(hub_utils.GeneratorHubInterface):
                 it out).
         Returns:
             a `SentenceScore`; a list of them for a list.
+        Raises:
+            OptionError: a sentence is no text or too long, or the layer is not finite at its equilibrium.
         """
         if isinstance(sentences, str):
             return self.score([sentences], eos)[0]
-        return self._scorer(eos).score(sentences)
+        with self._reporting():
+            most = self.cfg.dataset.max_tokens or 4096
+            return TextScorer(self.task, self.models, self.tokenizer, self.bpe, most, eos).score(sentences)
 
     def perplexity(self, sentences: Any, eos: bool = True) -> float:
         """exp of the mean negative log-probability over the tokens of all sentences.
@@ -83,13 +133,18 @@ class LanguageModelHub(hub_utils.GeneratorHubInterface):
         Args:
             sentences: a sentence, or a list of them; each is scored by itself.
             eos: whether the end of a sentence counts, as in fairseq-eval-lm.
+        Raises:
+            OptionError: as for `score`; or there is no token to score.
         """
-        scores: Iterable[SentenceScore] = self._scorer(eos).score(
-            [sentences] if isinstance(sentences, str) else sentences
-        )
-        scores = list(scores)
-        return perplexity(sum(s.log_prob for s in scores), sum(s.tokens.numel() for s in scores))
+        scores = self.score([sentences] if isinstance(sentences, str) else sentences, eos)
+        count = sum(score.tokens.numel() for score in scores)
+        if count == 0:
+            raise OptionError("there is nothing to score: give sentences that have words, or leave eos=True")
+        return perplexity(sum(score.log_prob for score in scores), count)
 
-    def _scorer(self, eos: bool) -> TextScorer:
-        most = self.cfg.dataset.max_tokens or 4096
-        return TextScorer(self.task, self.models, self.tokenizer, self.bpe, most, eos)
+    @contextlib.contextmanager
+    def _reporting(self) -> Iterator[None]:
+        """Keep what the solves within come to, and warn where few converged."""
+        with SolveReport() as self.solves:
+            yield
+        self.solves.log()

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from fairseq.sequence_scorer import SequenceScorer
-from fairseq.tokenizer import tokenize_line
-from torch import Tensor
+from torch import Tensor, nn
+
+from .text import Line, TextEncoder, bound_lengths, check_length
 
 # Rows of the vocabulary's size that the softmax makes at a time.
 _SOFTMAX_BATCH = 1024
@@ -26,6 +27,8 @@ class SentenceScore:
         tokens: their numbers in the dictionary, (n,).
         log_probs: natural logarithm of each one's probability, (n,).
         words: each word with the sum of its pieces' logarithms.
+        is_unknown: for each piece whether the dictionary does not have it, and it was scored as `<unk>`.
+        pieces_of_words: how many pieces each word has.
     """
 
     text: str
@@ -33,6 +36,22 @@ class SentenceScore:
     tokens: Tensor
     log_probs: Tensor
     words: list[tuple[str, float]]
+    is_unknown: list[bool]
+    pieces_of_words: list[int]
+
+    @property
+    def unknown(self) -> list[str]:
+        """The pieces that the dictionary does not have."""
+        return [piece for piece, unknown in zip(self.pieces, self.is_unknown) if unknown]
+
+    @property
+    def unknown_in_words(self) -> list[int]:
+        """How many unknown pieces each word has."""
+        counts, i = [], 0
+        for count in self.pieces_of_words:
+            counts.append(sum(self.is_unknown[i : i + count]))
+            i += count
+        return counts
 
     @property
     def log_prob(self) -> float:
@@ -46,9 +65,9 @@ class SentenceScore:
 
 
 def perplexity(log_prob: float, count: int) -> float:
-    """exp(-log_prob / count), infinite where it is beyond any float, 1 for nothing."""
+    """exp(-log_prob / count), infinite where it is beyond any float, NaN of nothing."""
     try:
-        return math.exp(-log_prob / count) if count else 1.0
+        return math.exp(-log_prob / count) if count else math.nan
     except OverflowError:
         return math.inf
 
@@ -73,31 +92,36 @@ class TextScorer:
         max_tokens: int = 4096,
         eos: bool = True,
     ) -> None:
-        self.models, self.tokenizer, self.bpe = list(models), tokenizer, bpe
-        self.max_tokens, self.eos = max_tokens, eos
+        self.bpe, self.max_tokens, self.eos = bpe, max_tokens, eos
         self.dictionary = task.source_dictionary
+        self.encode = TextEncoder.of(self.dictionary, tokenizer, bpe)
+        self.longest = bound_lengths(models)
+        self.models = [_ByParts(model) if hasattr(model.decoder, "prefill") else model for model in models]
         add_bos = getattr(getattr(task, "args", None), "add_bos_token", False)
         self.first = self.dictionary.bos() if add_bos else self.dictionary.eos()
         self.scorer = SequenceScorer(task.target_dictionary, softmax_batch=_SOFTMAX_BATCH)
 
     def score(self, sentences: Iterable[str]) -> list[SentenceScore]:
-        """The scores of `sentences`, in their order."""
-        texts = list(sentences)
-        pieces = [self._pieces(text) for text in texts]
-        tokens = [torch.tensor([self.dictionary.index(p) for p in row], dtype=torch.long) for row in pieces]
-        log_probs = [torch.zeros(0)] * len(texts)
-        for batch in self._batches([row.numel() for row in tokens]):
-            for i, scores in zip(batch, self._score([tokens[i] for i in batch])):
-                log_probs[i] = scores
-        return [
-            SentenceScore(text, row, ids, scores, self._words(row, scores.tolist()))
-            for text, row, ids, scores in zip(texts, pieces, tokens, log_probs)
-        ]
+        """The scores of `sentences`, in their order; a warning says which have unknown words.
 
-    def _pieces(self, text: str) -> list[str]:
-        encoded = text if self.tokenizer is None else self.tokenizer.encode(text)
-        encoded = encoded if self.bpe is None else self.bpe.encode(encoded)
-        return tokenize_line(encoded) + ([self.dictionary[self.dictionary.eos()]] if self.eos else [])
+        Raises:
+            OptionError: one is no text, or is longer than the models can read.
+        """
+        lines = [self.encode(text, self.eos) for text in sentences]
+        for line in lines:
+            check_length(line, self.longest)
+            line.warn_of_unknown(self.eos)
+        log_probs = [torch.zeros(0)] * len(lines)
+        for batch in self._batches([line.tokens.numel() for line in lines]):
+            for i, scores in zip(batch, self._score([lines[i].tokens for i in batch])):
+                log_probs[i] = scores
+        return [self._sentence(line, scores) for line, scores in zip(lines, log_probs)]
+
+    def _sentence(self, line: Line, scores: Tensor) -> SentenceScore:
+        words = self._words(line.pieces, scores.tolist())
+        joined = [(self._joined(parts), score) for parts, score in words]
+        counts = [len(parts) for parts, _ in words]
+        return SentenceScore(line.text, line.pieces, line.tokens, scores, joined, line.is_unknown, counts)
 
     def _batches(self, lengths: list[int]) -> Iterable[list[int]]:
         batch: list[int] = []
@@ -129,14 +153,14 @@ class TextScorer:
             for row, hypothesis in zip(rows, hypotheses)
         ]
 
-    def _words(self, pieces: list[str], scores: list[float]) -> list[tuple[str, float]]:
+    def _words(self, pieces: list[str], scores: list[float]) -> list[tuple[list[str], float]]:
         words: list[tuple[list[str], float]] = []
         for piece, score in zip(pieces, scores):
             if words and self._continues(words[-1][0][-1], piece):
                 words[-1] = ([*words[-1][0], piece], words[-1][1] + score)
             else:
                 words.append(([piece], score))
-        return [(self._joined(parts), score) for parts, score in words]
+        return words
 
     def _continues(self, before: str, piece: str) -> bool:
         """Whether `piece` goes on with the word that `before` is a part of."""
@@ -149,3 +173,21 @@ class TextScorer:
 
     def _joined(self, parts: list[str]) -> str:
         return " ".join(parts) if self.bpe is None else self.bpe.decode(" ".join(parts)) or " ".join(parts)
+
+
+class _ByParts(nn.Module):
+    """A model that gives fairseq's scorer features, so that it makes the logits of a part at a time."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, src_tokens: Tensor, src_lengths: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """Features (B, T, C), and what the decoder says beside them."""
+        return self.model.decoder(src_tokens, features_only=True)
+
+    def get_normalized_probs(self, output: tuple[Tensor, Any], log_probs: bool, sample: Any) -> Tensor:
+        """Probabilities (B, T, V), or their logarithms, from features."""
+        features, extra = output
+        logits = self.model.decoder.output_layer(features)
+        return self.model.get_normalized_probs((logits, extra), log_probs=log_probs, sample=sample)

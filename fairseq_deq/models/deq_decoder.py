@@ -29,6 +29,7 @@ from .deq_config import (
 )
 from .knowledge import Knowledge
 from .precision import within_reach
+from .solve_report import report_solves
 from .stability import BlockRadii, JacobianTerm
 from .words import embedding, softmax
 
@@ -195,24 +196,27 @@ class DEQDecoder(FairseqIncrementalDecoder):
         equilibria: list[Equilibrium] = []
         solved = []
         step = length if self.pretraining or not self.subseq_len else self.subseq_len
+        real = tokens.ne(self.padding_idx)
         seen = 0  # the first position, memory included, that a subsequence sees
         for start in range(0, length, step):
             u = injection[:, start : start + step]
             hidden = None if padding is None else padding[:, seen : before + start + u.shape[1]]
             f = prepared.bind(u, past, hidden, start)
-            equilibria.append(self._equilibrium(f, z0[:, start : start + step], stats))
+            part = real[:, start : start + step]
+            own = (stats[0].at(part), stats[1].at(part))
+            equilibria.append(self._equilibrium(f, z0[:, start : start + step], own))
             solved.append((f, equilibria[-1]))
             if start + step < length:
                 if self.subseq_forget:
                     past, seen = None, before + start
                 past = prepared.settled(equilibria[-1].state, u, past)
+        report_solves(equilibria, real)
         state = torch.cat([e.state for e in equilibria], 1) if len(equilibria) > 1 else equilibria[0].state
         # A convolution over the tokens needs the embeddings themselves; a linear map is not computed again.
         carried = embedded if self.injection.window > 1 else injection
         extra = self._extra(equilibria, stats, self._remember(memory, state, carried))
         x = self.cell.output(state)
         mask = variational_mask(x, (x.shape[0], 1, x.shape[2]), self.dropout, self.training)
-        real = tokens.ne(self.padding_idx)
         if self.training and not self.pretraining and torch.is_grad_enabled():
             self.knowledge.collect(self.num_updates, solved, embedded, real, stats)
         extra["jacobian_term"] = self._jacobian_term(equilibria, real)
@@ -388,7 +392,7 @@ class DEQDecoder(FairseqIncrementalDecoder):
         embedded = self._embed(new)
         injection = self._inject(embedded, cache.context, cache.injection_weight)
         f = cache.settled.bind(injection, padding)
-        stats = self._no_stats(tokens)
+        stats, real = self._no_stats(tokens), new.ne(self.padding_idx)
         start = self._start(embedded, injection, cache.context[:, -1:])
         if new.shape[1] > 1:
             z0 = injection.new_zeros(*new.shape, self.cell.state_dim) if start is None else start
@@ -396,9 +400,11 @@ class DEQDecoder(FairseqIncrementalDecoder):
         else:
             z0, known = cache.start(start)
             result = solve(f, z0, within_reach(self.solver, z0), self.knowledge.preconditioner())
-            stats[0].record(result)
+            real = real if known is None else real & ~known.squeeze(-1)
+            stats[0].at(real).record(result)
             state = result.state if known is None else torch.where(known, z0, result.state)
             equilibrium = Equilibrium(state, result, *stats)
+        report_solves([equilibrium], real)
         context = self._context(torch.cat([cache.context, embedded], 1))
         cache = cache.extended(equilibrium.state, injection, context, padding)
         return cache, self._extra([equilibrium], stats, None)

@@ -4,60 +4,198 @@ from __future__ import annotations
 
 import argparse
 import collections
-import io
-import pickle
+import contextlib
+import inspect
+import logging
+import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
 import torch
 
-from ._patch import replace
+from ..checkpoint_file import read_checkpoint
+from ..errors import OptionError
+
+logger = logging.getLogger(__name__)
+
+# Whether what is being loaded must be a language model.
+_wants_language_models: ContextVar[bool] = ContextVar("fairseq_deq_wants_language_models", default=False)
 
 
-def load_checkpoints_with_safe_globals() -> None:
-    """Load checkpoints that hold a configuration object or a numpy number.
-
-    The fault: torch 2.6 made `torch.load` refuse everything but tensors and plain containers. fairseq's
-    checkpoints hold an `argparse.Namespace` for every component without a dataclass (`--optimizer sgd`,
-    older checkpoints) and whatever numbers a criterion logged, and so do not load any more. The list below
-    is allowed while fairseq loads a checkpoint, and only then; arbitrary objects stay refused.
-    """
-    from fairseq import checkpoint_utils
-
-    if _torch_loads_any_object():
-        return
-    replace(checkpoint_utils, "load_checkpoint_to_cpu", _with_safe_globals)
-    replace(checkpoint_utils, "load_ema_from_checkpoint", _with_safe_globals)
+def reading_data(whole: types.ModuleType) -> types.ModuleType:
+    """torch as fairseq's `checkpoint_utils` sees it: its `load` reads checkpoints as data."""
+    return _TorchThatReadsData(whole)
 
 
-def broadcast_checkpoints_with_safe_globals() -> None:
-    """Resume a run of several processes.
+class _TorchThatReadsData(types.ModuleType):
+    """torch, whose `load` reads checkpoints as data."""
 
-    The fault: rank 0 loads the checkpoint and sends it to the others, which read it by a `torch.load` that
-    since torch 2.6 refuses the omegaconf configuration in it; every resume of a multi-process run ends in
-    an UnpicklingError.
-    """
-    from fairseq.distributed import utils as distributed_utils
+    def __init__(self, whole: types.ModuleType) -> None:
+        super().__init__("torch")
+        self._whole = whole
 
-    if _torch_loads_any_object():
-        return
-    replace(distributed_utils, "_broadcast_object_slow", _with_safe_globals)
+    def load(self, file: Any, map_location: Any = "cpu", **_ignored: Any) -> Any:
+        state = read_checkpoint(file, map_location)
+        if _wants_language_models.get():
+            _leave_tokenizers_out(state)
+        return state
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._whole, name)
 
 
-def _torch_loads_any_object() -> bool:
-    buffer = io.BytesIO()
-    torch.save(argparse.Namespace(), buffer)
-    buffer.seek(0)
+def _leave_tokenizers_out(state: dict[str, Any]) -> None:
+    """Let who loads a language model name its tokeniser and BPE: a file could name any other file."""
+    for name in ("tokenizer", "bpe"):
+        own = (state.get("cfg") or {}).get(name)
+        if own is not None:
+            logger.info("the checkpoint's own options of %s are not used; name it where you load it", name)
+            state["cfg"][name] = None
+
+
+def with_overrides_checked(load: Callable[..., Any]) -> Callable[..., Any]:
+    """Refuse overrides without names, and models of another kind where the task is one of text."""
+
+    def wrapper(
+        path: str, arg_overrides: Mapping[str, Any] | None = None, load_on_all_ranks: bool = False
+    ) -> Any:
+        is_named = isinstance(arg_overrides, Mapping) and all(isinstance(key, str) for key in arg_overrides)
+        if arg_overrides is not None and not is_named:
+            raise OptionError(
+                f"--model-overrides must name options, such as \"{{'f_thres': 60}}\", got {arg_overrides}"
+            )
+        state = load(path, arg_overrides, load_on_all_ranks)
+        if _wants_language_models.get():
+            _refuse_other_models(path, state)
+        return state
+
+    return wrapper
+
+
+def with_settings_of_the_file(load: Callable[..., Any]) -> Callable[..., Any]:
+    """Where the task is one of language modeling, refuse other models, and begin texts as training did."""
+    signature = inspect.signature(load)
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        from fairseq.tasks.language_modeling import LanguageModelingTask
+
+        given = signature.bind(*args, **kwargs).arguments.get("task")
+        is_one = isinstance(given, LanguageModelingTask)
+        token = _wants_language_models.set(is_one or _wants_language_models.get())
+        try:
+            models, cfg, task = load(*args, **kwargs)
+        except (OptionError, OSError, RuntimeError):
+            raise
+        except Exception as error:  # options of a file can be wrong in any way
+            names = ", ".join(signature.bind(*args, **kwargs).arguments["filenames"])
+            reason = (str(error).strip().splitlines() or [""])[0][:160]
+            raise OptionError(
+                f"the model of {names} cannot be built from its options ({type(error).__name__}: {reason}); "
+                "was it trained with this version of fairseq, and does --model-overrides keep its sizes?"
+            ) from error
+        finally:
+            _wants_language_models.reset(token)
+        if is_one:
+            _take_over_bos(task, cfg, models)
+        return models, cfg, task
+
+    return wrapper
+
+
+@contextlib.contextmanager
+def wanting_language_models() -> Iterator[None]:
+    """Refuse checkpoints of other models within, whichever task they name."""
+    token = _wants_language_models.set(True)
     try:
-        torch.load(buffer)
-    except pickle.UnpicklingError:
-        return False
-    return True
+        yield
+    finally:
+        _wants_language_models.reset(token)
+
+
+def _refuse_other_models(path: str, state: Mapping[str, Any]) -> None:
+    from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY, FairseqLanguageModel
+
+    model = getattr(state.get("cfg"), "model", None)
+    name = getattr(model, "_name", None) or getattr(model or state.get("args"), "arch", None)
+    built = MODEL_REGISTRY.get(name) or ARCH_MODEL_REGISTRY.get(name)
+    if built is not None and not issubclass(built, FairseqLanguageModel):
+        raise OptionError(
+            f"{path} is a checkpoint of {name}, which is no language model; give one that fairseq-train "
+            "saved with a task of language modeling"
+        )
+    if built is None:
+        raise OptionError(
+            f"{path} is a checkpoint of a model {name!r} that is not there; give the --user-dir that it was "
+            "trained with"
+        )
+
+
+def _take_over_bos(task: Any, cfg: Any, models: Iterable[Any]) -> None:
+    """Let texts begin with the token that they began with in training (`--add-bos-token`)."""
+    from ..tasks.deq_language_modeling import DEQLanguageModelingTask
+
+    trained = bool(getattr(getattr(cfg, "task", None), "add_bos_token", False))
+    if trained and isinstance(task, DEQLanguageModelingTask):
+        raise OptionError(
+            "the checkpoint was trained with --add-bos-token, which --task deq_language_modeling does not "
+            "have; use --task language_modeling"
+        )
+    if bool(getattr(task.args, "add_bos_token", False)) != trained:
+        logger.info("--add-bos-token %s, as in the training of the checkpoint", str(trained).lower())
+        task.args.add_bos_token = trained
+    for model in models:
+        model.begins_with_bos = trained
+
+
+def with_bos_of_training(eval_lm: Callable[..., Any]) -> Callable[..., Any]:
+    """Leave the beginning of a text out of its perplexity where the training of the model had one."""
+    signature = inspect.signature(eval_lm)
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        call = signature.bind(*args, **kwargs)
+        trained = getattr(call.arguments["models"][0], "begins_with_bos", None)
+        if trained is not None:
+            call.arguments["remove_bos_token"] = trained
+        if trained:
+            call.arguments["batch_iterator"] = map(_without_beginnings, call.arguments["batch_iterator"])
+        return eval_lm(*call.args, **call.kwargs)
+
+    return wrapper
+
+
+def _without_beginnings(sample: dict[str, Any]) -> dict[str, Any]:
+    """The same batch, whose number of tokens is that of what is scored."""
+    if "net_input" not in sample:
+        return sample
+    return {**sample, "ntokens": sample["ntokens"] - sample["target"].shape[0]}
+
+
+def with_plain_numbers(save: Callable[..., None]) -> Callable[..., None]:
+    """Save numpy's numbers as Python's: as they are, the file would be more than data."""
+
+    def wrapper(obj: Any, *args: Any, **kwargs: Any) -> None:
+        save(_plain(obj), *args, **kwargs)
+
+    return wrapper
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    # Only what must change is made anew: other containers keep their type and identity.
+    if type(value) is dict:
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_plain(item) for item in value)
+    return value
 
 
 def _with_safe_globals(load: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a process read what another of the same run sends; it comes from memory and not from a file."""
+
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         with torch.serialization.safe_globals(_safe_globals()):
             return load(*args, **kwargs)
@@ -70,15 +208,6 @@ def _safe_globals() -> list[Any]:
     from omegaconf import DictConfig, ListConfig, base, nodes
 
     nodes_of_config = [value for value in vars(nodes).values() if isinstance(value, type)]
-    numpy_core = getattr(np, "_core", None) or np.core
-    numpy_types = [np.dtype, np.ndarray, *(type(np.dtype(kind)) for kind in "?bhilqBHILQefd")]
-    scalar, reconstruct = numpy_core.multiarray.scalar, numpy_core.multiarray._reconstruct
-    # numpy 1 and numpy 2 name the same functions differently in what they pickle.
-    numpy_functions: list[Any] = [
-        (function, f"numpy.{core}.multiarray.{name}")
-        for core in ("core", "_core")
-        for function, name in ((scalar, "scalar"), (reconstruct, "_reconstruct"))
-    ]
     return [
         argparse.Namespace,
         collections.defaultdict,
@@ -90,6 +219,4 @@ def _safe_globals() -> list[Any]:
         *nodes_of_config,
         (typing.Any, "typing.Any"),
         *(bool, dict, float, int, list, set, str, tuple),
-        *numpy_types,
-        *numpy_functions,
     ]

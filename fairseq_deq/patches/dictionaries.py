@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
+from ..data_folder import words_fingerprint
 from ..errors import OptionError
 from ._patch import replace
 
@@ -35,7 +35,7 @@ def refuse_other_dictionaries() -> None:
 
 def _with_dictionary(state_dict: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def wrapper(self: Any) -> dict[str, Any]:
-        return {**(state_dict(self) or {}), _KEY: _describe(self.source_dictionary)}
+        return {**(state_dict(self) or {}), _KEY: words_fingerprint(self.source_dictionary.symbols)}
 
     return wrapper
 
@@ -70,16 +70,11 @@ def _telling_its_task(load_checkpoint: Callable[..., Any]) -> Callable[..., Any]
     return wrapper
 
 
-def _describe(dictionary: Any) -> dict[str, Any]:
-    words = "\n".join(dictionary.symbols)
-    return {"types": len(dictionary), "sha256": hashlib.sha256(words.encode()).hexdigest()}
-
-
 def _check(task: Any, state_dict: Mapping[str, Any]) -> None:
     trained = state_dict.get(_KEY)
     if trained is None or getattr(task, "source_dictionary", None) is None:
         return
-    found = _describe(task.source_dictionary)
+    found = words_fingerprint(task.source_dictionary.symbols)
     if found == trained:
         return
     difference = f"has {found['types']}"

@@ -1,59 +1,35 @@
-"""What fairseq does with prompts, and what it does not say about them."""
+"""What fairseq makes of raw text."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from ._patch import replace
 
-logger = logging.getLogger(__name__)
+def reading_text(_buffered_read: Callable[..., Any]) -> Callable[..., Any]:
+    """Read the prompts of fairseq-interactive in the one way in for raw text."""
+    from ..generation.text import in_buffers, read_lines
 
-
-def warn_of_unknown_words() -> None:
-    """Say how many words of a prompt the dictionary does not have.
-
-    The fault: they silently become <unk>, and the continuation follows from those.
-    """
-    from fairseq.tasks.fairseq_task import FairseqTask
-
-    replace(FairseqTask, "get_interactive_tokens_and_lengths", _with_unknown_words_counted)
-
-
-def _with_unknown_words_counted(encode: Callable[..., Any]) -> Callable[..., Any]:
-    def wrapper(self: Any, lines: list[str], encode_fn: Callable[[str], str]) -> Any:
-        tokens, lengths = encode(self, lines, encode_fn)
-        unk = self.source_dictionary.unk()
-        for line, ids in zip(lines, tokens):
-            unknown = int((ids == unk).sum())
-            if unknown:
-                words = ids.numel() - 1  # the last is the end of sentence
-                logger.warning("%d of %d words are not in the dictionary: %s", unknown, words, line.strip())
-        return tokens, lengths
+    def wrapper(input: str, buffer_size: int) -> Iterator[list[str]]:
+        return in_buffers(read_lines(input), buffer_size)
 
     return wrapper
 
 
-def take_prompts_whole() -> None:
-    """Give a model whose decoder can solve for a whole prompt at once (`prefill`) a generator that lets it.
+def with_symbols_unknown(encode_line: Callable[..., Any]) -> Callable[..., Any]:
+    """Take the names of a dictionary's own symbols for unknown words where a text has them."""
+    from fairseq.tokenizer import tokenize_line
 
-    The fault: the generator hands the tokens of a prompt to the decoder one by one, so that an equilibrium
-    model runs its solver once for each.
-    """
-    from fairseq.tasks.fairseq_task import FairseqTask
+    from ..generation.text import own_symbols
 
-    replace(FairseqTask, "build_generator", _prefilling)
-
-
-def _prefilling(build_generator: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(
-        self: Any, models: Any, args: Any, seq_gen_cls: Any = None, *rest: Any, **options: Any
+        self: Any, line: Any, line_tokenizer: Callable[..., Any] = tokenize_line, *args: Any, **kwargs: Any
     ) -> Any:
-        from ..generation.generator import PrefillingGenerator, is_prefillable
+        names, unk = {self[i] for i in own_symbols(self)}, self[self.unk()]
 
-        if seq_gen_cls is None and is_prefillable(models) and not getattr(args, "print_alignment", False):
-            seq_gen_cls = PrefillingGenerator
-        return build_generator(self, models, args, seq_gen_cls, *rest, **options)
+        def words(text: Any) -> list[Any]:
+            return [unk if word in names else word for word in line_tokenizer(text)]
+
+        return encode_line(self, line, words, *args, **kwargs)
 
     return wrapper

@@ -7,6 +7,7 @@ from . import (
     batching,
     checkpoints,
     configuration,
+    data,
     dictionaries,
     disk,
     distributed,
@@ -14,10 +15,13 @@ from . import (
     evaluation,
     help,
     inputs,
+    literals,
     noise,
     numpy2,
     overrides,
+    prompts,
     sentences,
+    solves,
     words,
 )
 from ._patch import ALL, VE, Patch
@@ -35,6 +39,9 @@ _SENTENCES = (
 )
 _QUIET = "Warnings about how fairseq calls torch and hydra stand between what a user wants to read."
 _OPTIONS = "Options out of range, without effect or at odds are accepted, and fail later somewhere else."
+
+_EVALUATED = "Strings of a configuration are evaluated, those that a checkpoint brings included."
+_SOLVES = "A score or a text is printed whether the solves behind it have succeeded or not."
 
 # Where several replace the same function, a later one is the outer one.
 TABLE = (
@@ -63,19 +70,35 @@ TABLE = (
         numpy2.with_np_compat,
         numpy2.numpy_has_no_compat,
     ),
-    Patch(
-        "safe-globals",
-        "fairseq.checkpoint_utils.load_checkpoint_to_cpu",
-        "Checkpoints hold an argparse.Namespace, which torch does not load any more.",
-        ALL,
-        checkpoints._with_safe_globals,
+    *(
+        Patch("evaluated-strings", target, _EVALUATED, ALL, literals.reading_literals)
+        for target in (
+            "fairseq.checkpoint_utils.load_checkpoint_to_cpu",
+            "fairseq.tasks.fairseq_task.FairseqTask.build_model",
+            "fairseq.tasks.fairseq_task.FairseqTask.build_criterion",
+        )
     ),
     Patch(
-        "safe-globals",
-        "fairseq.checkpoint_utils.load_ema_from_checkpoint",
-        "Checkpoints hold an argparse.Namespace, which torch does not load any more.",
+        "checkpoint-data",
+        "fairseq.checkpoint_utils.torch",
+        "A checkpoint is loaded without a look at its checksums, its addresses and interpolations are "
+        "looked up, and its argparse.Namespace is not loaded any more.",
         ALL,
-        checkpoints._with_safe_globals,
+        checkpoints.reading_data,
+    ),
+    Patch(
+        "checkpoint-data",
+        "fairseq.checkpoint_utils.load_checkpoint_to_cpu",
+        "Overrides without names blame the checkpoint, and a model of another kind fails somewhere else.",
+        ALL,
+        checkpoints.with_overrides_checked,
+    ),
+    Patch(
+        "checkpoint-data",
+        "fairseq.checkpoint_utils.load_model_ensemble_and_task",
+        "A model that cannot be built ends in any error, and --add-bos-token of the training is forgotten.",
+        ALL,
+        checkpoints.with_settings_of_the_file,
     ),
     Patch(
         "safe-globals",
@@ -136,6 +159,34 @@ TABLE = (
         inputs.explaining_missing_dictionary,
     ),
     Patch(
+        "data-files",
+        "fairseq.data.data_utils.load_indexed_dataset",
+        "A text that does not fit its index or its dictionary is taken in silence.",
+        ALL,
+        data.after_checking,
+    ),
+    Patch(
+        "fingerprint",
+        "fairseq_cli.preprocess.main",
+        "A data folder says nothing of the dictionary that its numbers stand for.",
+        ALL,
+        data.then_fingerprinting,
+    ),
+    Patch(
+        "prompts",
+        "fairseq_cli.interactive.buffered_read",
+        "A byte order mark becomes an unknown word, and a line that is not UTF-8 ends in a traceback.",
+        ALL,
+        prompts.reading_text,
+    ),
+    Patch(
+        "symbols",
+        "fairseq.data.Dictionary.encode_line",
+        "<pad> in a text becomes the padding symbol, which every tool counts in another way.",
+        ALL,
+        prompts.with_symbols_unknown,
+    ),
+    Patch(
         "empty-text",
         "fairseq.data.data_utils.load_indexed_dataset",
         'An empty text ends in "cannot mmap an empty file".',
@@ -188,6 +239,22 @@ TABLE = (
         words._counting_words,
     ),
     Patch(
+        "checkpoint-data",
+        "fairseq_cli.eval_lm.eval_lm",
+        "--add-bos-token of the training is forgotten.",
+        ALL,
+        checkpoints.with_bos_of_training,
+    ),
+    *(
+        Patch("solves", target, _SOLVES, ALL, solves.reporting)
+        for target in (
+            "fairseq_cli.eval_lm.eval_lm",
+            "fairseq_cli.validate.main",
+            "fairseq_cli.generate.main",
+            "fairseq_cli.interactive.main",
+        )
+    ),
+    Patch(
         "atomic-copy",
         "fairseq.file_io.PathManager.copy",
         "checkpoint_last.pt and checkpoint_best.pt are written in place, and a kill leaves half a file.",
@@ -200,6 +267,13 @@ TABLE = (
         "A save is not flushed, all processes use one temporary name, and a failed one leaves it there.",
         ALL,
         disk.with_whole_saves,
+    ),
+    Patch(
+        "plain-numbers",
+        "fairseq.checkpoint_utils.torch_persistent_save",
+        "A number of numpy in a checkpoint makes it one that torch does not load any more.",
+        ALL,
+        checkpoints.with_plain_numbers,
     ),
     Patch(
         "save-dir",

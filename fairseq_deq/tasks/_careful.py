@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.tasks import FairseqTask
+from torch import Tensor
 
 from ..errors import OptionError
 from ..generation.generator import PrefillingGenerator, is_prefillable
-from ..patches.prompts import _with_unknown_words_counted
+from ..generation.text import TextEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +125,17 @@ class CarefulTask(FairseqTask):
             seq_gen_cls = PrefillingGenerator
         return super().build_generator(models, args, seq_gen_cls, *rest, **options)
 
-    #: Says how many words of a prompt the dictionary does not have.
-    get_interactive_tokens_and_lengths = _with_unknown_words_counted(
-        FairseqTask.get_interactive_tokens_and_lengths
-    )
+    def get_interactive_tokens_and_lengths(
+        self, lines: list[str], encode_fn: Callable[[str], str]
+    ) -> tuple[list[Tensor], list[int]]:
+        """The tokens of prompts; a warning says which have words that the dictionary does not have.
+
+        Args:
+            lines: the prompts.
+            encode_fn: what the tokeniser and the BPE do to one.
+        """
+        encoder = TextEncoder(self.source_dictionary, encode_fn)
+        encoded = [encoder(line) for line in lines]
+        for line in encoded:
+            line.warn_of_unknown()
+        return [line.tokens for line in encoded], [line.tokens.numel() for line in encoded]

@@ -8,6 +8,7 @@ import math
 import sys
 
 import pytest
+import torch
 
 from fairseq_deq import score
 
@@ -43,7 +44,13 @@ def test_it_prints_sentences_and_words_and_what_they_add_up_to(
         assert [cells[2] for cells in words] == [*LINES[int(name)].split(), "</s>"]
         assert float(row[3]) == pytest.approx(math.exp(-float(row[1]) / int(row[2])), rel=1e-3)
     total = rows[-1]
+    assert rows[0][0].startswith("# S: log_prob, tokens, perplexity, sentence, unknown")
+    assert [row[5] for row in sentences.values()] == ["0", "0", "1"]
+    assert [row[3] for row in rows if row[0] == "W-2"] == ["1", "0", "0"]
     assert total[0] == "T"
+    assert total[6] == "1"
+    assert 0 <= float(total[7]) < 0.99  # 8 evaluations are few
+    assert 1e-3 < float(total[8]) < 1
     assert int(total[2]) == 7 + 1 + 3
     assert float(total[1]) == pytest.approx(sum(float(row[1]) for row in sentences.values()), abs=1e-2)
 
@@ -89,7 +96,67 @@ def test_sentences_come_from_standard_input_and_their_end_can_be_left_out(
 ):
     monkeypatch.setattr(sys, "stdin", io.StringIO("the people\n"))
     output = _run(monkeypatch, capsys, data_bin, deq_checkpoint, "-", "--no-eos")
-    assert [line.split("\t")[0] for line in output.splitlines()] == ["S-0", "W-0", "W-0", "T"]
+    assert [line.split("\t")[0] for line in output.splitlines()[1:]] == ["S-0", "W-0", "W-0", "T"]
+
+
+@pytest.mark.parametrize(("text", "options"), [("", ()), ("\n\n", ("--no-eos",))])
+def test_scoring_nothing_says_so(monkeypatch, capsys, deq_checkpoint, data_bin, tmp_path, text, options):
+    (tmp_path / "empty.txt").write_text(text)
+    with pytest.raises(SystemExit, match="has nothing to score"):
+        _run(monkeypatch, capsys, data_bin, deq_checkpoint, tmp_path / "empty.txt", *options)
+
+
+def test_lines_before_one_that_is_no_text_are_scored(monkeypatch, capsys, deq_checkpoint, data_bin, tmp_path):
+    path = tmp_path / "latin.txt"
+    path.write_bytes(b"the people\nwe\ncaf\xe9\nthe\n")
+    with pytest.raises(SystemExit, match=r"line 3 of .*latin\.txt is not UTF-8"):
+        _run(monkeypatch, capsys, data_bin, deq_checkpoint, path)
+    rows = capsys.readouterr().out.splitlines()
+    assert [row.split("\t")[4] for row in rows if row.startswith("S-")] == ["the people", "we"]
+    assert not any(row.startswith("T\t") for row in rows)
+
+
+def test_json_says_what_the_solves_came_to_and_which_words_are_unknown(
+    monkeypatch, capsys, deq_checkpoint, data_bin, lines
+):
+    output = _run(monkeypatch, capsys, data_bin, deq_checkpoint, lines, "--json")
+    *rows, total = (json.loads(line) for line in output.splitlines())
+    assert [row["unknown"] for row in rows] == [[], [], ["xyzzy"]]
+    assert total["unknown"] == 1
+    assert 0 <= total["converged"] < 0.99
+    assert total["residual"] > 1e-3
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_layer_that_is_not_finite_has_no_scores(
+    monkeypatch, capsys, deq_checkpoint, data_bin, lines, tmp_path, options
+):
+    state = torch.load(deq_checkpoint, weights_only=False)
+    for name, weight in state["model"].items():
+        if "ffn" in name:
+            weight.fill_(3e38)
+    torch.save(state, tmp_path / "huge.pt")
+    with pytest.raises(SystemExit, match="not finite"):
+        _run(monkeypatch, capsys, data_bin, tmp_path / "huge.pt", lines, *options)
+
+
+def test_texts_begin_as_in_the_training_of_the_checkpoint(
+    monkeypatch, capsys, in_process, deq_training, data_bin, tmp_path
+):
+    in_process(
+        "fairseq-train", *deq_training, "--add-bos-token", "--save-dir", tmp_path, "--disable-validation"
+    )
+    (tmp_path / "text.txt").write_text("the people\n")
+    checkpoint = tmp_path / "checkpoint_last.pt"
+    found = [
+        _run(monkeypatch, capsys, data_bin, checkpoint, tmp_path / "text.txt", *options)
+        for options in ((), ("--add-bos-token",))
+    ]
+    assert found[0] == found[1]
+    state = torch.load(checkpoint, weights_only=False)
+    state["cfg"]["task"]["add_bos_token"] = False
+    torch.save(state, tmp_path / "other.pt")
+    assert _run(monkeypatch, capsys, data_bin, tmp_path / "other.pt", tmp_path / "text.txt") != found[0]
 
 
 def test_what_is_missing_is_said_in_a_sentence(monkeypatch, capsys, deq_checkpoint, data_bin, tmp_path):

@@ -1,0 +1,126 @@
+"""Turn a checkpoint that holds more than data into one of data alone.
+
+    python -m fairseq_deq.convert_checkpoint OLD.pt NEW.pt [--i-trust-its-author]
+
+Checkpoints of older fairseq hold numpy numbers, objects of omegaconf or classes of their own, and loading
+such a file can run any code that its author put there. Without `--i-trust-its-author` nothing is loaded: the
+names of what the file would call are printed. With it the file is loaded once, that code runs, and what comes
+out is written to NEW.pt as tensors, numbers, strings and containers, which every tool reads without calling
+anything. The section of the tokeniser and BPE is left out: who loads a checkpoint names them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import enum
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from .checkpoint_file import check_file, read_checkpoint
+from .errors import OptionError
+
+_FOR_TEXT = ("bpe", "tokenizer")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command.
+
+    Args:
+        arguments: what follows its name; those of the process if None.
+    """
+    parser = argparse.ArgumentParser(
+        "python -m fairseq_deq.convert_checkpoint",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("old", help="the checkpoint, which is left as it is")
+    parser.add_argument("new", help="the file to write")
+    parser.add_argument("--i-trust-its-author", action="store_true", help="load OLD, and run what it calls")
+    options = parser.parse_args(arguments)
+    try:
+        convert(options.old, options.new, options.i_trust_its_author)
+    except OptionError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def convert(old: str, new: str, trusted: bool) -> None:
+    """Write `old` as data alone to `new`.
+
+    Args:
+        old: a checkpoint.
+        new: a file that is not there yet.
+        trusted: whether what the file calls may run.
+    Raises:
+        OptionError: the file calls something and is not trusted, is no checkpoint, or `new` is there.
+    """
+    if not os.path.isfile(old):
+        raise OptionError(f"there is no checkpoint {old}")
+    if os.path.exists(new):
+        raise OptionError(f"{new} is there already; give the name of a new file")
+    with open(old, "rb") as file:
+        check_file(file, old)
+    named = torch.serialization.get_unsafe_globals_in_checkpoint(old)
+    called = sorted({name for name in named if name != "argparse.Namespace"})
+    print(f"{old} calls: {', '.join(called) or 'nothing'}")
+    if called and not trusted:
+        raise OptionError(
+            f"loading {old} runs what it calls; where you trust who made it, add --i-trust-its-author"
+        )
+    state = plain(torch.load(old, map_location="cpu", weights_only=False))
+    cfg = state.get("cfg") if isinstance(state, dict) else None
+    for name in _FOR_TEXT:
+        if isinstance(cfg, dict) and cfg.get(name) is not None:
+            cfg[name] = None
+            print(f"left out: the options of {name}")
+    unfinished = f"{new}.tmp{os.getpid()}"
+    try:
+        torch.save(state, unfinished)
+        read_checkpoint(unfinished)
+        os.replace(unfinished, new)
+    finally:
+        if os.path.exists(unfinished):
+            os.remove(unfinished)
+    print(f"{new} holds data alone")
+
+
+def plain(value: Any) -> Any:
+    """The same as tensors, numbers, strings and containers.
+
+    Args:
+        value: what a checkpoint held.
+    Returns:
+        what `read_checkpoint` reads.
+    Raises:
+        OptionError: there is an object that none of these can stand for.
+    """
+    if isinstance(value, np.generic):  # some are numbers of Python too
+        return value.item()
+    if isinstance(value, enum.Enum):
+        return plain(value.value)
+    if value is None or isinstance(value, (bool, int, float, str, bytes, torch.Tensor)):
+        return value
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return torch.from_numpy(value.copy())
+    if type(value).__module__.partition(".")[0] == "omegaconf":
+        from omegaconf import OmegaConf
+
+        return plain(OmegaConf.to_container(value, resolve=False, enum_to_str=True))
+    if isinstance(value, argparse.Namespace):
+        return argparse.Namespace(**{name: plain(item) for name, item in vars(value).items()})
+    if isinstance(value, Mapping):
+        return {plain(name): plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        kind = type(value) if type(value) in (list, tuple, set) else list
+        return kind([plain(item) for item in value])
+    raise OptionError(
+        f"the checkpoint holds a {type(value).__module__}.{type(value).__qualname__}, which no tensor, "
+        "number, string or container can stand for"
+    )
+
+
+if __name__ == "__main__":
+    main()
