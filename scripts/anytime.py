@@ -115,7 +115,7 @@ def evaluate(model: Any, batches: Iterable[dict[str, Any]], budget: int, pad: in
             solves = [equilibrium.result for equilibrium in output[1]["equilibria"]]
             lanes = [
                 torch.cat([_by_position(getattr(solve, name), solve.state) for solve in solves], 1)
-                for name in ("residual", "evaluations", "converged")
+                for name in ("residual", "lane_nfe", "converged")
             ]
             real = target != pad
             rows = (sample["net_input"]["src_tokens"], loss, *lanes)
