@@ -214,6 +214,11 @@ class Loop:
     def _step(self, k: int, fz: Tensor, g: Tensor, products: Any) -> None:
         """Move the active lanes that move, given f and f(z) - z there; send lost ones back to their best."""
         active = self.active
+        if self.config.max_evals == 1:  # the one evaluation is made use of where it is finite
+            active.best = choose_rows(
+                active.record.moving & _finite_rows(fz, self.on_host), fz.clone(), active.best
+            )
+            return
         lost = active.record.must_restart(self.config.patience)
         some_lost = not self.on_host or bool(lost.any())
         if some_lost:
@@ -239,8 +244,7 @@ class Loop:
         columns = namespace(record.tau).stack(products) if len(products) else []
         following = active.method.step(columns, active.z, g, tau, self._precondition)
         if not self.on_host or not bool(torch.isfinite(following.sum())):
-            sound = torch.isfinite(torch.linalg.vector_norm(following, dim=1))
-            following = choose_rows(sound.numpy() if self.on_host else sound, following, fz)
+            following = choose_rows(_finite_rows(following, self.on_host), following, fz)
         rest = choose_rows(~lost, active.z.clone(), active.best) if some_lost else active.z
         active.z = choose_rows(record.moving & ~lost, following, rest)
 
@@ -289,6 +293,11 @@ class Loop:
             nfe=active.evaluations,
             total_lane_nfe=active.lane_evaluations,
         )
+
+
+def _finite_rows(rows: Tensor, on_host: bool) -> Array:
+    finite = torch.isfinite(torch.linalg.vector_norm(rows, dim=1))
+    return finite.numpy() if on_host else finite
 
 
 def _identity(rows: Tensor) -> Tensor:
