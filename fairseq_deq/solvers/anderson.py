@@ -63,7 +63,8 @@ class Anderson:
     ) -> Tensor:
         left, following = g, z
         if len(products):
-            gamma = to_rows(self._least_squares(self._enter(products)), z)  # (slots, n, 1)
+            self._enter(products)
+            gamma = to_rows(self._least_squares(self.gram, self.rhs), z)  # (slots, n, 1)
             left, following = g.clone(), z.clone()
             for weight, dz, dg in zip(gamma, self.dz, self.dg):
                 if dz is not None and dg is not None:
@@ -89,20 +90,23 @@ class Anderson:
     def inverse_transpose(self, vector: Tensor, precondition: Precondition) -> Tensor:
         """P^T v - DG (DG^T DG)^{-1} (DG^T P^T v + DZ^T v): the transpose of g -> the step, whose tau is 1."""
         estimate = precondition(vector)
-        along = self.rhs * 0
+        # Between `observe` and `step` the Gram matrix lags behind the differences: it is made anew.
+        gram, along = self.gram * 0, self.rhs * 0
         for i, (dz, dg) in enumerate(zip(self.dz, self.dg)):
             if dz is not None and dg is not None:
-                product = vecdot(dg, estimate) + vecdot(dz, vector)
-                along[i] = product if isinstance(along, Tensor) else product.numpy()
-        weights = self._least_squares(along)
+                along[i] = _as_books(vecdot(dg, estimate) + vecdot(dz, vector), along)
+                for j, other in enumerate(self.dg):
+                    if other is not None:
+                        gram[i, j] = _as_books(vecdot(dg, other), gram)
+        weights = self._least_squares(gram, along)
         estimate = estimate.clone()
         for weight, dg in zip(to_rows(weights, vector), self.dg):
             if dg is not None:
                 estimate.addcmul_(dg, weight, value=-1)
         return estimate
 
-    def _enter(self, products: Array) -> Array:
-        """DG^T g, (slots, n), and the Gram matrix, brought up to date with what `observe` asked for."""
+    def _enter(self, products: Array) -> None:
+        """Bring DG^T g and the Gram matrix up to date with what `observe` asked for."""
         i = self.count % len(self.dg)
         self.count += 1
         row, k = self.rhs * 0, 0
@@ -115,17 +119,16 @@ class Anderson:
         # g has changed by DG_i, so DG^T g has changed by what is new, save for the new column.
         self.rhs = self.rhs + row
         self.rhs[i] = products[k]
-        return self.rhs
 
-    def _least_squares(self, rhs: Array) -> Array:
+    def _least_squares(self, gram: Array, rhs: Array) -> Array:
         """gamma, (slots, n), of DG^T DG gamma = rhs, by Gauss-Jordan elimination; 0 where that fails."""
         xp, slots = namespace(rhs), len(self.dg)
-        square = xp.stack([self.gram[i, i] for i in range(slots)])
+        square = xp.stack([gram[i, i] for i in range(slots)])
         known = square > 0
         inverse = xp.where(
             known, xp.where(known, square, 1.0) ** -0.5, 0.0
         )  # 1 / lengths of the columns of DG
-        normal = self.gram * inverse * inverse[:, None]
+        normal = gram * inverse * inverse[:, None]
         for i in range(slots):
             normal[i, i] = 1 + self.ridge
         system = xp.concatenate([normal, (rhs * inverse)[:, None]], 1)  # (slots, slots + 1, n)
@@ -135,3 +138,8 @@ class Anderson:
             system[i] = row
         gamma = system[:, slots] * inverse
         return xp.where(xp.isfinite(gamma.sum(0)), gamma, 0.0)
+
+
+def _as_books(column: Tensor, books: Array) -> Array:
+    """Numbers of the lanes, (n,), as entries of `books`."""
+    return column if isinstance(books, Tensor) else column.numpy()
