@@ -68,7 +68,7 @@ class CausalMap:
 
     def __call__(self, z: Tensor) -> Tensor:
         self.rows += z.shape[0] * z.shape[1]
-        return torch.tanh(_rowwise(z, self.own) + self._past(z) + self.b)
+        return torch.tanh(rowwise(z, self.own) + self._past(z) + self.b)
 
     def restrict(self, z: Tensor, positions: Tensor, value: Tensor | None) -> Callable[[Tensor], Tensor]:
         shape = z.shape
@@ -76,19 +76,82 @@ class CausalMap:
         def f(rows: Tensor) -> Tensor:
             self.rows += rows.shape[0]
             whole = z.reshape(-1, shape[-1]).index_copy(0, positions, rows).view(shape)
-            out = torch.tanh(_rowwise(whole, self.own) + self._past(whole) + self.b)
+            out = torch.tanh(rowwise(whole, self.own) + self._past(whole) + self.b)
             return out.view(-1, shape[-1]).index_select(0, positions)
 
         return f
 
     def _past(self, z: Tensor) -> Tensor:
         count = torch.arange(z.shape[1], dtype=z.dtype).clamp(min=1).view(1, -1, 1)
-        return _rowwise((z.cumsum(1) - z) / count, self.before)
+        return rowwise((z.cumsum(1) - z) / count, self.before)
 
 
-def _rowwise(z: Tensor, matrix: Tensor) -> Tensor:
+def rowwise(z: Tensor, matrix: Tensor) -> Tensor:
     """z @ matrix.T, rounded for each row alone."""
     return (z.unsqueeze(-2) * matrix).sum(-1)
+
+
+class Neighbours:
+    """z_t = act(A z_t + B z_{t-1} + u_t): position t depends on itself and on the one before.
+
+    `evaluations` counts the calls of f, at all positions or at some.
+    """
+
+    def __init__(
+        self, u: Tensor, own: Tensor, before: Tensor, act: Callable[[Tensor], Tensor] = torch.tanh
+    ) -> None:
+        self.u, self.own, self.before, self.act = u, own, before, act
+        self.evaluations = 0
+
+    def __call__(self, z: Tensor) -> Tensor:
+        self.evaluations += 1
+        earlier = torch.cat([torch.zeros_like(z[:, :1]), z[:, :-1]], 1)
+        return self.act(rowwise(z, self.own) + rowwise(earlier, self.before) + self.u)
+
+    def blocks(self, z: Tensor) -> Tensor:
+        """dz'_t/dz_t for every position, (B, T, C, C), by autograd."""
+        with torch.enable_grad():
+            leaf = z.detach().clone().requires_grad_()
+            fz = self(leaf)
+        columns = []
+        for c in range(
+            z.shape[-1]
+        ):  # a changed position changes itself and the next: look at every other one
+            found = torch.zeros_like(z)
+            for parity in (0, 1):
+                picked = torch.zeros_like(z)
+                picked[:, parity::2, c] = 1.0
+                (rows,) = torch.autograd.grad(fz, leaf, picked, retain_graph=True)
+                found[:, parity::2] = rows[:, parity::2]
+            columns.append(found)
+        return torch.stack(columns, 2)
+
+
+def expanding_neighbours(
+    dtype: torch.dtype = torch.float64, width: int = 16, batch: int = 3, length: int = 24
+) -> Neighbours:
+    """`Neighbours` whose own blocks share 8 directions of slope -2 to -9, and are small otherwise.
+
+    Plain iteration diverges, and Anderson with few states has a hard time; one inverse of the mean block
+    does nearly everything.
+    """
+    generator = torch.Generator().manual_seed(11)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    basis = torch.linalg.qr(draw(width, width)).Q
+    slopes = torch.diag(torch.arange(-9.0, -1.0, dtype=torch.float64))
+    own = basis[:, :8] @ slopes @ (basis[:, :8] + 0.1 * draw(width, 8)).T
+    own = own + 0.15 * draw(width, width) / width**0.5
+    before = 0.15 * draw(width, width) / width**0.5
+    u = draw(batch, length, width)
+    return Neighbours(u.to(dtype), own.to(dtype), before.to(dtype), lambda x: x + 0.1 * torch.sin(x))
+
+
+def block_mean(f: Neighbours, z: Tensor) -> Tensor:
+    """The mean of the blocks of all positions."""
+    return f.blocks(z).flatten(0, 1).mean(0)
 
 
 class Relay:
@@ -107,7 +170,7 @@ class Relay:
         self.z0 = third.new_zeros(third.shape[0], 3, width)
 
     def __call__(self, z: Tensor) -> Tensor:
-        own = torch.tanh(_rowwise(z, self.own) + self.shift)
+        own = torch.tanh(rowwise(z, self.own) + self.shift)
         return torch.stack([torch.ones_like(z[:, 0]), z[:, 0] * own[:, 1], self.third * own[:, 2]], 1)
 
 

@@ -173,7 +173,7 @@ def _penalty(path: Path, data_bin: Path) -> float:
 
 
 def test_the_jacobian_penalty_trains_and_falls(in_process, data_bin, tmp_path):
-    options = "--max-update 8 --update-freq 2 --f-thres 12 --b-thres 12".split()
+    options = "--max-update 8 --update-freq 2 --f-thres 12 --b-thres 12 --keep-converged 0".split()
     penalised = "--jac-loss-weight 2 --jac-loss-freq 0.8 --jac-incremental 5 --spectral-radius 8".split()
     log = _train(in_process, data_bin, tmp_path / "with", *options, *penalised)
     plain = _train(in_process, data_bin, tmp_path / "without", *options)

@@ -93,6 +93,23 @@ def check_causality(model: Any, budget: int) -> None:
         assert budget == 1 or not torch.equal(after[:, t], before[:, t])
 
 
+def taught(model: Any, updates: int = 2, batch: int = 12, length: int = 16) -> Any:
+    """The model after training passes that change no weight: it knows a start and a preconditioner."""
+    decoder = model.decoder
+    model.train()
+    for update in range(updates):
+        decoder.num_updates = 10 * update  # those that teach
+        x, _ = model.extract_features(tokens(batch, length, seed=100 + update))
+        x.sum().backward()
+        model.set_num_updates(10 * update + 1)
+    model.zero_grad()
+    assert decoder.knowledge.learned_start.is_known
+    assert decoder.knowledge.learned_preconditioner.is_known
+    assert decoder.knowledge.learned_start.weight.norm() > 0.1
+    assert decoder.knowledge.learned_preconditioner.left.norm() > 1e-3
+    return model.eval()
+
+
 def decode(
     model: Any,
     source: torch.Tensor,
@@ -129,7 +146,7 @@ def tokens(batch: int, length: int, seed: int = 1) -> torch.Tensor:
 def count_solves(monkeypatch: Any) -> list[tuple[int, int]]:
     """Rows and positions of every solve of a decoder from now on, in a list that grows."""
     solves: list[tuple[int, int]] = []
-    for name in ("fixed_point", "solve_independent"):
+    for name in ("fixed_point", "solve"):
         original = getattr(deq_decoder, name)
 
         def counted(f: Any, z0: torch.Tensor, *rest: Any, original: Any = original) -> Any:

@@ -15,7 +15,7 @@ from fairseq_deq.models.stability import BlockRadii
 from fairseq_deq.solvers import Restrictable
 
 # What is asserted here holds at any state: a few evaluations will do.
-QUICK = {"f_thres": 4, "b_thres": 4}
+QUICK = {"f_thres": 4, "b_thres": 4, "keep_converged": 0.0}
 
 
 def build(**options: Any):

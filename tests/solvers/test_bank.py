@@ -9,7 +9,6 @@ import torch
 from problems import CASES, Case, Pointwise
 
 from fairseq_deq.solvers import FixedPoint, SolverConfig, Status, solve, solver_names
-from fairseq_deq.solvers.independent import solve_independent
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 3e-2}
 BUDGET = 80
@@ -26,7 +25,7 @@ MODES = {
 
 def _solved(solver: str, case: Case, dtype: torch.dtype, scope: str, active_set: str):
     config = SolverConfig(
-        "anderson" if solver == "independent" else solver,
+        solver,
         max_evals=BUDGET,
         rtol=TOLERANCE[dtype] if case.relative else 0.0,
         atol=0.0 if case.relative else TOLERANCE[dtype],
@@ -36,8 +35,7 @@ def _solved(solver: str, case: Case, dtype: torch.dtype, scope: str, active_set:
         patience=6 if case.name == "expanding" else 40,  # a residual may rise for long before it falls
     )
     f = case.make(dtype)
-    run = solve_independent if solver == "independent" else solve
-    return run(f, case.z0.to(dtype), config), f, config
+    return solve(f, case.z0.to(dtype), config), f, config
 
 
 def _check_sound(result: FixedPoint, f: Pointwise, config: SolverConfig, case: Case, dtype: torch.dtype):
@@ -98,12 +96,10 @@ def _check_status(result: FixedPoint, case: Case, solver: str, config: SolverCon
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d).split(".")[1])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-@pytest.mark.parametrize("solver", [*solver_names(), "independent"])
+@pytest.mark.parametrize("solver", solver_names())
 def test_the_bank(solver, case, dtype):
     outcomes: dict[str, FixedPoint] = {}
     for scope, active_set in MODES[dtype]:
-        if solver == "independent" and scope == "position":
-            continue  # the positions of a sample count as coupled
         result, f, config = _solved(solver, case, dtype, scope, active_set)
         _check_sound(result, f, config, case, dtype)
         _check_status(result, case, solver, config, dtype)

@@ -1,15 +1,15 @@
-"""The lean solve of independent lanes does what `solve` does, lane by lane."""
+"""Lanes that depend on nothing but themselves: a textbook's states, their own stops, and no rechecks."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from problems import solvable
+from problems import rowwise, solvable
 
 from fairseq_deq.solvers import ConvergenceError, ConvergenceWarning, SolverConfig, Status, solve
-from fairseq_deq.solvers.independent import solve_independent
 
 NAMES = [problem.name for problem in solvable(torch.float64)]
+SOLVERS = ("anderson", "broyden", "picard")
 
 
 class Lanes:
@@ -25,33 +25,58 @@ class Lanes:
         self.computed: list[int] = []
 
     def __call__(self, z):
-        return self._at(z[:, 0], slice(None)).unsqueeze(1)
+        return self.at(z[:, 0], slice(None)).unsqueeze(1)
 
     def restrict(self, z, positions, value=None):
-        return lambda rows: self._at(rows, positions)
+        return lambda rows: self.at(rows, positions)
 
-    def _at(self, rows, lanes):
+    def alone(self, lane: int):
+        """f of one lane."""
+        return lambda z: self.at(z[:, 0], torch.tensor([lane])).unsqueeze(1)
+
+    def at(self, rows, lanes):
         self.computed.append(rows.shape[0])
-        return torch.tanh(self.gain[lanes] * (rows @ self.own.T) + self.b[lanes])
+        return torch.tanh(self.gain[lanes] * rowwise(rows, self.own) + self.b[lanes])
 
 
-def _same(config, f, z0):
-    expected, result = solve(f, z0, config), solve_independent(f, z0, config)
-    assert torch.equal(result.status, expected.status)
-    assert torch.equal(result.lane_nfe, expected.lane_nfe)
-    assert result.state.dtype == expected.state.dtype
-    assert torch.allclose(result.state, expected.state, rtol=1e-6, atol=1e-9, equal_nan=True)
-    assert torch.allclose(result.residual, expected.residual, rtol=1e-3, atol=1e-12)
-    return result
+def _textbook_anderson(f, z0, config: SolverConfig):
+    """One lane, (C,), by dense least squares: the best state, and the evaluations that it took."""
+    states, residuals, best = [], [], (float("inf"), z0)
+    z = z0
+    for k in range(config.max_evals):
+        fz = f(z)
+        g = fz - z
+        if g.norm() < best[0]:
+            best = (g.norm(), z)
+        if g.norm() <= config.rtol * fz.norm():
+            return best[1], k + 1
+        states, residuals = [*states, z][-config.memory :], [*residuals, g][-config.memory :]
+        z = z + config.damping * g
+        if len(states) > 1:
+            dz = torch.stack([states[-1] - s for s in states[:-1]], 1)
+            dg = torch.stack([residuals[-1] - r for r in residuals[:-1]], 1)
+            gamma = torch.linalg.lstsq(dg, g.unsqueeze(1)).solution.squeeze(1)
+            z = z - dz @ gamma - config.damping * (dg @ gamma)
+    return best[1], config.max_evals
 
 
 @pytest.mark.parametrize("budget", [1, 2, 3, 5, 40])
 @pytest.mark.parametrize("memory", [2, 3, 5])
-def test_the_same_states_stops_and_counts(memory, budget):
-    problem = Lanes([0.2, 1.5, 4.0, 0.9, 0.0])
-    config = SolverConfig(memory=memory, max_evals=budget, rtol=1e-5, atol=0.0, damping=0.9)
-    result = _same(config, problem, problem.z0)
+def test_anderson_has_the_states_stops_and_counts_of_a_textbook(memory, budget):
+    problem = Lanes([0.2, 1.5, 2.5, 0.9, 0.0])
+    config = SolverConfig(
+        memory=memory, max_evals=budget, rtol=1e-5, atol=0.0, damping=0.9, ridge=0.0, patience=50
+    )
+    result = solve(problem, problem.z0, config)
+    for lane in range(5):
+        f = problem.alone(lane)
+        state, evaluations = _textbook_anderson(
+            lambda z, f=f: f(z.view(1, 1, -1)).flatten(), problem.z0[lane, 0], config
+        )
+        assert torch.allclose(result.state[lane, 0], state, rtol=1e-6, atol=1e-8), lane
+        assert result.lane_nfe[lane, 0] == evaluations
     if budget == 40:
+        assert result.converged.all()
         assert len(set(result.lane_nfe.flatten().tolist())) > 2  # each lane stops by itself
 
 
@@ -65,21 +90,13 @@ def test_known_fixed_points_are_found(index, scope):
         return problem.f(torch.cat([z, problem.z0[:, 1:]], 1))[:, :1]
 
     config = SolverConfig(max_evals=400, patience=100, memory=8, rtol=1e-10, atol=0.0, scope=scope)
-    result = solve_independent(first, z0, config)
+    result = solve(first, z0, config)
     assert result.converged.all(), result.explain()
     assert torch.allclose(result.state, solution, rtol=1e-7, atol=1e-7)
 
 
-def test_a_diverging_lane_restarts_as_in_solve():
-    slopes = torch.tensor([3.0, 0.5, -1.4], dtype=torch.float64).view(3, 1, 1)
-    config = SolverConfig(max_evals=30, rtol=1e-8, atol=0.0, memory=2)
-    generator = torch.Generator().manual_seed(2)
-    bump = torch.randn(3, 1, 4, generator=generator, dtype=torch.float64)
-    _same(config, lambda z: slopes * z + bump * torch.sin(40 * z) + 1.0, torch.ones(3, 1, 4).double())
-
-
 def test_a_lane_without_a_fixed_point_is_not_converged():
-    result = _same(SolverConfig(max_evals=40, rtol=0.0, atol=1e-3), lambda z: z + 1.0, torch.zeros(2, 1, 3))
+    result = solve(lambda z: z + 1.0, torch.zeros(2, 1, 3), SolverConfig(max_evals=40, rtol=0.0, atol=1e-3))
     assert not result.converged.any()
 
 
@@ -90,15 +107,26 @@ def test_a_lane_that_is_not_finite_keeps_its_start_and_spoils_no_other():
         fz = problem(z)
         return torch.where(torch.arange(3).view(3, 1, 1) == 1, float("nan"), fz)
 
-    start = problem.z0 + 0.1
-    result = _same(SolverConfig(max_evals=30, rtol=1e-6), f, start)
+    start, config = problem.z0 + 0.1, SolverConfig(max_evals=30, rtol=1e-6)
+    result = solve(f, start, config)
     assert result.status.flatten().tolist() == [Status.CONVERGED, Status.NON_FINITE, Status.CONVERGED]
     assert torch.equal(result.state[1], start[1])
+    clean = solve(problem, start, config)
+    assert torch.equal(result.state[[0, 2]], clean.state[[0, 2]])
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_there_are_no_rechecks_and_the_slowest_lane_ends_the_solve(solver):
+    problem = Lanes([0.0, 0.3, 0.9])
+    config = SolverConfig(solver, max_evals=200, rtol=1e-8, atol=0.0, first_recheck=3)
+    result = solve(problem, problem.z0, config)
+    assert result.converged.all()
+    assert result.nfe == len(problem.computed) == int(result.lane_nfe.max()) > 3
 
 
 def test_converged_lanes_are_no_longer_evaluated():
     problem = Lanes([0.0] * 6 + [1.5] * 2)
-    result = solve_independent(problem, problem.z0, SolverConfig(max_evals=60, rtol=1e-8, atol=0.0))
+    result = solve(problem, problem.z0, SolverConfig(max_evals=60, rtol=1e-8, atol=0.0))
     assert result.converged.all()
     easy, hard = result.lane_nfe[0].item(), result.lane_nfe[-1].item()
     assert hard > easy + 2
@@ -106,59 +134,47 @@ def test_converged_lanes_are_no_longer_evaluated():
     assert result.total_lane_nfe == sum(problem.computed)
     problem.computed.clear()
     config = SolverConfig(max_evals=60, rtol=1e-8, atol=0.0, active_set="never")
-    solve_independent(problem, problem.z0, config)
+    solve(problem, problem.z0, config)
     assert set(problem.computed) == {8}
 
 
 def test_every_converged_lane_is_left_out_where_that_is_asked_for():
     problem = Lanes([0.0] + [1.5] * 7)
     config = SolverConfig(max_evals=60, rtol=1e-8, atol=0.0, active_set="always")
-    result = solve_independent(problem, problem.z0, config)
+    result = solve(problem, problem.z0, config)
     assert result.total_lane_nfe == result.lane_nfe.sum()
 
 
-def test_a_lane_does_not_depend_on_its_company():
-    gains = [0.2, 3.0, 1.0, 4.0]
-    problem, config = Lanes(gains), SolverConfig(max_evals=50, rtol=1e-9, atol=0.0)
-    together = solve_independent(problem, problem.z0, config)
-    for lane in range(4):
-        alone = solve_independent(
-            lambda z, lane=lane: problem._at(z[:, 0], torch.tensor([lane])).unsqueeze(1),
-            problem.z0[:1],
-            config,
+@pytest.mark.parametrize("active_set", ["always", "auto", "never"])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_lane_does_not_depend_on_its_company_bit_by_bit_restarts_included(solver, active_set):
+    gains = [0.2, 3.0, 1.0, 8.0]
+    problem = Lanes(gains)
+    for budget in range(1, 41):
+        config = SolverConfig(
+            solver, max_evals=budget, rtol=1e-9, atol=0.0, active_set=active_set, patience=3
         )
-        assert torch.allclose(alone.state[0], together.state[lane], atol=1e-12)
-        assert alone.lane_nfe[0] == together.lane_nfe[lane]
+        together = solve(problem, problem.z0, config)
+        for lane in range(4):
+            alone = solve(problem.alone(lane), problem.z0[:1], config)
+            for name in ("state", "lane_nfe", "status", "residual"):
+                assert torch.equal(getattr(alone, name)[0], getattr(together, name)[lane]), (budget, name)
 
 
 def test_half_precision_is_solved_in_single():
     problem = Lanes([0.5, 0.9], dtype=torch.bfloat16)
-    result = solve_independent(problem, problem.z0, SolverConfig(rtol=1e-2))
+    result = solve(problem, problem.z0, SolverConfig(rtol=1e-2))
     assert result.state.dtype == torch.bfloat16
     assert result.residual.dtype == torch.float32
     assert result.converged.all()
 
 
-def test_policies_are_those_of_solve():
+def test_the_policies():
     def f(z):
         return z + 1.0
 
     z0 = torch.zeros(1, 1, 3)
     with pytest.raises(ConvergenceError):
-        solve_independent(f, z0, SolverConfig(max_evals=5, rtol=0.0, atol=1e-3, policy="raise"))
+        solve(f, z0, SolverConfig(max_evals=5, rtol=0.0, atol=1e-3, policy="raise"))
     with pytest.warns(ConvergenceWarning):
-        solve_independent(f, z0, SolverConfig(max_evals=5, rtol=0.0, atol=1e-3, policy="fallback"))
-
-
-@pytest.mark.parametrize("solver", ["broyden", "picard"])
-def test_other_solvers_and_dependent_lanes_are_left_to_solve(solver):
-    problem = Lanes([0.5, 0.9])
-    config = SolverConfig(solver=solver, max_evals=100, rtol=1e-8, atol=0.0)
-    assert torch.equal(
-        solve_independent(problem, problem.z0, config).state, solve(problem, problem.z0, config).state
-    )
-    causal = solvable(torch.float64)[0]
-    config = SolverConfig(max_evals=100, rtol=1e-8, atol=0.0)
-    assert torch.equal(
-        solve_independent(causal.f, causal.z0, config).state, solve(causal.f, causal.z0, config).state
-    )
+        solve(f, z0, SolverConfig(max_evals=5, rtol=0.0, atol=1e-3, policy="fallback"))

@@ -14,6 +14,9 @@ COMMON = (
     *("--mem-len", "8", "--tokens-per-sample", "8", "--num-workers", "0", "--cpu", "--seed", "3"),
     *("--disable-validation", "--log-format", "json", "--log-interval", "1"),
 )
+# Probes are drawn for the rows of a process, as dropout is: what they find, and where solves that have not
+# converged stand for it, is that of one process to the noise of sampling only. See test_learned.py for both.
+NO_PROBES = ("--keep-converged", "0", "--preconditioner-rank", "0")
 # Columns that are about time, or about the moment.
 TIMES = {"train_wall", "wall", "wps", "ups", "epoch", "update"}
 
@@ -29,6 +32,13 @@ def pair():
 def _lines(log: str) -> list[dict[str, float]]:
     lines = [line for line in json_lines(log) if "gnorm" in line]
     return [{key: float(value) for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+def _equals(name: str, found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """To the precision of float64; what solves teach is summed up in float32."""
+    if "knowledge" in name:
+        return torch.allclose(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+    return torch.allclose(found, expected, rtol=1e-6, atol=1e-9)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +60,7 @@ def gradients(data_bin, rare):
         *(data_bin, *COMMON, "--optimizer", "sgd", "--lr", "1.0", "--max-update", "2", "--update-freq", "2"),
         # fairseq's adaptive input is float32 whatever the weights are
         *("--pretrain-steps", "1", "--adaptive-softmax-cutoff", f"100,{rare}"),
-        *("--share-decoder-input-output-embed", "false"),
+        *("--share-decoder-input-output-embed", "false", *NO_PROBES),
     )
 
 
@@ -74,7 +84,7 @@ def test_gradients_are_those_of_one_process_with_the_doubled_batch(backend, pair
         assert weight.dtype == torch.float64 or not weight.is_floating_point(), name
         # with a learning rate of 1 and no clipping, the step is the gradient
         gradient = before[name] - expected[name]
-        assert torch.allclose(before[name] - weight, gradient, rtol=1e-6, atol=1e-9), name
+        assert _equals(name, before[name] - weight, gradient), name
         moved += int(gradient.abs().max() > 1e-6)
     assert moved > 10
     assert _lines(log) == alone[1]  # the statistics are those of the whole job
@@ -90,7 +100,7 @@ def test_jacobian_penalty_is_that_of_the_whole_job(pair, in_process, gradients, 
         options = ("--batch-size", "2", "--save-dir", tmp_path / backend, "--ddp-backend", backend)
         assert _lines(pair.train(*penalised, *options, dtype="float64")) == alone
         for name, weight in read_weights(tmp_path / backend / "checkpoint_last.pt").items():
-            assert torch.allclose(weight, expected[name], rtol=1e-6, atol=1e-9), name
+            assert _equals(name, weight, expected[name]), name
 
 
 def test_loss_curve_in_float32_is_that_of_one_process(pair, in_process, data_bin, tmp_path):
@@ -98,7 +108,7 @@ def test_loss_curve_in_float32_is_that_of_one_process(pair, in_process, data_bin
     training = (
         *(data_bin, *COMMON, "--optimizer", "adam", "--lr", "0.002", "--clip-norm", "1"),
         *("--max-update", "12"),
-        *("--f-solver", "picard", "--b-solver", "picard", "--f-thres", "10", "--b-thres", "10"),
+        *("--f-solver", "picard", "--b-solver", "picard", "--f-thres", "10", "--b-thres", "10", *NO_PROBES),
     )
     two = _lines(pair.train(*training, "--batch-size", "4", "--save-dir", tmp_path / "two"))
     one = _lines(train_alone(in_process, *training, "--batch-size", "8", "--save-dir", tmp_path / "one"))
