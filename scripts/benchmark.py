@@ -41,6 +41,7 @@ import fairseq_deq  # noqa: F401  (registers the models)
 from fairseq_deq import implicit
 from fairseq_deq.implicit import GradientConfig, fixed_point
 from fairseq_deq.jacobian import spectral_radius
+from fairseq_deq.patches.sentences import one_sentence
 from fairseq_deq.solvers import Recurrent, SolverConfig
 
 
@@ -279,4 +280,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

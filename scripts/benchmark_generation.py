@@ -36,6 +36,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import fairseq_deq  # noqa: F401  (registers the models)
+from fairseq_deq.patches.sentences import one_sentence
 
 TOP = 40  # of the sampling
 
@@ -343,4 +344,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence():
+        main()

@@ -7,6 +7,7 @@ import copy
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from fairseq import checkpoint_utils, tasks
 from step_probe import Probe, ProbedMap, replaced
 from torch import Tensor
 
+from fairseq_deq.errors import OptionError
 from fairseq_deq.implicit import Equilibrium, SolveStats
 from fairseq_deq.models import deq_decoder
 from fairseq_deq.solvers import Preconditioner
@@ -84,6 +86,8 @@ class Layer:
 
 def load_layer(args: argparse.Namespace) -> tuple[Layer, Layer]:
     """The layer at real text, in float32 and in float64."""
+    if not Path(args.path).is_file():
+        raise OptionError(f"--path: there is no checkpoint {args.path}")
     state = checkpoint_utils.load_checkpoint_to_cpu(args.path, {})
     cfg = state["cfg"]
     cfg.task._name, cfg.task.data, cfg.task.tokens_per_sample = "language_modeling", args.data, args.tokens
