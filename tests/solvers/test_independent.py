@@ -49,7 +49,9 @@ def _textbook_anderson(f, z0, config: SolverConfig):
         if g.norm() < best[0]:
             best = (g.norm(), z)
         if g.norm() <= config.rtol * fz.norm():
-            return best[1], k + 1
+            return z, k + 1
+        if config.max_evals == 1:  # made use of, though nobody knows how good it is
+            return fz, 1
         states, residuals = [*states, z][-config.memory :], [*residuals, g][-config.memory :]
         z = z + config.damping * g
         if len(states) > 1:

@@ -101,7 +101,7 @@ def test_every_evaluation_of_f_is_counted(solver, scope):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("budget", [1, 2, 5, 20])
+@pytest.mark.parametrize("budget", [2, 5, 20])  # one evaluation says nothing of another state than the start
 def test_the_best_state_is_never_worse_than_the_start(solver, budget):
     def f(z):
         return 2.0 * torch.sin(3.0 * z) + 1.5  # chaotic under plain iteration
