@@ -13,10 +13,11 @@ from torch.linalg import vecdot
 
 from .active import ActiveLanes
 from .config import SolverConfig
+from .fused import columns, fused, settled
 from .invariant_matmul import padded_count
 from .lanes import direction_of
 from .preconditioner import Preconditioner
-from .record import Array, namespace
+from .record import Array, LaneRecord, namespace
 from .registry import Method
 from .result import FixedPoint
 from .rows import choose_rows, to_index
@@ -130,8 +131,7 @@ class Loop:
         active = self.active
         fz = active.evaluate()
         g = fz - active.z
-        columns = [*self._observe(g), vecdot(g, g), vecdot(fz, fz)]
-        *products, g_square, f_square = self._to_books(columns)
+        *products, g_square, f_square = self._columns(self._observe(g), g, fz)
         measured = self._measured(g_square, f_square)
         was_moving = active.record.moving
         self._judge(measured)
@@ -178,12 +178,14 @@ class Loop:
         stacked = torch.stack(columns)
         return stacked.numpy().astype(np.float64) if self.on_host else stacked.double()
 
+    def _columns(self, products: list[Tensor], g: Tensor, fz: Tensor) -> Any:
+        """The same of the method's products, |g|^2 and |f(z)|^2."""
+        if self.on_host:
+            return self._to_books([*products, vecdot(g, g), vecdot(fz, fz)])
+        return columns(self.active.record.tau, products, g, fz)
+
     def _measured(self, g_square: Array, f_square: Array) -> _Measured:
-        xp = namespace(g_square)
-        distance, size = xp.sqrt(g_square), xp.sqrt(f_square)
-        finite = xp.isfinite(distance)
-        passed = (distance <= self.limit + self.config.rtol * size) & finite
-        return _Measured(xp.where(finite, distance, float("inf")), size, passed)
+        return _Measured(*_measure(g_square, f_square, self.limit, self.config.rtol))
 
     def _judge(self, measured: _Measured) -> None:
         """Freeze the lanes that pass, and keep best states."""
@@ -214,16 +216,21 @@ class Loop:
     def _step(self, k: int, fz: Tensor, g: Tensor, products: Any) -> None:
         """Move the active lanes that move, given f and f(z) - z there; send lost ones back to their best."""
         active = self.active
-        lost = active.record.must_restart(self.config.patience)
-        some_lost = not self.on_host or bool(lost.any())
-        if some_lost:
-            active.record.restart(lost, self.config.damping)
+        record = active.record
+        if self.on_host:
+            lost = record.must_restart(self.config.patience)
+            some_lost = bool(lost.any())
+            if some_lost:
+                record.restart(lost, self.config.damping)
+        else:
+            lost = _send_back(record.moving, record, self.config.patience, self.config.damping)
+            some_lost = True
         if self._asks(k):
             moving = active.record.moving
             self.moving_count = int(np.count_nonzero(moving) if self.on_host else moving.sum())
         if not self.moving_count:
             active.method.skip()
-            active.z = choose_rows(~lost, active.z.clone(), active.best) if some_lost else active.z
+            active.z = self._sent_back(lost) if some_lost else active.z
             return
         keep = active.worth_keeping(self.moving_count, self._until_recheck(k)) if self._asks(k) else None
         if keep is not None:
@@ -232,17 +239,26 @@ class Loop:
             products, lost = [column[keep] for column in products], lost[keep]
             active.scatter()
             active.activate(active.lanes_at(keep), fz)
-        record = active.record
+        record = active.record  # of those that are left
         tau: Array | None = record.tau
         if self.on_host and bool((record.tau == 1).all()):
             tau = None
-        columns = namespace(record.tau).stack(products) if len(products) else []
-        following = active.method.step(columns, active.z, g, tau, self._precondition)
-        if not self.on_host or not bool(torch.isfinite(following.sum())):
+        stacked = namespace(record.tau).stack(products) if len(products) else []
+        following = active.method.step(stacked, active.z, g, tau, self._precondition)
+        if not self.on_host:
+            active.z = settled(record.moving, lost, active.z, active.best, following, fz)
+            return
+        if not bool(torch.isfinite(following.sum())):
             sound = torch.isfinite(torch.linalg.vector_norm(following, dim=1))
-            following = choose_rows(sound.numpy() if self.on_host else sound, following, fz)
-        rest = choose_rows(~lost, active.z.clone(), active.best) if some_lost else active.z
-        active.z = choose_rows(record.moving & ~lost, following, rest)
+            following = choose_rows(sound.numpy(), following, fz)
+        active.z = choose_rows(
+            record.moving & ~lost, following, self._sent_back(lost) if some_lost else active.z
+        )
+
+    def _sent_back(self, lost: Array) -> Tensor:
+        """z of the active lanes, of lost ones their best state."""
+        active = self.active
+        return choose_rows(~lost, active.z.clone() if self.on_host else active.z, active.best)
 
     def _precondition(self, rows: Tensor) -> Tensor:
         """P of the active lanes; a lane that was lost with it goes without."""
@@ -289,6 +305,24 @@ class Loop:
             nfe=active.evaluations,
             total_lane_nfe=active.lane_evaluations,
         )
+
+
+@fused
+def _measure(g_square: Array, f_square: Array, limit: float, rtol: float) -> tuple[Array, Array, Array]:
+    """The entries of `_Measured`."""
+    xp = namespace(g_square)
+    distance, size = xp.sqrt(g_square), xp.sqrt(f_square)
+    finite = distance < float("inf")  # nor NaN
+    passed = (distance <= limit + rtol * size) & finite
+    return xp.where(finite, distance, float("inf")), size, passed
+
+
+@fused
+def _send_back(moving: Array, record: LaneRecord, patience: int, tau: float) -> Array:
+    """The lanes that must restart, after they were told to."""
+    lost = record.must_restart(patience)
+    record.restart(lost, tau)
+    return lost
 
 
 def _identity(rows: Tensor) -> Tensor:
