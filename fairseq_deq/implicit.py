@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -14,6 +14,7 @@ from .solvers import (
     Preconditioner,
     Restrictable,
     SolverConfig,
+    check_state,
     direction_of,
     linear_solver_names,
     solve,
@@ -24,6 +25,8 @@ GRADIENTS = ("ift", "shine", "phantom", "jfb", "unroll")
 # Where the estimate of `shine` is longer than this times dL/dz*, the latter takes its place: a history of few
 # states can be far off in directions that it has hardly seen.
 _SHINE_LIMIT = 3.0
+# Evaluations of the linear solve at least, where it follows the forward one.
+_LEAST_BACKWARD = 40
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,14 @@ class GradientConfig:
             the inverse Jacobian, refined by `refine` evaluations of the linear solve; `phantom`, `steps`
             damped steps at the fixed point; `jfb`, one undamped step; `unroll`, ordinary autograd through
             every evaluation.
-        solver: options of the linear solve behind `ift` and `shine`.
+        solver: options of the linear solve behind `ift` and `shine`; None: those of the forward solve, to its
+            relative tolerance (1e-3 where that is absolute), in 40 evaluations at least.
         steps, damping: number of steps k and step length tau of `phantom`.
         refine: evaluations of the linear solve in `shine`; 0 takes the estimate as it is.
     """
 
     mode: str = "ift"
-    solver: SolverConfig = field(default_factory=lambda: SolverConfig(max_evals=35, memory=5, atol=0.0))
+    solver: SolverConfig | None = None
     steps: int = 5
     damping: float = 1.0
     refine: int = 5
@@ -55,6 +59,17 @@ class GradientConfig:
             raise ValueError(f"shine refine must be at least 0, got {self.refine}")
         if not 0 < self.damping <= 1:
             raise ValueError(f"phantom damping must lie in (0, 1], got {self.damping!r}")
+        if self.solver is not None and not isinstance(self.solver, SolverConfig):
+            raise ValueError(f"solver must be a SolverConfig, or None, got {self.solver!r}")
+
+    def following(self, forward: SolverConfig) -> GradientConfig:
+        """The same with a linear solve that follows the forward one, where it has none of its own."""
+        if self.solver is not None:
+            return self
+        evaluations = max(forward.max_evals, _LEAST_BACKWARD)
+        return replace(
+            self, solver=replace(forward, max_evals=evaluations, rtol=forward.rtol or 1e-3, atol=0.0)
+        )
 
 
 @dataclass(frozen=True)
@@ -136,12 +151,24 @@ class Equilibrium:
     backward: SolveStats
     taped: tuple[Tensor, Tensor] | None = None
 
+    def explain(self) -> str:
+        """What became of the forward solve, and of the linear solve once the backward pass has run."""
+        if self.result is None:
+            return "Forward: steps were unrolled, and nothing was solved. Backward: autograd through them."
+        lanes, _, _, residuals, converged = self.backward.sums.tolist()
+        backward = "not run, or no linear solve was needed."
+        if lanes:
+            backward = (
+                f"{converged:.0f} of {lanes:.0f} lanes converged, mean residual {residuals / lanes:.1e}."
+            )
+        return f"Forward: {self.result.explain()} Backward: {backward}"
+
 
 def fixed_point(
     f: Callable[[Tensor], Tensor],
     z0: Tensor,
-    solver: SolverConfig,
-    gradient: GradientConfig,
+    solver: SolverConfig | None = None,
+    gradient: GradientConfig | None = None,
     forward: SolveStats | None = None,
     backward: SolveStats | None = None,
     preconditioner: Preconditioner | None = None,
@@ -154,8 +181,9 @@ def fixed_point(
     Args:
         f: map of a tensor to one of the same shape.
         z0: starting state, (..., C); gets no gradient except through `unroll`.
-        solver: options of the forward solve; `unroll` takes `max_evals` steps of length `damping`.
-        gradient: how to differentiate.
+        solver: options of the forward solve, None: the defaults; `unroll` takes
+            `max_evals` steps of length `damping`.
+        gradient: how to differentiate; None: `ift`.
         forward, backward: statistics to add the two solves to; new ones where None.
         preconditioner: what is known of f beforehand, used by both solves; None: nothing.
     Returns:
@@ -163,6 +191,9 @@ def fixed_point(
     Source: Bai, Kolter, Koltun (2019, arXiv 1909.01377); phantom: Geng et al. (2021, arXiv 2111.05177);
         jfb: Fung et al. (2021, arXiv 2103.12803); shine: Ramzi et al. (2022, arXiv 2106.00553).
     """
+    check_state(z0)
+    solver = solver or SolverConfig()
+    gradient = (gradient or GradientConfig()).following(solver)
     forward = forward or SolveStats.empty(z0.device)
     backward = backward or SolveStats.empty(z0.device)
     if gradient.mode == "unroll":

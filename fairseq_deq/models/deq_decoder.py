@@ -249,7 +249,8 @@ class DEQDecoder(FairseqIncrementalDecoder):
     def _options(self, like: Tensor) -> tuple[SolverConfig, GradientConfig]:
         """Options of the solves that start from `like`, with tolerances of this update, within reach of its
         precision."""
-        solver, backward = self.solver, self.gradient.solver
+        solver, backward = self.solver, self.gradient.following(self.solver).solver
+        assert backward is not None
         if self.training and self.num_updates < self.early_updates:
             solver, backward = (replace(c, rtol=max(c.rtol, self.early_eps)) for c in (solver, backward))
         solver, backward = within_reach(solver, like), within_reach(backward, like)

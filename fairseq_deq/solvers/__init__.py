@@ -7,7 +7,7 @@ from .preconditioner import Preconditioner
 from .recurrence import Recurrent
 from .registry import Method, linear_solver_names, register_linear_solver, register_solver, solver_names
 from .result import ConvergenceError, ConvergenceWarning, FixedPoint, Status, worst_residual
-from .solve import solve, solve_keeping_inverse
+from .solve import check_state, solve, solve_keeping_inverse
 
 __all__ = [
     "ConvergenceError",
@@ -19,6 +19,7 @@ __all__ = [
     "Restrictable",
     "SolverConfig",
     "Status",
+    "check_state",
     "direction_of",
     "linear_solver_names",
     "register_linear_solver",

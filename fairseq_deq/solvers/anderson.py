@@ -39,9 +39,10 @@ class Anderson:
         self.dg: list[Tensor | None] = [None] * slots
         self.gram = zeros_like_books(books, slots, slots)  # DG^T DG, (slots, slots, n)
         self.rhs = zeros_like_books(books, slots)  # DG^T g, (slots, n)
-        # Where rules are fused: lanes whose history is forgotten, and each slot as a mask of all.
+        self.fused = fusing(books, slots)
+        # Where it is: lanes whose history is forgotten, and each slot as a mask of all.
         self.forget: Array = None
-        self.slots = torch.eye(slots, dtype=torch.bool, device=like.device) if fusing(books) else None
+        self.slots = torch.eye(slots, dtype=torch.bool, device=like.device) if self.fused else None
         self.last_z: Tensor | None = None
         self.last_g: Tensor | None = None
 
@@ -51,7 +52,7 @@ class Anderson:
         """Put the newest differences in the oldest slot; <DG_j, DG_new> for all j, and <DG_new, g>."""
         if self.last_z is None or self.last_g is None:
             return []
-        if fusing(self.gram, len(self.dg)):
+        if self.fused:
             return self._observe_fused(z, g, restarted)
         i = self.count % len(self.dg)
         dz, dg = self.dz[i], self.dg[i]
@@ -68,10 +69,11 @@ class Anderson:
         self, products: Array, z: Tensor, g: Tensor, tau: Array | None, precondition: Precondition
     ) -> Tensor:
         left, following = g, z
-        if len(products) and fusing(products, len(self.dg)):
+        if len(products) and self.fused:
             left, following = mixed(self._weights_fused(products), z, g, self.dz, self.dg)
         elif len(products):
-            gamma = to_rows(self._least_squares(self._enter(products)), z)  # (slots, n, 1)
+            self._enter(products)
+            gamma = to_rows(self._least_squares(self.gram, self.rhs), z)  # (slots, n, 1)
             left, following = g.clone(), z.clone()
             for weight, dz, dg in zip(gamma, self.dz, self.dg):
                 if dz is not None and dg is not None:
@@ -99,12 +101,15 @@ class Anderson:
     def inverse_transpose(self, vector: Tensor, precondition: Precondition) -> Tensor:
         """P^T v - DG (DG^T DG)^{-1} (DG^T P^T v + DZ^T v): the transpose of g -> the step, whose tau is 1."""
         estimate = precondition(vector)
-        along = self.rhs * 0
+        # Between `observe` and `step` the Gram matrix lags behind the differences: it is made anew.
+        gram, along = self.gram * 0, self.rhs * 0
         for i, (dz, dg) in enumerate(zip(self.dz, self.dg)):
             if dz is not None and dg is not None:
-                product = vecdot(dg, estimate) + vecdot(dz, vector)
-                along[i] = product if isinstance(along, Tensor) else product.numpy()
-        weights = self._least_squares(along)
+                along[i] = _as_books(vecdot(dg, estimate) + vecdot(dz, vector), along)
+                for j, other in enumerate(self.dg):
+                    if other is not None:
+                        gram[i, j] = _as_books(vecdot(dg, other), gram)
+        weights = self._least_squares(gram, along)
         estimate = estimate.clone()
         for weight, dg in zip(to_rows(weights, vector), self.dg):
             if dg is not None:
@@ -131,8 +136,8 @@ class Anderson:
         )
         return gamma
 
-    def _enter(self, products: Array) -> Array:
-        """DG^T g, (slots, n), and the Gram matrix, brought up to date with what `observe` asked for."""
+    def _enter(self, products: Array) -> None:
+        """Bring DG^T g and the Gram matrix up to date with what `observe` asked for."""
         i = self.count % len(self.dg)
         self.count += 1
         row, k = self.rhs * 0, 0
@@ -145,17 +150,16 @@ class Anderson:
         # g has changed by DG_i, so DG^T g has changed by what is new, save for the new column.
         self.rhs = self.rhs + row
         self.rhs[i] = products[k]
-        return self.rhs
 
-    def _least_squares(self, rhs: Array) -> Array:
+    def _least_squares(self, gram: Array, rhs: Array) -> Array:
         """gamma, (slots, n), of DG^T DG gamma = rhs, by Gauss-Jordan elimination; 0 where that fails."""
         xp, slots = namespace(rhs), len(self.dg)
-        square = xp.stack([self.gram[i, i] for i in range(slots)])
+        square = xp.stack([gram[i, i] for i in range(slots)])
         known = square > 0
         inverse = xp.where(
             known, xp.where(known, square, 1.0) ** -0.5, 0.0
         )  # 1 / lengths of the columns of DG
-        normal = self.gram * inverse * inverse[:, None]
+        normal = gram * inverse * inverse[:, None]
         for i in range(slots):
             normal[i, i] = 1 + self.ridge
         system = xp.concatenate([normal, (rhs * inverse)[:, None]], 1)  # (slots, slots + 1, n)
@@ -165,3 +169,8 @@ class Anderson:
             system[i] = row
         gamma = system[:, slots] * inverse
         return xp.where(xp.isfinite(gamma.sum(0)), gamma, 0.0)
+
+
+def _as_books(column: Tensor, books: Array) -> Array:
+    """Numbers of the lanes, (n,), as entries of `books`."""
+    return column if isinstance(books, Tensor) else column.numpy()

@@ -216,6 +216,11 @@ class Loop:
     def _step(self, k: int, fz: Tensor, g: Tensor, products: Any) -> None:
         """Move the active lanes that move, given f and f(z) - z there; send lost ones back to their best."""
         active = self.active
+        if self.config.max_evals == 1:  # the one evaluation is made use of where it is finite
+            active.best = choose_rows(
+                active.record.moving & _finite_rows(fz, self.on_host), fz.clone(), active.best
+            )
+            return
         record = active.record
         if self.on_host:
             lost = record.must_restart(self.config.patience)
@@ -249,8 +254,7 @@ class Loop:
             active.z = settled(record.moving, lost, active.z, active.best, following, fz)
             return
         if not bool(torch.isfinite(following.sum())):
-            sound = torch.isfinite(torch.linalg.vector_norm(following, dim=1))
-            following = choose_rows(sound.numpy(), following, fz)
+            following = choose_rows(_finite_rows(following, self.on_host), following, fz)
         active.z = choose_rows(
             record.moving & ~lost, following, self._sent_back(lost) if some_lost else active.z
         )
@@ -323,6 +327,11 @@ def _send_back(moving: Array, record: LaneRecord, patience: int, tau: float) -> 
     lost = record.must_restart(patience)
     record.restart(lost, tau)
     return lost
+
+
+def _finite_rows(rows: Tensor, on_host: bool) -> Array:
+    finite = torch.isfinite(torch.linalg.vector_norm(rows, dim=1))
+    return finite.numpy() if on_host else finite
 
 
 def _identity(rows: Tensor) -> Tensor:

@@ -47,8 +47,10 @@ class FixedPoint:
     """The outcome of solving z = f(z).
 
     Attributes:
-        state: best state found, finite wherever `z0` was, shaped as `z0`.
-        residual: |f(z) - z| / |f(z)| a lane, as last measured at `state`; inf where f was never finite.
+        state: best state found, finite wherever `z0` was, shaped as `z0`. After a single evaluation it is
+            f(z0), where that did not converge.
+        residual: |f(z) - z| / |f(z)| a lane, as last measured at `state`, or at z0 after a single evaluation;
+            inf where f was never finite.
         lane_nfe: evaluations of f during which the lane was still moving.
         status: a `Status` a lane (uint8).
         nfe: evaluations of f that the solve asked for, at all lanes or at some only.

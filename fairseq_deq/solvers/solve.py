@@ -45,6 +45,12 @@ def solve(
     """
     config = config or SolverConfig()
     check_state(z0)
+    if config.scope == "position" and z0.dim() > 3:
+        warnings.warn(
+            f"of a state of shape {tuple(z0.shape)} the last axis is taken for channels, and every index of "
+            "the others for an unknown of its own; if channels are not last, as in images, use scope sample",
+            stacklevel=2,
+        )
     if z0.numel() == 0:
         return _nothing(z0, config)
     return _apply_policy(_solve(f, z0, config, preconditioner), f, config, preconditioner)
