@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,14 +12,15 @@ from torch.linalg import vecdot
 
 from .active import ActiveLanes
 from .config import SolverConfig
-from .fused import columns, fused, settled
+from .fused import columns, settled
 from .invariant_matmul import padded_count
 from .lanes import direction_of
 from .preconditioner import Preconditioner
-from .record import Array, LaneRecord, namespace
+from .record import Array, namespace
 from .registry import Method
 from .result import FixedPoint
 from .rows import choose_rows, to_index
+from .verdict import Measured, finite_rows, send_back, up_to_the_first_false
 
 # From one recheck to the next: iterations at least, and the share of those behind at least.
 _RECHECK_GAP, _RECHECK_SHARE = 5, 0.25
@@ -36,15 +36,6 @@ def recheck_iterations(first: int, budget: int) -> list[int]:
         iterations.append(k)
         k += max(_RECHECK_GAP, round(k * _RECHECK_SHARE))
     return [*iterations, budget - 1]
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """|f(z) - z|, inf where not finite, |f(z)|, and whether the former is small enough; (n,) each."""
-
-    distance: Array
-    size: Array
-    passed: Array
 
 
 class Loop:
@@ -151,7 +142,7 @@ class Loop:
         g = fz - active.z
         measured = self._measured(*self._to_books([vecdot(g, g), vecdot(fz, fz)]))
         final = active.of_active(self.final) & ~active.record.abandoned
-        measured = _Measured(measured.distance, measured.size, measured.passed | final)
+        measured = Measured(measured.distance, measured.size, measured.passed | final)
         renewed = active.record.recheck(
             measured.distance, measured.size, measured.passed, self.config.damping
         )
@@ -184,10 +175,10 @@ class Loop:
             return self._to_books([*products, vecdot(g, g), vecdot(fz, fz)])
         return columns(self.active.record.tau, products, g, fz)
 
-    def _measured(self, g_square: Array, f_square: Array) -> _Measured:
-        return _Measured(*_measure(g_square, f_square, self.limit, self.config.rtol))
+    def _measured(self, g_square: Array, f_square: Array) -> Measured:
+        return Measured.of(g_square, f_square, self.limit, self.config.rtol)
 
-    def _judge(self, measured: _Measured) -> None:
+    def _judge(self, measured: Measured) -> None:
         """Freeze the lanes that pass, and keep best states."""
         active = self.active
         moving = active.record.moving
@@ -208,7 +199,7 @@ class Loop:
             return
         by_sample = (self.final | self.active.of_all(ready)).reshape(self.lanes.samples, -1)
         if self.direction:
-            self.final = _up_to_the_first_false(by_sample, self.direction).reshape(-1)
+            self.final = up_to_the_first_false(by_sample, self.direction).reshape(-1)
         else:
             whole = by_sample.all(1)[:, None]
             self.final = (self.final.reshape(by_sample.shape) | whole).reshape(-1)
@@ -218,7 +209,7 @@ class Loop:
         active = self.active
         if self.config.max_evals == 1:  # the one evaluation is made use of where it is finite
             active.best = choose_rows(
-                active.record.moving & _finite_rows(fz, self.on_host), fz.clone(), active.best
+                active.record.moving & finite_rows(fz, self.on_host), fz.clone(), active.best
             )
             return
         record = active.record
@@ -228,7 +219,7 @@ class Loop:
             if some_lost:
                 record.restart(lost, self.config.damping)
         else:
-            lost = _send_back(record.moving, record, self.config.patience, self.config.damping)
+            lost = send_back(record.moving, record, self.config.patience, self.config.damping)
             some_lost = True
         if self._asks(k):
             moving = active.record.moving
@@ -254,7 +245,7 @@ class Loop:
             active.z = settled(record.moving, lost, active.z, active.best, following, fz)
             return
         if not bool(torch.isfinite(following.sum())):
-            following = choose_rows(_finite_rows(following, self.on_host), following, fz)
+            following = choose_rows(finite_rows(following, self.on_host), following, fz)
         active.z = choose_rows(
             record.moving & ~lost, following, self._sent_back(lost) if some_lost else active.z
         )
@@ -311,37 +302,5 @@ class Loop:
         )
 
 
-@fused
-def _measure(g_square: Array, f_square: Array, limit: float, rtol: float) -> tuple[Array, Array, Array]:
-    """The entries of `_Measured`."""
-    xp = namespace(g_square)
-    distance, size = xp.sqrt(g_square), xp.sqrt(f_square)
-    finite = distance < float("inf")  # nor NaN
-    passed = (distance <= limit + rtol * size) & finite
-    return xp.where(finite, distance, float("inf")), size, passed
-
-
-@fused
-def _send_back(moving: Array, record: LaneRecord, patience: int, tau: float) -> Array:
-    """The lanes that must restart, after they were told to."""
-    lost = record.must_restart(patience)
-    record.restart(lost, tau)
-    return lost
-
-
-def _finite_rows(rows: Tensor, on_host: bool) -> Array:
-    finite = torch.isfinite(torch.linalg.vector_norm(rows, dim=1))
-    return finite.numpy() if on_host else finite
-
-
 def _identity(rows: Tensor) -> Tensor:
     return rows
-
-
-def _up_to_the_first_false(flags: Array, direction: int) -> Array:
-    """(B, T) bool: true as long as nothing before (direction 1) or after (-1) in the row is false."""
-    if isinstance(flags, Tensor):
-        flags = flags if direction > 0 else flags.flip(1)
-        flags = flags.to(torch.int32).cumprod(1).bool()
-        return flags if direction > 0 else flags.flip(1)
-    return np.logical_and.accumulate(flags[:, ::direction], 1)[:, ::direction]
