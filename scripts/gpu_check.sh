@@ -97,13 +97,22 @@ for path in "${models[@]}"; do
     KEEP=9 step 50 "benchmark-$name" python3 scripts/benchmark.py "$DATA" --path "$path" --rounds 3 \
         --device "$DEVICE" "${only[@]}" "${toy[@]}" --out "$PARTS/benchmark-$name"
 done
+decoding() { # NAME CONTEXT...: tokens a second against a transformer_lm of 12 layers
+    local name=$1 cpu=()
+    shift
+    [ "$DEVICE" = cpu ] && cpu=(--cpu)
+    [ -e "${models[0]}" ] && LIVE=1 step 70 "$name" python3 scripts/benchmark_generation.py "$DATA" --path "${models[0]}" \
+        --contexts "$@" --batches 1 8 --beams 1 --tokens 16 --turns 3 --uncached-tokens 0 "${cpu[@]}" --out "$PARTS/$name"
+}
+decoding generation "${contexts[@]}"
+LIVE=1 step 60 steps-128 python3 scripts/gpu_check.py steps 128
+export FAIRSEQ_DEQ_FUSE=1  # once more with the rules of solves compiled
+decoding generation-compiled "${contexts[1]}"
 for path in "${models[@]:0:1}"; do
     [ -e "$path" ] || continue
-    cpu=(); [ "$DEVICE" = cpu ] && cpu=(--cpu)
-    LIVE=1 step 70 generation python3 scripts/benchmark_generation.py "$DATA" --path "$path" --contexts "${contexts[@]}" \
-        --batches 1 8 --beams 1 --tokens 16 --turns 3 --uncached-tokens 0 "${cpu[@]}" --out "$PARTS/generation"
+    KEEP=6 step 50 benchmark-compiled python3 scripts/benchmark.py "$DATA" --path "$path" --rounds 3 \
+        --device "$DEVICE" --only "anderson+ift" "${toy[@]}" --out "$PARTS/benchmark-compiled"
 done
-LIVE=1 step 60 steps-128 python3 scripts/gpu_check.py steps 128
 python3 scripts/gpu_check.py merge
 tar -czf "$OUT/logs.tar.gz" -C "$PARTS" . 2>/dev/null
 tell "done at $(passed) s"

@@ -73,7 +73,7 @@ class Loop:
             )
         self.preconditioner = None if preconditioner is None else preconditioner.to(self.active.z)
         self.final = ~self.active.record.moving  # (N,), of all lanes
-        self.moving_count = self.lanes.count  # as last asked for
+        self.moving_count, self.all_final = self.lanes.count, False  # as last asked for
         rechecks = recheck_iterations(config.first_recheck, config.max_evals)
         self.rechecks = dict.fromkeys(rechecks if self.lanes.coupled else [])  # in their order
         self.limit = config.atol * self.active.z.shape[1] ** 0.5
@@ -89,7 +89,7 @@ class Loop:
                     self._iterate(k)
                 else:  # nothing moves before the next recheck
                     self.active.method.skip()
-                if self._ended(k):
+                if self._ended():
                     break
             return self._result()
 
@@ -136,7 +136,8 @@ class Loop:
         active.scatter()
         lanes = self._open_lanes()
         if lanes is not None and not len(lanes):
-            return  # all are final, which the device has not been asked yet
+            self.all_final = True  # which the device has not been asked yet
+            return
         active.activate(lanes)
         fz = active.evaluate()
         g = fz - active.z
@@ -222,8 +223,9 @@ class Loop:
             lost = send_back(record.moving, record, self.config.patience, self.config.damping)
             some_lost = True
         if self._asks(k):
-            moving = active.record.moving
-            self.moving_count = int(np.count_nonzero(moving) if self.on_host else moving.sum())
+            self._ask()
+        elif k in self.rechecks:  # which may have woken any of them
+            self.moving_count = len(record.moving)
         if not self.moving_count:
             active.method.skip()
             active.z = self._sent_back(lost) if some_lost else active.z
@@ -276,13 +278,24 @@ class Loop:
 
     def _asks(self, k: int) -> bool:
         """Whether iteration k may wait for the device: the same for every solve of this budget and shape."""
-        return self.on_host or k % _ASK_EVERY == _ASK_EVERY - 1 or k in self.rechecks
+        due = k % _ASK_EVERY == _ASK_EVERY - 1
+        return self.on_host or due or (self.active.can_restrict and k in self.rechecks)
 
-    def _ended(self, k: int) -> bool:
+    def _ask(self) -> None:
+        """How many active lanes move, and whether all lanes are final; off the CPU that waits for the device,
+        once."""
+        moving = self.active.record.moving
+        if self.on_host:
+            self.moving_count, self.all_final = int(np.count_nonzero(moving)), bool(self.final.all())
+        else:
+            self.moving_count, final = divmod(int(2 * moving.sum() + self.final.all()), 2)
+            self.all_final = bool(final)
+
+    def _ended(self) -> bool:
         """Whether no lane needs another evaluation."""
         if not self.lanes.coupled:
             return not self.moving_count
-        return self._asks(k) and bool(self.final.all())
+        return self.all_final
 
     def _result(self) -> FixedPoint:
         active = self.active

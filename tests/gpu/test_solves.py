@@ -100,7 +100,7 @@ def test_a_lane_that_is_never_finite_says_so_and_leaves_the_others_alone(device)
 
 
 # Operations beside f, an iteration, of a solve of fixed shape. Lower them where you can.
-MOST = {"anderson": 185, "picard": 105}
+MOST = {"anderson": 180, "picard": 100}
 
 
 @pytest.mark.parametrize("solver", MOST)
@@ -113,7 +113,7 @@ def test_launches_and_waits_of_an_iteration_are_bounded(solver, device):
     with counted:
         solve(f, z0, config)
     assert counted.an_iteration < MOST[solver], counted.operations.most_common(12)
-    assert counted.waits_an_iteration < 0.8
+    assert counted.waits_an_iteration <= 0.25
 
 
 def test_compiled_rules_find_the_same_in_fewer_kernels(device, compiled):
