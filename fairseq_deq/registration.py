@@ -34,11 +34,15 @@ def register() -> None:
     from . import criterions, models, optim, tasks  # noqa: F401  (each registers itself with fairseq)
 
 
-def register_with_fairseq() -> None:
-    """Register now if the program uses fairseq, and otherwise when it imports it; import nothing "
-    "until then."""
+def register_with_fairseq(at_once: bool) -> None:
+    """Register when the program imports fairseq, and import nothing until then.
+
+    Args:
+        at_once: register now where it has imported fairseq already; otherwise that one is left as it is.
+    """
     if "fairseq" in sys.modules:
-        register()
+        if at_once:
+            register()
     elif fairseq_is_installed():
         sys.meta_path.insert(0, _Watcher())
 

@@ -32,14 +32,20 @@ TINY_TRANSFORMER_LM = (
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device", default="cuda", choices=("cuda", "cpu"), help="where the tests of tests/gpu run"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     import torch
 
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() or config.getoption("--device") == "cpu":
         return
     for item in items:
         if item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, or --device cpu"))
 
 
 # The same for ours.

@@ -60,9 +60,9 @@ class CausalMap:
     def __init__(self, b: Tensor, gain: float = 1.4) -> None:
         width = b.shape[-1]
         generator = torch.Generator().manual_seed(1)
-        own = torch.randn(width, width, generator=generator).to(b.dtype)
+        own = torch.randn(width, width, generator=generator).to(b)
         self.own = gain * own / torch.linalg.matrix_norm(own, 2)
-        self.before = 2.0 * torch.randn(width, width, generator=generator).to(b.dtype) / width**0.5
+        self.before = 2.0 * torch.randn(width, width, generator=generator).to(b) / width**0.5
         self.b = b
         self.rows = 0
 
@@ -82,7 +82,7 @@ class CausalMap:
         return f
 
     def _past(self, z: Tensor) -> Tensor:
-        count = torch.arange(z.shape[1], dtype=z.dtype).clamp(min=1).view(1, -1, 1)
+        count = torch.arange(z.shape[1], dtype=z.dtype, device=z.device).clamp(min=1).view(1, -1, 1)
         return rowwise((z.cumsum(1) - z) / count, self.before)
 
 

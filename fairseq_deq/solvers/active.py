@@ -84,7 +84,8 @@ class ActiveLanes:
         if self.on_host and not mask.any():
             return
         everyone = self.on_host and mask.all()
-        self.best = self.z if everyone else choose_rows(mask, self.z.clone(), self.best)
+        z = self.z.clone() if self.on_host and not everyone else self.z  # which rows are written to
+        self.best = z if everyone else choose_rows(mask, z, self.best)
 
     def lanes_at(self, places: Array) -> Array:
         """The lanes at `places` among the active ones."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.linalg import vecdot
 
 from .config import SolverConfig
+from .fused import all_products, fusing, mixed, mixing_weights, new_difference
 from .record import Array, namespace, zeros_like_books
 from .registry import Precondition, register_solver
 from .rows import forget_rows, select_rows, to_rows
@@ -38,6 +39,10 @@ class Anderson:
         self.dg: list[Tensor | None] = [None] * slots
         self.gram = zeros_like_books(books, slots, slots)  # DG^T DG, (slots, slots, n)
         self.rhs = zeros_like_books(books, slots)  # DG^T g, (slots, n)
+        self.fused = fusing(books, slots)
+        # Where it is: lanes whose history is forgotten, and each slot as a mask of all.
+        self.forget: Array = None
+        self.slots = torch.eye(slots, dtype=torch.bool, device=like.device) if self.fused else None
         self.last_z: Tensor | None = None
         self.last_g: Tensor | None = None
 
@@ -47,6 +52,8 @@ class Anderson:
         """Put the newest differences in the oldest slot; <DG_j, DG_new> for all j, and <DG_new, g>."""
         if self.last_z is None or self.last_g is None:
             return []
+        if self.fused:
+            return self._observe_fused(z, g, restarted)
         i = self.count % len(self.dg)
         dz, dg = self.dz[i], self.dg[i]
         self.dz[i] = dz = z - self.last_z if dz is None else torch.sub(z, self.last_z, out=dz)
@@ -62,7 +69,9 @@ class Anderson:
         self, products: Array, z: Tensor, g: Tensor, tau: Array | None, precondition: Precondition
     ) -> Tensor:
         left, following = g, z
-        if len(products):
+        if len(products) and self.fused:
+            left, following = mixed(self._weights_fused(products), z, g, self.dz, self.dg)
+        elif len(products):
             self._enter(products)
             gamma = to_rows(self._least_squares(self.gram, self.rhs), z)  # (slots, n, 1)
             left, following = g.clone(), z.clone()
@@ -83,6 +92,8 @@ class Anderson:
         part.dg = [None if d is None else select_rows(d, source) for d in self.dg]
         known = source >= 0
         part.gram, part.rhs = self.gram[..., source] * known, self.rhs[..., source] * known
+        if self.forget is not None:
+            part.forget = self.forget[source] & known
         if self.last_z is not None and self.last_g is not None:
             part.last_z, part.last_g = select_rows(self.last_z, source), select_rows(self.last_g, source)
         return part
@@ -104,6 +115,26 @@ class Anderson:
             if dg is not None:
                 estimate.addcmul_(dg, weight, value=-1)
         return estimate
+
+    def _observe_fused(self, z: Tensor, g: Tensor, forget: Array) -> list[Tensor]:
+        """The same in few kernels; slots not used yet are zero, so that all iterations are alike."""
+        i, last_z, last_g = self.count % len(self.dg), self.last_z, self.last_g
+        dz = [torch.zeros_like(z) if d is None else d for d in self.dz]
+        dg = [torch.zeros_like(g) if d is None else d for d in self.dg]
+        older = [d for j in range(len(dg)) if j != i for d in (dz[j], dg[j])]
+        dz[i], dg[i] = new_difference(forget, z, g, last_z, last_g, older)
+        self.dz, self.dg, self.forget = [*dz], [*dg], forget
+        return all_products(forget, dg[i], g, dg)
+
+    def _weights_fused(self, products: Tensor) -> Tensor:
+        """gamma, (slots, n), with the Gram matrix brought up to date."""
+        assert self.slots is not None
+        newest = self.slots[self.count % len(self.dg)]
+        self.count += 1
+        self.gram, self.rhs, gamma = mixing_weights(
+            self.gram, self.rhs, self.forget, products, newest, self.ridge
+        )
+        return gamma
 
     def _enter(self, products: Array) -> None:
         """Bring DG^T g and the Gram matrix up to date with what `observe` asked for."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch.linalg import vecdot
 
 from .active import ActiveLanes
 from .config import SolverConfig
+from .fused import columns, settled
 from .invariant_matmul import padded_count
 from .lanes import direction_of
 from .preconditioner import Preconditioner
@@ -20,6 +20,7 @@ from .record import Array, namespace
 from .registry import Method
 from .result import FixedPoint
 from .rows import choose_rows, to_index
+from .verdict import Measured, finite_rows, send_back, up_to_the_first_false
 
 # From one recheck to the next: iterations at least, and the share of those behind at least.
 _RECHECK_GAP, _RECHECK_SHARE = 5, 0.25
@@ -35,15 +36,6 @@ def recheck_iterations(first: int, budget: int) -> list[int]:
         iterations.append(k)
         k += max(_RECHECK_GAP, round(k * _RECHECK_SHARE))
     return [*iterations, budget - 1]
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """|f(z) - z|, inf where not finite, |f(z)|, and whether the former is small enough; (n,) each."""
-
-    distance: Array
-    size: Array
-    passed: Array
 
 
 class Loop:
@@ -81,7 +73,7 @@ class Loop:
             )
         self.preconditioner = None if preconditioner is None else preconditioner.to(self.active.z)
         self.final = ~self.active.record.moving  # (N,), of all lanes
-        self.moving_count = self.lanes.count  # as last asked for
+        self.moving_count, self.all_final = self.lanes.count, False  # as last asked for
         rechecks = recheck_iterations(config.first_recheck, config.max_evals)
         self.rechecks = dict.fromkeys(rechecks if self.lanes.coupled else [])  # in their order
         self.limit = config.atol * self.active.z.shape[1] ** 0.5
@@ -97,7 +89,7 @@ class Loop:
                     self._iterate(k)
                 else:  # nothing moves before the next recheck
                     self.active.method.skip()
-                if self._ended(k):
+                if self._ended():
                     break
             return self._result()
 
@@ -130,8 +122,7 @@ class Loop:
         active = self.active
         fz = active.evaluate()
         g = fz - active.z
-        columns = [*self._observe(g), vecdot(g, g), vecdot(fz, fz)]
-        *products, g_square, f_square = self._to_books(columns)
+        *products, g_square, f_square = self._columns(self._observe(g), g, fz)
         measured = self._measured(g_square, f_square)
         was_moving = active.record.moving
         self._judge(measured)
@@ -145,13 +136,14 @@ class Loop:
         active.scatter()
         lanes = self._open_lanes()
         if lanes is not None and not len(lanes):
-            return  # all are final, which the device has not been asked yet
+            self.all_final = True  # which the device has not been asked yet
+            return
         active.activate(lanes)
         fz = active.evaluate()
         g = fz - active.z
         measured = self._measured(*self._to_books([vecdot(g, g), vecdot(fz, fz)]))
         final = active.of_active(self.final) & ~active.record.abandoned
-        measured = _Measured(measured.distance, measured.size, measured.passed | final)
+        measured = Measured(measured.distance, measured.size, measured.passed | final)
         renewed = active.record.recheck(
             measured.distance, measured.size, measured.passed, self.config.damping
         )
@@ -178,14 +170,16 @@ class Loop:
         stacked = torch.stack(columns)
         return stacked.numpy().astype(np.float64) if self.on_host else stacked.double()
 
-    def _measured(self, g_square: Array, f_square: Array) -> _Measured:
-        xp = namespace(g_square)
-        distance, size = xp.sqrt(g_square), xp.sqrt(f_square)
-        finite = xp.isfinite(distance)
-        passed = (distance <= self.limit + self.config.rtol * size) & finite
-        return _Measured(xp.where(finite, distance, float("inf")), size, passed)
+    def _columns(self, products: list[Tensor], g: Tensor, fz: Tensor) -> Any:
+        """The same of the method's products, |g|^2 and |f(z)|^2."""
+        if self.on_host:
+            return self._to_books([*products, vecdot(g, g), vecdot(fz, fz)])
+        return columns(self.active.record.tau, products, g, fz)
 
-    def _judge(self, measured: _Measured) -> None:
+    def _measured(self, g_square: Array, f_square: Array) -> Measured:
+        return Measured.of(g_square, f_square, self.limit, self.config.rtol)
+
+    def _judge(self, measured: Measured) -> None:
         """Freeze the lanes that pass, and keep best states."""
         active = self.active
         moving = active.record.moving
@@ -206,7 +200,7 @@ class Loop:
             return
         by_sample = (self.final | self.active.of_all(ready)).reshape(self.lanes.samples, -1)
         if self.direction:
-            self.final = _up_to_the_first_false(by_sample, self.direction).reshape(-1)
+            self.final = up_to_the_first_false(by_sample, self.direction).reshape(-1)
         else:
             whole = by_sample.all(1)[:, None]
             self.final = (self.final.reshape(by_sample.shape) | whole).reshape(-1)
@@ -216,19 +210,25 @@ class Loop:
         active = self.active
         if self.config.max_evals == 1:  # the one evaluation is made use of where it is finite
             active.best = choose_rows(
-                active.record.moving & _finite_rows(fz, self.on_host), fz.clone(), active.best
+                active.record.moving & finite_rows(fz, self.on_host), fz.clone(), active.best
             )
             return
-        lost = active.record.must_restart(self.config.patience)
-        some_lost = not self.on_host or bool(lost.any())
-        if some_lost:
-            active.record.restart(lost, self.config.damping)
+        record = active.record
+        if self.on_host:
+            lost = record.must_restart(self.config.patience)
+            some_lost = bool(lost.any())
+            if some_lost:
+                record.restart(lost, self.config.damping)
+        else:
+            lost = send_back(record.moving, record, self.config.patience, self.config.damping)
+            some_lost = True
         if self._asks(k):
-            moving = active.record.moving
-            self.moving_count = int(np.count_nonzero(moving) if self.on_host else moving.sum())
+            self._ask()
+        elif k in self.rechecks:  # which may have woken any of them
+            self.moving_count = len(record.moving)
         if not self.moving_count:
             active.method.skip()
-            active.z = choose_rows(~lost, active.z.clone(), active.best) if some_lost else active.z
+            active.z = self._sent_back(lost) if some_lost else active.z
             return
         keep = active.worth_keeping(self.moving_count, self._until_recheck(k)) if self._asks(k) else None
         if keep is not None:
@@ -237,16 +237,25 @@ class Loop:
             products, lost = [column[keep] for column in products], lost[keep]
             active.scatter()
             active.activate(active.lanes_at(keep), fz)
-        record = active.record
+        record = active.record  # of those that are left
         tau: Array | None = record.tau
         if self.on_host and bool((record.tau == 1).all()):
             tau = None
-        columns = namespace(record.tau).stack(products) if len(products) else []
-        following = active.method.step(columns, active.z, g, tau, self._precondition)
-        if not self.on_host or not bool(torch.isfinite(following.sum())):
-            following = choose_rows(_finite_rows(following, self.on_host), following, fz)
-        rest = choose_rows(~lost, active.z.clone(), active.best) if some_lost else active.z
-        active.z = choose_rows(record.moving & ~lost, following, rest)
+        stacked = namespace(record.tau).stack(products) if len(products) else []
+        following = active.method.step(stacked, active.z, g, tau, self._precondition)
+        if not self.on_host:
+            active.z = settled(record.moving, lost, active.z, active.best, following, fz)
+            return
+        if not bool(torch.isfinite(following.sum())):
+            following = choose_rows(finite_rows(following, self.on_host), following, fz)
+        active.z = choose_rows(
+            record.moving & ~lost, following, self._sent_back(lost) if some_lost else active.z
+        )
+
+    def _sent_back(self, lost: Array) -> Tensor:
+        """z of the active lanes, of lost ones their best state."""
+        active = self.active
+        return choose_rows(~lost, active.z.clone() if self.on_host else active.z, active.best)
 
     def _precondition(self, rows: Tensor) -> Tensor:
         """P of the active lanes; a lane that was lost with it goes without."""
@@ -269,13 +278,24 @@ class Loop:
 
     def _asks(self, k: int) -> bool:
         """Whether iteration k may wait for the device: the same for every solve of this budget and shape."""
-        return self.on_host or k % _ASK_EVERY == _ASK_EVERY - 1 or k in self.rechecks
+        due = k % _ASK_EVERY == _ASK_EVERY - 1
+        return self.on_host or due or (self.active.can_restrict and k in self.rechecks)
 
-    def _ended(self, k: int) -> bool:
+    def _ask(self) -> None:
+        """How many active lanes move, and whether all lanes are final; off the CPU that waits for the device,
+        once."""
+        moving = self.active.record.moving
+        if self.on_host:
+            self.moving_count, self.all_final = int(np.count_nonzero(moving)), bool(self.final.all())
+        else:
+            self.moving_count, final = divmod(int(2 * moving.sum() + self.final.all()), 2)
+            self.all_final = bool(final)
+
+    def _ended(self) -> bool:
         """Whether no lane needs another evaluation."""
         if not self.lanes.coupled:
             return not self.moving_count
-        return self._asks(k) and bool(self.final.all())
+        return self.all_final
 
     def _result(self) -> FixedPoint:
         active = self.active
@@ -295,19 +315,5 @@ class Loop:
         )
 
 
-def _finite_rows(rows: Tensor, on_host: bool) -> Array:
-    finite = torch.isfinite(torch.linalg.vector_norm(rows, dim=1))
-    return finite.numpy() if on_host else finite
-
-
 def _identity(rows: Tensor) -> Tensor:
     return rows
-
-
-def _up_to_the_first_false(flags: Array, direction: int) -> Array:
-    """(B, T) bool: true as long as nothing before (direction 1) or after (-1) in the row is false."""
-    if isinstance(flags, Tensor):
-        flags = flags if direction > 0 else flags.flip(1)
-        flags = flags.to(torch.int32).cumprod(1).bool()
-        return flags if direction > 0 else flags.flip(1)
-    return np.logical_and.accumulate(flags[:, ::direction], 1)[:, ::direction]

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .fused import fused
 from .result import Status
 
 # Entries are arrays of NumPy (solves on the CPU) or tensors on the device of the solve (elsewhere, so that no
@@ -111,6 +112,7 @@ class LaneRecord:
         for f in fields(self):
             getattr(self, f.name)[index] = getattr(rows, f.name)
 
+    @fused
     def judge(self, distance: Array, size: Array, passed: Array) -> Array:
         """Enter an evaluation, and freeze the lanes that pass.
 
@@ -166,6 +168,7 @@ class LaneRecord:
         self.abandoned = self.abandoned | abandoned
         self.moving = self.moving & ~abandoned
 
+    @fused
     def recheck(self, distance: Array, size: Array, passed: Array, tau: float) -> Array:
         """Look again at every lane, since what a lane depends on may have moved: a frozen one that does not
         pass any more is woken.

@@ -88,26 +88,3 @@ def test_training_in_bfloat16_on_a_cpu(option, precisions, in_process, deq_train
     assert float(lines[-1]["b_conv"]) > 0.9
     weights = torch.load(tmp_path / "checkpoint_last.pt", weights_only=False)["model"]
     assert all(torch.isfinite(w).all() for w in weights.values())
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("option", ["--fp16", "--bf16", "--amp"])
-def test_training_in_low_precision_on_a_gpu(option, in_process, deq_training, tmp_path):
-    arguments = [word for word in deq_training if word != "--cpu"]
-    options = (
-        "--save-dir",
-        tmp_path,
-        "--disable-validation",
-        "--f-thres",
-        "30",
-        "--b-thres",
-        "30",
-        "--max-update",
-        "8",
-    )
-    log = in_process(
-        "fairseq-train", *arguments, option, *options, "--log-format", "json", "--log-interval", "1"
-    )
-    lines = [line for line in json_lines(log.text) if "f_conv" in line]
-    assert float(lines[-1]["f_conv"]) > 0.7
-    assert float(lines[-1]["loss"]) < float(lines[0]["loss"])
