@@ -146,8 +146,8 @@ class JacobianSums:
                 d = change[counted].double()
                 df = (f(moved) - base)[..., :channels][counted].double()
                 sound = torch.isfinite(df).all(1, keepdim=True)
+                positions += sound.sum()
                 d, df = d * sound, torch.where(sound, df, 0.0)
-                positions += len(d)
                 gram += d.T @ d
                 cross += d.T @ df
         return cls(gram, cross, positions)

@@ -33,9 +33,13 @@ def test_the_package_registers_and_leaves_the_root_logger_as_python_has_it(progr
     assert run(program + STATE) == ["True", "True", "True", "False"]
 
 
-def test_the_solvers_import_nothing_of_fairseq_and_leave_it_as_it_is():
-    program = (
-        "import sys, fairseq_deq.solvers, fairseq_deq.implicit, fairseq_deq.jacobian\n"
-        "print(sum(name.split('.')[0] in ('fairseq', 'fairseq_cli', 'hydra') for name in sys.modules))"
-    )
-    assert run(program + STATE)[:4] == ["0", "False", "False", "False"]
+SOLVERS = "import sys, fairseq_deq.solvers, fairseq_deq.implicit, fairseq_deq.jacobian\n"
+
+
+def test_the_solvers_import_nothing_of_fairseq_until_the_program_does():
+    count = "print(sum(name.split('.')[0] in ('fairseq', 'fairseq_cli', 'hydra') for name in sys.modules))"
+    assert run(SOLVERS + count + STATE)[:4] == ["0", "True", "True", "True"]
+
+
+def test_the_solvers_leave_a_fairseq_that_is_there_as_it_is():
+    assert run("import fairseq\n" + SOLVERS + STATE)[:3] == ["False", "False", "False"]

@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 # How fast the weight grows with what is missing, how much of it stays after an update, and its bounds.
 _GAIN, _STAYS = 1.0, 0.98
 _LEAST, _MOST = 1e-3, 0.5
+# The first updates at the equilibrium do not count: solves of a layer that was never solved are hard.
+_GRACE = 20
 # Statistics that wait to be summed up, where nobody counts updates.
 _MOST_WAITING = 64
 
@@ -65,6 +67,8 @@ class ConvergenceKeeper(Learned):
     def _renew(self, *sums: Tensor) -> None:
         lanes, converged = sums[0][:, 0], sums[0][:, -1]  # (2,), forward and backward
         share = float((converged / lanes.clamp(min=1))[lanes > 0].min())
+        if int(self.renewals) < _GRACE:
+            return
         before = float(self.weight)
         weight = min(_STAYS * before + _GAIN * max(0.0, self.target - share), _MOST)
         weight = weight if weight >= _LEAST else 0.0

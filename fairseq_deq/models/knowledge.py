@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..implicit import Equilibrium, SolveStats
@@ -37,6 +38,14 @@ class Knowledge(nn.Module):
         self.learned_start = LearnedStart(cfg.decoder_embed_dim, cell.state_dim) if starts else None
         keeps = cfg.keep_converged > 0 and not unrolled
         self.keeper = ConvergenceKeeper(cfg.keep_converged) if keeps else None
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # What another run has learned, and this one does without.
+        for name in ("learned_preconditioner", "learned_start", "keeper"):
+            if getattr(self, name) is None:
+                for key in [key for key in state_dict if key.startswith(f"{prefix}{name}.")]:
+                    del state_dict[key]
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def preconditioner(self) -> Preconditioner | None:
         """P of all solves; None as long as nothing is known."""
@@ -73,18 +82,22 @@ class Knowledge(nn.Module):
             real: (B, T) bool, False at padding.
             stats: of the forward and of the backward solve, which fill in later.
         """
-        learning, begin = self._learning(update), 0
+        learning = self._learning(update)
+        states: list[Tensor] = []
+        sounds: list[Tensor] = []
         for f, equilibrium in solved:
             state = equilibrium.state.detach()
-            part = slice(begin, begin + state.shape[1])
-            begin, sound = part.stop, real[:, part]
+            begin = sum(s.shape[1] for s in states)
+            sound = real[:, begin : begin + state.shape[1]]
             if equilibrium.result is not None:
                 converged = equilibrium.result.converged  # (B, T), (B,) or (1,), by the scope
                 sound = sound & (converged if converged.dim() == 2 else converged.view(-1, 1))
-            if self.learned_start is not None and self.learned_start in learning:
-                self.learned_start.collect(embedded[:, part].detach(), state, sound)
+            states.append(state)
+            sounds.append(sound)
             if self.learned_preconditioner is not None and self.learned_preconditioner in learning:
                 self.learned_preconditioner.collect(f, state, sound, update)
+        if self.learned_start is not None and self.learned_start in learning:
+            self.learned_start.collect(embedded.detach(), torch.cat(states, 1), torch.cat(sounds, 1))
         if self.keeper is not None:
             self.keeper.collect(*stats)
 

@@ -20,6 +20,8 @@ _KEPT_JACOBIAN = 0.5
 _KEPT_START = 0.7
 # Least squares need so many positions for each unknown of a row; with fewer, nothing is made of them yet.
 _LEAST_POSITIONS = 2
+# Where I - Jbar is nearly singular, P lengthens a step by at most the inverse of this.
+_LEAST_SINGULAR = 0.2
 # Length of the changes that probe f, relative to the state, where its rounding allows.
 _PROBE_LENGTH = 1e-2
 # Ridge of the least squares, relative to the mean square of a feature.
@@ -66,12 +68,13 @@ class Learned(nn.Module):
         raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        types = {name: buffer.dtype for name, buffer in self._buffers.items() if buffer is not None}
+        kept = dict(self._buffers)
         super()._apply(fn, recurse)
-        for name, dtype in types.items():
-            buffer = self._buffers[name]
-            if buffer is not None and torch.finfo(torch.float32).eps < _eps(buffer):
-                self._buffers[name] = buffer.to(dtype)
+        for name, buffer in self._buffers.items():
+            if buffer is not None and _eps(buffer) > torch.finfo(torch.float32).eps:
+                before = kept[name]
+                assert before is not None
+                self._buffers[name] = before.to(buffer.device)
         return self
 
     def _load_from_state_dict(
@@ -131,18 +134,30 @@ class LearnedPreconditioner(Learned):
     def _no_sums(self) -> tuple[Tensor, ...]:
         return tuple(torch.zeros_like(x).double() for x in (self.gram, self.cross, self.positions))
 
-    def _renew(self, *sums: Tensor) -> None:
-        total = [
-            old.double() * _KEPT_JACOBIAN + new
-            for old, new in zip((self.gram, self.cross, self.positions), sums)
-        ]
-        for old, new in zip((self.gram, self.cross, self.positions), total):
-            old.copy_(new)
-        if self.positions < _LEAST_POSITIONS * self.channels:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing: Any, *rest: Any
+    ) -> None:
+        saved = state_dict.get(prefix + "left")
+        if saved is None or saved.shape == self.left.shape:
+            super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *rest)
             return
-        p = Preconditioner.from_jacobian(JacobianSums(*total).mean_jacobian(), self.rank)
-        self.left.copy_(p.left)
-        self.right.copy_(p.right)
+        # Learned with another rank: what follows from the sums is made anew.
+        own = {prefix + name: getattr(self, name) for name in ("left", "right")}
+        super()._load_from_state_dict(state_dict | own, prefix, metadata, strict, missing, *rest)
+        self._invert()
+
+    def _renew(self, *sums: Tensor) -> None:
+        for old, new in zip((self.gram, self.cross, self.positions), sums):
+            old.copy_(old.double() * _KEPT_JACOBIAN + new)
+        self._invert()
+
+    def _invert(self) -> None:
+        """P from the sums, once there are enough positions in them."""
+        if self.positions >= _LEAST_POSITIONS * self.channels:
+            sums = JacobianSums(self.gram.double(), self.cross.double(), self.positions)
+            p = Preconditioner.from_jacobian(sums.mean_jacobian(), self.rank, _LEAST_SINGULAR)
+            self.left.copy_(p.left)
+            self.right.copy_(p.right)
 
 
 class LearnedStart(Learned):

@@ -31,12 +31,14 @@ class Preconditioner:
     right: Tensor
 
     @classmethod
-    def from_jacobian(cls, jacobian: Tensor, rank: int) -> Preconditioner:
+    def from_jacobian(cls, jacobian: Tensor, rank: int, least: float = 0.0) -> Preconditioner:
         """P = I + U S (I - V^T U S)^{-1} V^T, with the `rank` largest singular values S of Jbar = U S V^T.
 
         Args:
             jacobian: Jbar, (C, C).
             rank: r, at most C.
+            least: singular values of I - V^T U S are taken for this at least: where Jbar has an eigenvalue near
+                1, the inverse would send lanes far away.
         Returns:
             P, in the type of `jacobian`; the identity where Jbar is zero or not finite.
         """
@@ -51,9 +53,10 @@ class Preconditioner:
             return cls(nothing, nothing)
         # U (S^{-1} - V^T U)^{-1} = U S (I - V^T U S)^{-1}, which has no 1/0.
         core = torch.eye(rank, dtype=s.dtype, device=s.device) - v.T @ (u * s)
-        left, info = torch.linalg.solve_ex(core, u * s, left=False)
-        if int(info) or not bool(torch.isfinite(left).all()):
-            return cls(nothing, nothing)  # Jbar has the eigenvalue 1: there is no inverse
+        x, sizes, yh = torch.linalg.svd(core)
+        left = u * s @ (yh.T / sizes.clamp(min=least)) @ x.T
+        if not bool(torch.isfinite(left).all()):
+            return cls(nothing, nothing)
         return cls(left.to(jacobian), v.contiguous().to(jacobian))
 
     @property
