@@ -215,8 +215,10 @@ class Loop:
             return
         record = active.record
         if self.on_host:
-            lost = record.must_restart(self.config.patience)
-            some_lost = bool(lost.any())
+            # A lane that has just come closer is not lost.
+            some_lost = bool(record.since_best.any()) or bool(np.isinf(record.last_distance).any())
+            lost = record.must_restart(self.config.patience) if some_lost else ~record.moving
+            some_lost = some_lost and bool(lost.any())
             if some_lost:
                 record.restart(lost, self.config.damping)
         else:
@@ -248,9 +250,10 @@ class Loop:
             return
         if not bool(torch.isfinite(following.sum())):
             following = choose_rows(finite_rows(following, self.on_host), following, fz)
-        active.z = choose_rows(
-            record.moving & ~lost, following, self._sent_back(lost) if some_lost else active.z
-        )
+        if some_lost:
+            active.z = choose_rows(record.moving & ~lost, following, self._sent_back(lost))
+        else:
+            active.z = choose_rows(record.moving, following, active.z)
 
     def _sent_back(self, lost: Array) -> Tensor:
         """z of the active lanes, of lost ones their best state."""
@@ -261,7 +264,10 @@ class Loop:
         """P of the active lanes; a lane that was lost with it goes without."""
         if self.preconditioner is None:
             return rows
-        return choose_rows(~self.active.record.plain, self.preconditioner(rows), rows)
+        plain = self.active.record.plain
+        if self.on_host and not plain.any():
+            return self.preconditioner(rows)
+        return choose_rows(~plain, self.preconditioner(rows), rows)
 
     # ------------------------------------------------------------------ when to look at what
 

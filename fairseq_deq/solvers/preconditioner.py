@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .invariant_matmul import rowwise_linear
+from .invariant_matmul import pad_rows
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Preconditioner:
         Args:
             jacobian: Jbar, (C, C).
             rank: r, at most C.
-            least: singular values of I - V^T U S are taken for this at least: where Jbar has an eigenvalue near
-                1, the inverse would send lanes far away.
+            least: singular values of I - V^T U S are taken for this at least: where Jbar has an eigenvalue
+                near 1, the inverse would send lanes far away.
         Returns:
             P, in the type of `jacobian`; the identity where Jbar is zero or not finite.
         """
@@ -80,5 +81,5 @@ class Preconditioner:
     def __call__(self, rows: Tensor) -> Tensor:
         """P of every position, (n, D) -> (n, D), D a multiple of C; a row depends on no other row."""
         positions = rows.reshape(-1, self.width)
-        inside = rowwise_linear(positions, self.right.T)  # (n', r)
-        return torch.add(positions, rowwise_linear(inside, self.left)).view_as(rows)
+        inside = F.linear(pad_rows(positions), self.right.T)  # (n', r)
+        return torch.add(positions, F.linear(inside, self.left)[: positions.shape[0]]).view_as(rows)

@@ -112,7 +112,6 @@ class LaneRecord:
         for f in fields(self):
             getattr(self, f.name)[index] = getattr(rows, f.name)
 
-    @fused
     def judge(self, distance: Array, size: Array, passed: Array) -> Array:
         """Enter an evaluation, and freeze the lanes that pass.
 
@@ -122,6 +121,24 @@ class LaneRecord:
         Returns:
             (n,) bool, the lanes whose state is their best so far.
         """
+        if isinstance(distance, Tensor):
+            return self._enter(distance, size, passed)
+        closer = (distance < self.best_distance) | passed
+        if not closer.all() or not self.moving.all():
+            return self._enter(distance, size, passed)
+        # Most iterations are like this one: every lane moves and comes closer. The outcome is the same.
+        self.first_distance = np.where(np.isinf(self.first_distance), distance, self.first_distance)
+        self.best_distance = self.last_distance = distance
+        self.best_size = size
+        self.peak_distance = np.maximum(self.peak_distance, distance)
+        self.evaluations = self.evaluations + 1
+        self.since_best = np.zeros_like(self.since_best)
+        self.moving = ~passed
+        return closer
+
+    @fused
+    def _enter(self, distance: Array, size: Array, passed: Array) -> Array:
+        """`judge` for lanes of all kinds."""
         xp, moving = namespace(distance), self.moving
         better = moving & ((distance < self.best_distance) | passed)
         self.best_distance = xp.where(better, distance, self.best_distance)
