@@ -43,6 +43,7 @@ class Anderson:
         # Where it is: lanes whose history is forgotten, and each slot as a mask of all.
         self.forget: Array = None
         self.slots = torch.eye(slots, dtype=torch.bool, device=like.device) if self.fused else None
+        self.diagonal = list(range(slots))
         self.last_z: Tensor | None = None
         self.last_g: Tensor | None = None
 
@@ -154,14 +155,13 @@ class Anderson:
     def _least_squares(self, gram: Array, rhs: Array) -> Array:
         """gamma, (slots, n), of DG^T DG gamma = rhs, by Gauss-Jordan elimination; 0 where that fails."""
         xp, slots = namespace(rhs), len(self.dg)
-        square = xp.stack([gram[i, i] for i in range(slots)])
+        square = gram[self.diagonal, self.diagonal]
         known = square > 0
         inverse = xp.where(
             known, xp.where(known, square, 1.0) ** -0.5, 0.0
         )  # 1 / lengths of the columns of DG
         normal = gram * inverse * inverse[:, None]
-        for i in range(slots):
-            normal[i, i] = 1 + self.ridge
+        normal[self.diagonal, self.diagonal] = 1 + self.ridge
         system = xp.concatenate([normal, (rhs * inverse)[:, None]], 1)  # (slots, slots + 1, n)
         for i in range(slots):  # without pivots, since the matrix is positive definite
             row = system[i] / system[i, i]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -122,13 +123,13 @@ class Loop:
         active = self.active
         fz = active.evaluate()
         g = fz - active.z
-        *products, g_square, f_square = self._columns(self._observe(g), g, fz)
-        measured = self._measured(g_square, f_square)
+        entries = self._columns(self._observe(g), g, fz)
+        measured = self._measured(entries[-2], entries[-1])
         was_moving = active.record.moving
         self._judge(measured)
         if self.lanes.coupled:
             self._finish(was_moving & measured.passed)
-        self._step(k, fz, g, products)
+        self._step(k, fz, g, entries[:-2])
 
     def _recheck(self, k: int) -> None:
         """Evaluate every lane that is not final, wake those that do not pass any more, and step."""
@@ -148,7 +149,7 @@ class Loop:
             measured.distance, measured.size, measured.passed, self.config.damping
         )
         active.renew_best(renewed)
-        products = list(self._to_books(self._observe(g)))
+        products = self._to_books(self._observe(g))
         self._judge(measured)
         self._finish(measured.passed | active.record.abandoned)
         self._step(k, fz, g, products)
@@ -236,19 +237,18 @@ class Loop:
         if keep is not None:
             index = to_index(keep, fz)
             fz, g = fz.index_select(0, index), g.index_select(0, index)
-            products, lost = [column[keep] for column in products], lost[keep]
+            products, lost = products[:, keep] if len(products) else products, lost[keep]
             active.scatter()
             active.activate(active.lanes_at(keep), fz)
         record = active.record  # of those that are left
         tau: Array | None = record.tau
         if self.on_host and bool((record.tau == 1).all()):
             tau = None
-        stacked = namespace(record.tau).stack(products) if len(products) else []
-        following = active.method.step(stacked, active.z, g, tau, self._precondition)
+        following = active.method.step(products, active.z, g, tau, self._precondition)
         if not self.on_host:
             active.z = settled(record.moving, lost, active.z, active.best, following, fz)
             return
-        if not bool(torch.isfinite(following.sum())):
+        if not math.isfinite(float(following.sum())):
             following = choose_rows(finite_rows(following, self.on_host), following, fz)
         if some_lost:
             active.z = choose_rows(record.moving & ~lost, following, self._sent_back(lost))
