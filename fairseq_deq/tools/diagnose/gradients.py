@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +49,6 @@ class Gradients:
         modes: one a mode, the model's own first.
         by_tolerance: tolerance of both solves, and the error of `ift` there.
         own: mode of the model.
-        floor: error of the exact gradient itself, by its own solves' residual.
     """
 
     modes: list[ModeGradient]
@@ -119,9 +119,7 @@ def _gradient(
         loss = loss_of(subject, layer)
         found = torch.autograd.grad(loss, parameters, allow_unused=True)
     seconds = time.perf_counter() - begin
-    flat = [
-        (torch.zeros_like(p) if g is None else g).flatten().double() for p, g in zip(parameters, found)
-    ]
+    flat = [(torch.zeros_like(p) if g is None else g).flatten().double() for p, g in zip(parameters, found)]
     return torch.cat(flat), seconds
 
 
@@ -138,7 +136,7 @@ def output_gradient(subject: Subject, layer: Layer) -> Tensor:
     with torch.enable_grad():
         state = layer.state.detach().requires_grad_()
         features = subject.decoder.cell.output(state)
-        output = (subject.decoder.output_layer(features), {})
+        output: tuple[Tensor, dict[str, Any]] = (subject.decoder.output_layer(features), {})
         sample = {"target": layer.targets}
         log_probs = subject.model.get_normalized_probs(output, log_probs=True, sample=sample)
         loss = -log_probs.gather(-1, layer.targets.unsqueeze(-1)).mean()

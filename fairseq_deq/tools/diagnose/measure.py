@@ -258,4 +258,3 @@ def _caps(passed: Evaluation, rows: int, length: int) -> float:
     failed: Tensor = (~passed.converged).float()
     parts = failed.split(rows * length)
     return sum(float(part.max()) for part in parts) / len(parts)
-

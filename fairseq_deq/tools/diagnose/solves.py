@@ -161,7 +161,7 @@ def time_inside(layer: Layer) -> TimeInside:
 
 
 def shares(values: Tensor, edges: Sequence[float]) -> list[float]:
-    """Share of `values` (n,) in each bin between neighbouring `edges`; the outer bins take what lies outside."""
+    """Share of `values` (n,) in each bin between neighbouring `edges`; the outer ones take the rest."""
     inner = torch.tensor(list(edges[1:-1]), dtype=torch.float64)
     places = torch.bucketize(values.double(), inner, right=True)
     counts = torch.bincount(places, minlength=len(edges) - 1)

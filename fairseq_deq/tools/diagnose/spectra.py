@@ -94,7 +94,7 @@ def _mean_jacobian(layer: Layer) -> Tensor:
 
 
 def _blocks(f: Restrictable, layer: Layer) -> dict[str, list[tuple[float, float]]]:
-    """Eigenvalues of the blocks of three positions: of the most, fewest and a middling number of evaluations."""
+    """Eigenvalues of the blocks of the positions that took most, fewest and a middling number."""
     width = layer.state.shape[-1]
     if width > _WIDEST_BLOCK or layer.result.lane_nfe.numel() != layer.positions:
         return {}

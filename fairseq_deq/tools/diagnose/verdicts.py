@@ -71,8 +71,8 @@ def _finite(m: Measured) -> Iterator[Verdict]:
         yield Verdict(
             "bad",
             "The layer is not finite",
-            f"f returns NaN or infinity at {percent(share)} of the positions, so they have no equilibrium and "
-            "no score, and the sections on the layer are left out. Look for NaN or huge numbers in the "
+            f"f returns NaN or infinity at {percent(share)} of the positions, so they have no equilibrium "
+            "and no score, and the sections on the layer are left out. Look for NaN or huge numbers in the "
             "weights, and take a checkpoint from before.",
             "convergence",
         )
@@ -90,17 +90,17 @@ def _convergence(m: Measured) -> Iterator[Verdict]:
         yield Verdict(
             "good",
             "Solves converge",
-            f"{percent(share)} of {len(m.passed.loss):,} positions reach the tolerance {m.tolerance:g} within "
-            f"{m.budget} evaluations; a position takes {_mean_evaluations(m):.1f}.{rest}",
+            f"{percent(share)} of {len(m.passed.loss):,} positions reach the tolerance {m.tolerance:g} "
+            f"within {m.budget} evaluations; a position takes {_mean_evaluations(m):.1f}.{rest}",
             "convergence",
         )
         return
     yield Verdict(
         "bad" if share < _FAR_TOO_FEW else "look",
         "Solves do not converge" if share < _FAR_TOO_FEW else "Some solves do not converge",
-        f"Only {percent(share)} of {len(m.passed.loss):,} positions reach the tolerance {m.tolerance:g} within "
-        f"{m.budget} evaluations (mean residual {m.own.residual:.1e}), and {percent(m.caps)} of the blocks run "
-        f"into the cap. {_what_budget_buys(m)}",
+        f"Only {percent(share)} of {len(m.passed.loss):,} positions reach the tolerance {m.tolerance:g} "
+        f"within {m.budget} evaluations (mean residual {m.own.residual:.1e}), and {percent(m.caps)} of the "
+        f"blocks run into the cap. {_what_budget_buys(m)}",
         "convergence",
     )
 
@@ -149,8 +149,7 @@ def _budget(m: Measured) -> Iterator[Verdict]:
     if m.own.converged >= ENOUGH:
         enough = next(t for t in m.budgets if _change(t, last) <= _SAME_LOSS or t is last)
         less = (
-            f" {enough.budget} evaluations give the same loss to 0.1%: --f-thres {enough.budget} for evaluation "
-            f"would save {percent(1 - enough.evaluations / m.own.evaluations)} of the evaluations."
+            f" {enough.budget} already give the same loss, to 0.1%."
             if enough.evaluations < (1 - _WORTH_SAYING) * m.own.evaluations
             else ""
         )
@@ -178,15 +177,18 @@ def _tolerance(m: Measured) -> Iterator[Verdict]:
         yield Verdict(
             "hint",
             "A looser tolerance would do for evaluation",
-            f"At --f-eps {t.tolerance:g} the loss is the same to 0.1% ({t.loss:.4f}, {m.own.loss:.4f} now) with "
-            f"{percent(1 - t.evaluations / m.own.evaluations)} fewer evaluations. For the gradient, see what "
-            "the tolerance does to it before you train with that.",
+            f"At --f-eps {t.tolerance:g} the loss is the same to 0.1% ({t.loss:.4f}, {m.own.loss:.4f} now) "
+            f"with {percent(1 - t.evaluations / m.own.evaluations)} fewer evaluations. For the gradient, "
+            "see what the tolerance does to it before you train with that.",
             "budgets",
         )
 
 
 def _solvers(m: Measured) -> Iterator[Verdict]:
-    for curves, option, word in ((m.forward, "--f-solver", "forward"), (m.backward, "--b-solver", "backward")):
+    for curves, option, word in (
+        (m.forward, "--f-solver", "forward"),
+        (m.backward, "--b-solver", "backward"),
+    ):
         done = [c for c in curves if c.converged[-1] >= ENOUGH]
         if not done or curves[0] not in done:
             continue
@@ -206,8 +208,8 @@ def _solvers(m: Measured) -> Iterator[Verdict]:
             yield Verdict(
                 "hint",
                 "What solves have learned does not help",
-                f"Without the learned start and preconditioner a position takes {bare.cost:.1f} evaluations in "
-                f"place of {m.forward[0].cost:.1f}: --learned-start false, --preconditioner-rank 0.",
+                f"Without the learned start and preconditioner a position takes {bare.cost:.1f} evaluations "
+                f"in place of {m.forward[0].cost:.1f}: --learned-start false, --preconditioner-rank 0.",
                 "convergence",
             )
         else:
@@ -315,8 +317,9 @@ def _starts(m: Measured) -> Iterator[Verdict]:
         yield Verdict(
             "look",
             "There are several equilibria",
-            f"From random starts {percent(m.starts.apart)} of the positions converge to another state, so that "
-            "scores depend on the start of the solve. A --jac-loss-weight in training makes f contract more.",
+            f"From random starts {percent(m.starts.apart)} of the positions converge to another state, so "
+            "that scores depend on the start of the solve. A --jac-loss-weight in training makes f contract "
+            "more.",
             "equilibrium",
         )
     elif fewest >= ENOUGH:
@@ -369,7 +372,10 @@ def _invariances(m: Measured) -> Iterator[Verdict]:
     )
     sentence = " and ".join(failed)
     yield Verdict(
-        "look", "States depend on what they must not", f"{sentence[0].upper()}{sentence[1:]}.{advice}", "equilibrium"
+        "look",
+        "States depend on what they must not",
+        f"{sentence[0].upper()}{sentence[1:]}.{advice}",
+        "equilibrium",
     )
 
 
