@@ -115,7 +115,6 @@ def run(args: argparse.Namespace) -> int:
                 if path == args.checkpoint:
                     _refuse(args, path, str(error))
                 raise
-        bar.n = bar.total
         bar.set_description_str("done")
     if len(found) > 1 and len(found[0][0].dictionary) != len(found[1][0].dictionary):
         raise OptionError(f"--compare {args.compare} has another dictionary than {args.checkpoint}")
@@ -134,14 +133,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _examine(args: argparse.Namespace, path: str, bar: Any) -> tuple[Subject, Measured, list[Verdict]]:
     subject = load(args, path)
-    stages = iter(range(len(STAGES)))
+    begin = bar.n
 
     def tell(stage: str) -> None:
-        bar.update(min(next(stages), 1))
+        bar.update(begin + STAGES.index(stage) - bar.n if stage in STAGES else 0)
         bar.set_description_str(stage)
 
     measured = measure(subject, tell)
-    bar.update(1)
+    bar.update(begin + len(STAGES) - bar.n)
     return subject, measured, judge(measured)
 
 

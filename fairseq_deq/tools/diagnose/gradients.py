@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -96,7 +95,7 @@ def measure_gradients(subject: Subject, layer: Layer) -> Gradients:
     curve = []
     for tolerance in _TOLERANCES:
         forward, backward = (
-            replace(solver, rtol=tolerance, max_evals=max(solver.max_evals, 60))
+            replace(solver, rtol=tolerance, max_evals=_EXACT_BUDGET)
             for solver in (decoder.solver, own.solver)
         )
         gradient, _ = _gradient(subject, layer, forward, GradientConfig("ift", backward))
@@ -116,19 +115,11 @@ def _gradient(
     parameters = [p for part in (decoder.cell, decoder.injection) for p in part.parameters()]
     begin = time.perf_counter()
     with replaced(decoder, solver=solver, gradient=gradient), torch.enable_grad():
-        loss = loss_of(subject, layer)
+        loss, _ = subject.loss(layer)
         found = torch.autograd.grad(loss, parameters, allow_unused=True)
     seconds = time.perf_counter() - begin
     flat = [(torch.zeros_like(p) if g is None else g).flatten().double() for p, g in zip(parameters, found)]
     return torch.cat(flat), seconds
-
-
-def loss_of(subject: Subject, layer: Layer) -> Tensor:
-    """The mean loss of the layer's block, in nats, with its graph."""
-    output = subject.model(layer.tokens, memory=layer.memory)
-    sample = {"target": layer.targets}
-    log_probs = subject.model.get_normalized_probs(output, log_probs=True, sample=sample)
-    return -log_probs.gather(-1, layer.targets.unsqueeze(-1)).mean()
 
 
 def output_gradient(subject: Subject, layer: Layer) -> Tensor:
@@ -136,8 +127,5 @@ def output_gradient(subject: Subject, layer: Layer) -> Tensor:
     with torch.enable_grad():
         state = layer.state.detach().requires_grad_()
         features = subject.decoder.cell.output(state)
-        output: tuple[Tensor, dict[str, Any]] = (subject.decoder.output_layer(features), {})
-        sample = {"target": layer.targets}
-        log_probs = subject.model.get_normalized_probs(output, log_probs=True, sample=sample)
-        loss = -log_probs.gather(-1, layer.targets.unsqueeze(-1)).mean()
+        loss = subject.loss_of((subject.decoder.output_layer(features), {}), layer.targets)
         return torch.autograd.grad(loss, state)[0]

@@ -15,13 +15,16 @@ from ..evaluation import Evaluation, Word, budgets_up_to, evaluate, hardest
 from ..probe import replaced
 from .checks import Invariances, Starts, check_invariances, random_starts
 from .gradients import Gradients, measure_gradients, output_gradient
+from .penalty import PenaltyTrial, try_penalty
 from .solves import Curve, TimeInside, backward_curves, backward_solve, forward_curves, time_inside
-from .spectra import Spectra, measure_spectra
+from .spectra import LARGE_RADIUS, Spectra, measure_spectra
 from .subject import Subject
 
 # Options are tried out on so many tokens, and gradients and solvers compared at so many rows.
 _TRIAL_TOKENS, _FEW_ROWS = 1536, 4
 _LIKELIEST, _WORDS, _OCCURRENCES = 5, 12, 3
+# A backward solve that fails is tried again with so many times the budget.
+_LONGER = 4
 _TOLERANCES = (0.1, 3.0, 10.0)
 
 STAGES = (
@@ -68,7 +71,9 @@ class Measured:
         budgets, tolerances: trials; that of the model itself is `own`.
         forward, backward: residual against work, a curve a solver, the model's own first.
         backward_converged: share of positions of the backward solve that converged.
+        backward_longer: the same with four times the budget.
         backward_residuals, backward_evaluations: of its positions.
+        penalty: what a Jacobian penalty would do, where the Jacobian is large or solves fail.
         inside, spectra, gradients, starts, invariances: as their types say; None where f is not finite.
         hardest, easiest: types of the dictionary, by their mean evaluations.
         frequency: count in the text and mean evaluations, for each type.
@@ -95,10 +100,12 @@ class Measured:
     forward: list[Curve]
     backward: list[Curve]
     backward_converged: float
+    backward_longer: float
     backward_residuals: list[float]
     backward_evaluations: list[int]
     inside: TimeInside | None
     spectra: Spectra | None
+    penalty: PenaltyTrial | None
     gradients: Gradients | None
     starts: Starts | None
     invariances: Invariances | None
@@ -117,7 +124,7 @@ def measure(subject: Subject, tell: Callable[[str], None] = lambda stage: None) 
 
     Args:
         subject: the model and the text.
-        tell: is told the name of each of `STAGES` as it begins.
+        tell: is told the name of each of `STAGES`, and of what else there is to try, as it begins.
     Raises:
         OptionError: the text has no batch.
     """
@@ -150,8 +157,10 @@ def measure(subject: Subject, tell: Callable[[str], None] = lambda stage: None) 
         key=lambda t: t.tolerance,
     )
     words = hardest(passed, subject.dictionary, len(subject.dictionary), _OCCURRENCES)
-    found: dict[str, Any] = dict.fromkeys(("inside", "spectra", "gradients", "starts", "invariances"))
-    found |= {"forward": [], "backward": [], "backward_converged": math.nan}
+    found: dict[str, Any] = dict.fromkeys(
+        ("inside", "spectra", "penalty", "gradients", "starts", "invariances")
+    )
+    found |= {"forward": [], "backward": [], "backward_converged": math.nan, "backward_longer": math.nan}
     found |= {"backward_residuals": [], "backward_evaluations": []}
     if not bool(passed.status.eq(int(Status.NON_FINITE)).any()):
         found |= _of_the_layer(subject, budget, tell)
@@ -194,14 +203,20 @@ def _of_the_layer(subject: Subject, budget: int, tell: Callable[[str], None]) ->
     tell("backward solvers")
     options = subject.decoder.gradient.solver
     solved = backward_solve(few, grad, options)
-    found["backward_converged"] = float(solved.converged.float().mean())
+    share = found["backward_converged"] = found["backward_longer"] = float(solved.converged.float().mean())
+    if share < 1:
+        longer = replace(options, max_evals=_LONGER * options.max_evals)
+        found["backward_longer"] = float(backward_solve(few, grad, longer).converged.float().mean())
     found["backward_residuals"] = torch.nan_to_num(solved.residual.flatten(), posinf=1e6).tolist()
     found["backward_evaluations"] = solved.lane_nfe.flatten().tolist()
     found["backward"] = backward_curves(subject, few, grad, max(options.max_evals, 40))
     tell("time inside f")
     found["inside"] = time_inside(layer)
     tell("Jacobian")
-    found["spectra"] = measure_spectra(layer)
+    found["spectra"] = spectra = measure_spectra(layer)
+    if spectra.largest[0] > LARGE_RADIUS:
+        tell("penalty")
+        found["penalty"] = try_penalty(subject, few)
     tell("gradients")
     found["gradients"] = measure_gradients(subject, few)
     tell("random starts")

@@ -110,8 +110,9 @@ def _head(path: str, status: int, conditions: str, verdicts: Sequence[Verdict]) 
     level, badge = _BADGES[status]
     items = "".join(_item(verdict) for verdict in verdicts if verdict.level != "good")
     fine = "".join(_item(verdict) for verdict in verdicts if verdict.level == "good")
+    name = escape(path).replace("/", "/<wbr>")
     return (
-        f"<header><p class='badge {level}'>{_MARKS[level]} {badge}</p><h1>{escape(path)}</h1>{conditions}"
+        f"<header><p class='badge {level}'>{_MARKS[level]} {badge}</p><h1>{name}</h1>{conditions}"
         f"<ul class=verdicts>{items}{fine}</ul></header>"
     )
 
@@ -120,7 +121,7 @@ def _item(verdict: Verdict) -> str:
     assert verdict.level in LEVELS
     return (
         f"<li class={verdict.level}><i title='{_WORDS[verdict.level]}'>{_MARKS[verdict.level]}</i><div>"
-        f"<a href='#{verdict.section}'>{escape(verdict.title)}</a> {escape(verdict.sentence)}</div></li>"
+        f"<a href='#{verdict.section}'>{escape(verdict.title)}.</a> {escape(verdict.sentence)}</div></li>"
     )
 
 
@@ -146,7 +147,10 @@ def _model(m: Measured) -> str:
         "parameters would have",
         "bytes": f"{m.bytes:,} of the text as it is in the dictionary, by which bits per byte are meant",
     }
-    return table(["", ""], facts.items()) + table(["option of the solves", "value"], m.solver.items())
+    options = "".join(f"<span>{escape(k)} <b>{escape(v)}</b></span>" for k, v in m.solver.items())
+    return (
+        table(["", ""], facts.items()) + f"<h3>Options of its solves</h3><div class=options>{options}</div>"
+    )
 
 
 def _compared(m: Measured, other: Subject, theirs: Measured, verdicts: Sequence[Verdict]) -> str:

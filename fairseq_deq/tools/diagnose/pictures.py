@@ -104,7 +104,7 @@ def bars(
     labels: Sequence[str],
     x: str,
     y: str,
-    mark: int | None = None,
+    mark: float | None = None,
     word: str = "",
 ) -> str:
     """Bars side by side.
@@ -113,7 +113,7 @@ def bars(
         groups: name and heights of each group.
         labels: what stands below each bar; every few are shown where they are many.
         x, y: what the axes say.
-        mark: number of the bar after which a line stands.
+        mark: where a line stands, in bars from the left.
         word: what that line says.
     Returns:
         an SVG with its legend, in HTML.

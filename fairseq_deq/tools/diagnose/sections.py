@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from html import escape
 
@@ -13,8 +14,8 @@ from .gradients import Gradients
 from .measure import Measured
 from .pictures import Mark, Series, bars, chart
 from .solves import Curve, shares
-from .spectra import Spectra
-from .verdicts import LARGE_RADIUS, percent
+from .spectra import LARGE_RADIUS, Spectra
+from .verdicts import percent
 
 _MOST_BARS = 30
 
@@ -52,14 +53,20 @@ def convergence_section(m: Measured, other: Measured | None) -> str:
         caption = "Linear solve of the backward pass, on the same batch; GMRES takes each row as one unknown."
         figures.append(_figure(_curves(m.backward, m.backward_tolerance), caption))
     figures.append(_evaluations([x.passed.evaluations for x in both], names, m.budget, "Forward"))
-    edges = [10 ** (k / 2) for k in range(-12, 3)]
+    ends = torch.cat([torch.nan_to_num(x.passed.residual, nan=10.0, posinf=10.0).flatten() for x in both])
+    low, high = (math.log10(max(float(v), 1e-8)) for v in (ends.min(), ends.max()))
+    edges = [
+        10 ** (k / 4)
+        for k in range(math.floor(4 * low), max(math.ceil(4 * high), math.floor(4 * low) + 4) + 1)
+    ]
     groups = [
         (name, shares(torch.nan_to_num(x.passed.residual, nan=10.0, posinf=10.0).flatten(), edges))
         for name, x in zip(names, both)
     ]
     labels = [f"{e:.0e}".replace("e-0", "e-").replace("e+0", "e") for e in edges[:-1]]
-    place = sum(e < m.tolerance * 1.01 for e in edges) - 1
-    picture = bars(groups, labels, "relative residual, from", "share of positions", place, "tolerance")
+    place = 4 * math.log10(m.tolerance / edges[0])
+    mark = place if 0 <= place <= len(labels) else None
+    picture = bars(groups, labels, "relative residual, from", "share of positions", mark, "tolerance")
     figures.append(_figure(picture, "Where the residuals of the forward solve end."))
     if m.backward_evaluations:
         found = torch.tensor(m.backward_evaluations)
@@ -187,7 +194,7 @@ def gradient_section(g: Gradients) -> str:
         if mode.cosine == mode.cosine:
             cells = (
                 f"{mode.cosine:.4f}",
-                f"{mode.norm:.3f}",
+                f"{mode.norm:.3g}",
                 f"{mode.error:.1e}",
                 f"{mode.seconds:.2f}",
                 mode.remark,

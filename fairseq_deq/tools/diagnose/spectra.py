@@ -12,6 +12,8 @@ from ...models.stability import _HeldElsewhere
 from ...solvers import Restrictable
 from .subject import Layer
 
+# A larger radius than this is worth a word.
+LARGE_RADIUS = 5.0
 # Positions of a row whose radius is estimated, and Arnoldi steps for each.
 _PLACES, _STEPS = 24, 20
 # Probed positions for each channel, so that the least squares behind the mean Jacobian are well determined.
@@ -55,24 +57,36 @@ def measure_spectra(layer: Layer) -> Spectra:
     Args:
         layer: the layer at a block of text.
     """
-    f = layer.f if isinstance(layer.f, Restrictable) else _HeldElsewhere(layer.f)
-    rows, length = layer.state.shape[:2]
-    places = torch.linspace(0, length - 1, min(length, _PLACES)).round().long()
-    chosen = torch.full((rows, len(places)), 0) + places
-    radius = spectral_radius(f, layer.state, steps=_STEPS, positions=chosen).value
-    radii = torch.nan_to_num(radius, nan=float("inf")).amax(0)
+    places, radii = radii_by_position(layer)
     jacobian = _mean_jacobian(layer)
     singular = torch.linalg.svdvals(jacobian)
     known = layer.preconditioner
     return Spectra(
-        places=places.tolist(),
-        radii=radii.tolist(),
+        places=places,
+        radii=radii,
         mean_eigenvalues=_pairs(jacobian),
-        block_eigenvalues=_blocks(f, layer),
+        block_eigenvalues=_blocks(layer),
         singular_values=singular.tolist(),
         rank=0 if known is None else known.left.shape[1],
         norm=float(singular.square().mean().sqrt()),
     )
+
+
+def radii_by_position(layer: Layer) -> tuple[list[int], list[float]]:
+    """Positions spread over the block, and the largest spectral radius over the rows at each.
+
+    Args:
+        layer: the layer at a block of text.
+    """
+    rows, length = layer.state.shape[:2]
+    places = torch.linspace(0, length - 1, min(length, _PLACES)).round().long()
+    f, chosen = _restrictable(layer), places.expand(rows, len(places))
+    radius = spectral_radius(f, layer.state, steps=_STEPS, positions=chosen).value
+    return places.tolist(), torch.nan_to_num(radius, nan=float("inf")).amax(0).tolist()
+
+
+def _restrictable(layer: Layer) -> Restrictable:
+    return layer.f if isinstance(layer.f, Restrictable) else _HeldElsewhere(layer.f)
 
 
 def _mean_jacobian(layer: Layer) -> Tensor:
@@ -93,7 +107,7 @@ def _mean_jacobian(layer: Layer) -> Tensor:
     return torch.nan_to_num(total.mean_jacobian())
 
 
-def _blocks(f: Restrictable, layer: Layer) -> dict[str, list[tuple[float, float]]]:
+def _blocks(layer: Layer) -> dict[str, list[tuple[float, float]]]:
     """Eigenvalues of the blocks of the positions that took most, fewest and a middling number."""
     width = layer.state.shape[-1]
     if width > _WIDEST_BLOCK or layer.result.lane_nfe.numel() != layer.positions:
@@ -104,7 +118,7 @@ def _blocks(f: Restrictable, layer: Layer) -> dict[str, list[tuple[float, float]
     for name, row in chosen.items():
         place = row.reshape(1)
         own = layer.state.reshape(-1, width).index_select(0, place)
-        block = f.restrict(layer.state, place, None)
+        block = _restrictable(layer).restrict(layer.state, place, None)
         with torch.enable_grad():
             jacobian = torch.autograd.functional.jacobian(block, own).reshape(width, width)
         if bool(torch.isfinite(jacobian).all()):

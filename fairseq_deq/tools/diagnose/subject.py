@@ -103,6 +103,16 @@ class Subject:
             batch = self.text[k]
             yield {**batch, "net_input": {**batch["net_input"], "memory": carrier}}
 
+    def loss(self, layer: Layer) -> tuple[Tensor, dict[str, Any]]:
+        """The mean loss of the layer's block, in nats, with its graph; and the model's extra output."""
+        output = self.model(layer.tokens, memory=layer.memory)
+        return self.loss_of(output, layer.targets), output[1]
+
+    def loss_of(self, output: tuple[Tensor, dict[str, Any]], targets: Tensor) -> Tensor:
+        """The mean loss, in nats, of the model's output at targets (B, T)."""
+        log_probs = self.model.get_normalized_probs(output, log_probs=True, sample={"target": targets})
+        return -log_probs.gather(-1, targets.unsqueeze(-1)).mean()
+
     @torch.no_grad()
     def layer(self) -> Layer:
         """The layer at the second block, or the first where there is no other."""

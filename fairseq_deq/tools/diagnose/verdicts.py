@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ...models.solve_report import ENOUGH
 from ...solvers import Status
 from .measure import Measured, Trial
+from .spectra import LARGE_RADIUS
 
 # From worst to best; the first two make the exit status 1.
 LEVELS = ("bad", "look", "hint", "good")
@@ -19,8 +20,8 @@ _FAR_TOO_FEW = 0.9
 _SAME_LOSS, _OTHER_LOSS = 1e-3, 1e-2
 # A change that saves less than this share of the evaluations is not worth a word.
 _WORTH_SAYING = 0.1
-# Largest radius that solvers deal with as a matter of course; cosine that a gradient should have.
-LARGE_RADIUS, _GOOD_COSINE = 5.0, 0.99
+# Radius that is a fault even where all solves converge; cosine that a gradient should have.
+_TOO_LARGE_RADIUS, _GOOD_COSINE = 12.0, 0.99
 # Share of positions that may come to another state from another start.
 _APART = 0.01
 
@@ -55,9 +56,9 @@ def exit_status(verdicts: list[Verdict]) -> int:
 
 
 def percent(share: float) -> str:
-    """A share in percent, never rounded to all or nothing."""
+    """A share in percent, finer near all and nothing, and never rounded to them."""
     if 0 < share < 1:
-        for digits in (0, 1, 2, 3):
+        for digits in (0, 1, 2, 3) if 0.1 <= share <= 0.9 else (1, 2, 3):
             text = f"{100 * share:.{digits}f}"
             if float(text) not in (0.0, 100.0):
                 return f"{text}%"
@@ -99,8 +100,8 @@ def _convergence(m: Measured) -> Iterator[Verdict]:
         "bad" if share < _FAR_TOO_FEW else "look",
         "Solves do not converge" if share < _FAR_TOO_FEW else "Some solves do not converge",
         f"Only {percent(share)} of {len(m.passed.loss):,} positions reach the tolerance {m.tolerance:g} "
-        f"within {m.budget} evaluations (mean residual {m.own.residual:.1e}), and {percent(m.caps)} of the "
-        f"blocks run into the cap. {_what_budget_buys(m)}",
+        f"within {m.budget} evaluations (mean residual {m.passed.summary()['residual']:.1e}), and "
+        f"{percent(m.caps)} of the blocks run into the cap. {_what_budget_buys(m)}",
         "convergence",
     )
 
@@ -111,7 +112,8 @@ def _what_budget_buys(m: Measured) -> str:
     for t in larger:
         if t.converged >= ENOUGH:
             return (
-                f"The budget is too small: with --f-thres {t.budget}, {percent(t.converged)} converge, in "
+                f"The budget is too small: on the first blocks --f-thres {t.budget} lets "
+                f"{percent(t.converged)} converge where it was {percent(m.own.converged)}, in "
                 f"{t.evaluations:.1f} evaluations per position, and the perplexity goes from "
                 f"{m.own.perplexity:.2f} to {t.perplexity:.2f}."
             )
@@ -156,7 +158,8 @@ def _budget(m: Measured) -> Iterator[Verdict]:
         yield Verdict(
             "good",
             "More evaluations change nothing",
-            f"With {last.budget} evaluations allowed in place of {m.budget} the perplexity is "
+            f"With {last.budget} evaluations allowed in place of {m.budget} the perplexity of the first "
+            f"blocks is "
             f"{last.perplexity:.2f} ({m.own.perplexity:.2f} before).{less}",
             "equilibrium",
         )
@@ -235,12 +238,13 @@ def _backward(m: Measured) -> Iterator[Verdict]:
             "convergence",
         )
         return
-    end = m.backward[0].converged[-1]
+    longer = 4 * m.backward_budget
     yield Verdict(
         "look",
         "The backward solve does not converge",
         f"Only {percent(share)} of its positions reach {m.backward_tolerance:g} within --b-thres "
-        f"{m.backward_budget}; so the gradient is not exact. The longest solve tried brings {percent(end)}.",
+        f"{m.backward_budget}, so the gradient is not exact there; with --b-thres {longer} it is "
+        f"{percent(m.backward_longer)}.",
         "convergence",
     )
 
@@ -266,7 +270,7 @@ def _gradient(m: Measured) -> Iterator[Verdict]:
         return
     yield Verdict(
         "good",
-        "The gradient is right",
+        "The gradient points the right way",
         f"--gradient {own.mode} has a cosine of {own.cosine:.4f} to the exact gradient, and differs by "
         f"{percent(own.error)} of its length.",
         "gradient",
@@ -292,11 +296,13 @@ def _radius(m: Measured) -> Iterator[Verdict]:
         return
     value, place = m.spectra.largest
     if value > LARGE_RADIUS:
+        fails = min(m.own.converged, m.backward_converged) < ENOUGH or value > _TOO_LARGE_RADIUS
         yield Verdict(
-            "look",
-            "The layer expands",
-            f"The spectral radius at position {place} is {value:.1f}: solves will fail as training goes on. "
-            "Train on with a small --jac-loss-weight, such as 0.01, which makes f contract more.",
+            "look" if fails else "hint",
+            "The layer expands" if fails else "Some positions expand",
+            f"The spectral radius at position {place} is {value:.1f}"
+            + (", and solves fail." if min(m.own.converged, m.backward_converged) < ENOUGH else ".")
+            + _what_a_penalty_buys(m),
             "jacobian",
         )
     elif math.isfinite(value):
@@ -307,6 +313,20 @@ def _radius(m: Measured) -> Iterator[Verdict]:
             f"The largest spectral radius found is {value:.2f}, at position {place}, {word}.",
             "jacobian",
         )
+
+
+def _what_a_penalty_buys(m: Measured) -> str:
+    """What some updates with a Jacobian penalty did, beside as many without."""
+    p = m.penalty
+    if p is None:
+        return " A small --jac-loss-weight in training makes f contract more."
+    verb = "helps" if p.radius[1] < p.radius[0] else "did not help in this trial"
+    return (
+        f" --jac-loss-weight {p.weight:g} {verb}: after {p.updates} updates of a copy the radius is "
+        f"{p.radius[1]:.1f} with it and {p.radius[0]:.1f} without, {percent(p.converged[1])} and "
+        f"{percent(p.converged[0])} of the positions converge, and the loss is {p.loss[1]:.3f} and "
+        f"{p.loss[0]:.3f}."
+    )
 
 
 def _starts(m: Measured) -> Iterator[Verdict]:
