@@ -16,7 +16,7 @@ from .subject import Layer, Subject
 # Options of the gradient that the others are compared with.
 _EXACT_TOLERANCE, _EXACT_BUDGET = 1e-6, 150
 # Tolerances of the curve of errors.
-_TOLERANCES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 1e-4)
+_TOLERANCES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 1e-4, 1e-5)
 
 
 @dataclass(frozen=True)

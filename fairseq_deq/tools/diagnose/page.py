@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from html import escape
 from importlib import resources
@@ -121,8 +122,13 @@ def _item(verdict: Verdict) -> str:
     assert verdict.level in LEVELS
     return (
         f"<li class={verdict.level}><i title='{_WORDS[verdict.level]}'>{_MARKS[verdict.level]}</i><div>"
-        f"<a href='#{verdict.section}'>{escape(verdict.title)}.</a> {escape(verdict.sentence)}</div></li>"
+        f"<a href='#{verdict.section}'>{_text(verdict.title)}.</a> {_text(verdict.sentence)}</div></li>"
     )
+
+
+def _text(sentence: str) -> str:
+    """A sentence, in which no option is broken across lines."""
+    return re.sub(r"(--[a-z][a-z-]+)", r"<span class=o>\1</span>", escape(sentence))
 
 
 def _conditions(subject: Subject, m: Measured) -> str:

@@ -187,7 +187,9 @@ def _ticks(values: Sequence[float], log: bool) -> list[float]:
             steps = [m * 10.0**e for e in range(first, last + 1) for m in (1, 2, 5)]
         else:
             steps = [10.0**e for e in range(first, last + 1, max(1, (last - first) // 5))]
-        return [s for s in steps if low * 0.999 <= s <= high * 1.001] or [low, high]
+        steps = [s for s in steps if low * 0.999 <= s <= high * 1.001]
+        if len(steps) > 1:
+            return steps
     if high - low < 1e-12:
         return [low]
     step = 10 ** math.floor(math.log10((high - low) / 4))

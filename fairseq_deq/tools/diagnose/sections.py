@@ -208,7 +208,12 @@ def gradient_section(g: Gradients) -> str:
         "<p>Gradient of the loss of one batch, without dropout, with respect to the layer and its injection, "
         "beside one whose solves went on to 1e-6.</p>"
         + table(heads, lines)
-        + _grid(_figure(picture, "Error of ift against the tolerance of its two solves."))
+        + _grid(
+            _figure(
+                picture,
+                "Error of ift against the tolerance of its two solves; it falls in jumps where f has kinks (ReLU).",
+            )
+        )
     )
 
 
@@ -249,7 +254,6 @@ def equilibrium_section(m: Measured, other: Measured | None) -> str:
         causal, batch = m.invariances.causal, m.invariances.batch_invariant
         text.append(
             f"A changed token {'leaves' if causal else 'does not leave'} the states before it as they were; "
-            f"a row alone {'has' if batch else 'does not have'} the states that it has in its batch "
-            f"(largest changes {m.invariances.causal_change:.0e} and {m.invariances.batch_change:.0e})."
+            f"a row alone {'has' if batch else 'does not have'} the states that it has in its batch."
         )
     return "".join(f"<p>{escape(t)}</p>" for t in text) + _grid(*figures)

@@ -301,7 +301,11 @@ def _radius(m: Measured) -> Iterator[Verdict]:
             "look" if fails else "hint",
             "The layer expands" if fails else "Some positions expand",
             f"The spectral radius at position {place} is {value:.1f}"
-            + (", and solves fail." if min(m.own.converged, m.backward_converged) < ENOUGH else ".")
+            + (
+                ", and not all solves converge."
+                if min(m.own.converged, m.backward_converged) < ENOUGH
+                else "."
+            )
             + _what_a_penalty_buys(m),
             "jacobian",
         )
