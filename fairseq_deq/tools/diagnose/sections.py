@@ -211,7 +211,7 @@ def gradient_section(g: Gradients) -> str:
         + _grid(
             _figure(
                 picture,
-                "Error of ift against the tolerance of its two solves; it falls in jumps where f has kinks (ReLU).",
+                "Error of ift against the tolerance of its solves; it jumps where f has kinks (ReLU).",
             )
         )
     )
