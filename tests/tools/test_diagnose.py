@@ -203,6 +203,7 @@ def test_a_layer_that_looks_ahead_is_found():
             "look",
         ),
         ({"starts": {"apart": 0.2}}, "There are several equilibria", "look"),
+        ({"starts": {"apart": 0.2}, "scope": "recurrence"}, "There are several equilibria", "hint"),
         ({"starts": {"converged": [0.5, 1.0, 1.0]}}, "Far starts are hard", "hint"),
         ({"invariances": {"causal": False}}, "States depend on what they must not", "look"),
         ({"spectra": {"radii": [6.0], "places": [3]}}, "Some positions expand", "hint"),

@@ -310,7 +310,11 @@ def _radius(m: Measured) -> Iterator[Verdict]:
             "jacobian",
         )
     elif math.isfinite(value):
-        word = "so that even plain iteration converges" if value < 1 else "which solvers deal with"
+        word = (
+            "so that even plain iteration converges near the equilibrium"
+            if value < 1
+            else "which solvers deal with"
+        )
         yield Verdict(
             "good",
             "The Jacobian is moderate",
@@ -337,7 +341,16 @@ def _starts(m: Measured) -> Iterator[Verdict]:
     if m.starts is None or m.own.converged < ENOUGH:
         return
     fewest = min(m.starts.converged)
-    if m.starts.apart > _APART:
+    if m.starts.apart > _APART and m.scope == "recurrence":
+        yield Verdict(
+            "hint",
+            "There are several equilibria",
+            f"Solved side by side from random starts {percent(m.starts.apart)} of the positions converge to "
+            "another state. This model solves position after position, always from the same start, so its "
+            "scores do not depend on that.",
+            "equilibrium",
+        )
+    elif m.starts.apart > _APART:
         yield Verdict(
             "look",
             "There are several equilibria",
