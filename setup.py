@@ -39,6 +39,8 @@ setup(
     license="MIT",
     license_files=["LICENSE"],
     packages=find_packages(include=["fairseq_deq", "fairseq_deq.*"]),
+    package_data={"fairseq_deq.tools.diagnose": ["page.css", "page.js"]},
+    entry_points={"console_scripts": ["fairseq-deq-diagnose = fairseq_deq.tools.diagnose.command:cli_main"]},
     python_requires=">=3.10",
     install_requires=[f"torch>={TORCH}", "numpy"],
     extras_require={

@@ -19,7 +19,6 @@ import argparse
 import ast
 import dataclasses
 import json
-import math
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -29,133 +28,10 @@ from typing import Any
 import torch
 from fairseq import checkpoint_utils, options, tasks, utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
-from torch import Tensor
 
 import fairseq_deq  # noqa: F401  (registers the models)
 from fairseq_deq.errors import OptionError
-from fairseq_deq.models.solve_report import SolveReport
-
-
-@dataclasses.dataclass
-class Evaluation:
-    """One pass over the text.
-
-    Attributes:
-        budget: evaluations of f at most.
-        source: the token that was read at each position, (n,).
-        loss: cross-entropy of the next token, in nats, (n,).
-        residual: relative residual reached, (n,).
-        evaluations: evaluations of f until the position stopped moving, (n,).
-        converged: whether it reached the tolerance, (n,).
-    """
-
-    budget: int
-    source: Tensor
-    loss: Tensor
-    residual: Tensor
-    evaluations: Tensor
-    converged: Tensor
-
-    @property
-    def perplexity(self) -> float:
-        """exp of the mean loss."""
-        return math.exp(float(self.loss.mean()))
-
-    def summary(self) -> dict[str, float]:
-        """The numbers of one line of the table."""
-        return {
-            "budget": self.budget,
-            "perplexity": self.perplexity,
-            "residual": float(torch.nan_to_num(self.residual, posinf=1.0).mean()),
-            "converged": float(self.converged.float().mean()),
-            "evaluations": float(self.evaluations.float().mean()),
-        }
-
-
-@dataclasses.dataclass(frozen=True)
-class Word:
-    """A type of the dictionary, with means over the positions where it was read."""
-
-    word: str
-    count: int
-    evaluations: float
-    residual: float
-    loss: float
-
-
-def budgets_up_to(most: int) -> list[int]:
-    """1, 2, 4, ... and `most`."""
-    return [2**k for k in range(most.bit_length()) if 2**k < most] + [most]
-
-
-@torch.no_grad()
-def evaluate(model: Any, batches: Iterable[dict[str, Any]], budget: int, pad: int) -> Evaluation:
-    """Score every token with at most `budget` evaluations of f a solve.
-
-    Args:
-        model: a DEQ language model in evaluation mode.
-        batches: fairseq's batches; a memory in them is carried along.
-        budget: evaluations of f at most.
-        pad: index of padding, which is not scored.
-    """
-    decoder = model.decoder
-    before = decoder.solver
-    decoder.solver = dataclasses.replace(before, max_evals=budget)
-    parts: list[tuple[Tensor, ...]] = []
-    try:
-        for sample in batches:
-            if "net_input" not in sample:
-                continue
-            sample = utils.move_to_cuda(sample) if next(model.parameters()).is_cuda else sample
-            with SolveReport():  # refuses a layer that is not finite
-                output = model(**sample["net_input"])
-            log_probs = model.get_normalized_probs(output, log_probs=True, sample=sample)
-            target = sample["target"]
-            loss = -log_probs.gather(-1, target.unsqueeze(-1)).squeeze(-1)
-            solves = [equilibrium.result for equilibrium in output[1]["equilibria"]]
-            lanes = [
-                torch.cat([_by_position(getattr(solve, name), solve.state) for solve in solves], 1)
-                for name in ("residual", "lane_nfe", "converged")
-            ]
-            real = target != pad
-            rows = (sample["net_input"]["src_tokens"], loss, *lanes)
-            parts.append(tuple(row[real].cpu() for row in rows))
-    finally:
-        decoder.solver = before
-    if not parts:
-        raise OptionError("the text has no batch to evaluate")
-    return Evaluation(budget, *(torch.cat(column) for column in zip(*parts, strict=True)))
-
-
-def _by_position(lanes: Tensor, state: Tensor) -> Tensor:
-    """(B, T): each position of state (B, T, C) has the value of the lane it is in, one position or more."""
-    return lanes if lanes.dim() == 2 else lanes.view(-1, 1).expand(state.shape[:2])
-
-
-def hardest(evaluation: Evaluation, dictionary: Any, count: int, at_least: int) -> list[Word]:
-    """The types at which the solve took the most evaluations on average, hardest first.
-
-    Args:
-        evaluation: a pass over the text.
-        dictionary: fairseq's.
-        count: types to return at most.
-        at_least: occurrences below which a type is left out.
-    """
-    occurrences = torch.bincount(evaluation.source, minlength=len(dictionary))
-
-    def mean(values: Tensor) -> Tensor:
-        sums = torch.bincount(evaluation.source, values.double(), minlength=len(dictionary))
-        return sums / occurrences.clamp(min=1)
-
-    evaluations, residual, loss = map(
-        mean, (evaluation.evaluations, torch.nan_to_num(evaluation.residual, posinf=1.0), evaluation.loss)
-    )
-    ranked = torch.where(occurrences >= at_least, evaluations, -1.0).argsort(descending=True, stable=True)
-    return [
-        Word(dictionary[i], int(occurrences[i]), float(evaluations[i]), float(residual[i]), float(loss[i]))
-        for i in ranked[:count].tolist()
-        if occurrences[i] >= at_least
-    ]
+from fairseq_deq.tools.evaluation import Evaluation, budgets_up_to, evaluate, hardest, require_equilibrium
 
 
 def draw(evaluations: Sequence[Evaluation], out: Path) -> None:
@@ -204,14 +80,7 @@ def load(cfg: Any) -> tuple[Any, Any]:
         task=task,
     )
     model = models[0].eval()
-    decoder = model.decoder
-    if not hasattr(decoder, "solver"):
-        raise OptionError(f"{cfg.common_eval.path} is a {type(model).__name__}, which has no solver")
-    if decoder.gradient.mode == "unroll" or decoder.pretraining:
-        raise OptionError(
-            f"{cfg.common_eval.path} is a stack of layers, not an equilibrium; to solve for its equilibrium "
-            "all the same give --model-overrides \"{'pretrain_steps': 0, 'gradient': 'ift'}\""
-        )
+    require_equilibrium(model, cfg.common_eval.path)
     if torch.cuda.is_available() and not cfg.common.cpu:
         model.cuda()
     task.load_dataset(cfg.dataset.gen_subset)

@@ -35,7 +35,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from fairseq import utils
 from step_layer import Layer, Method, load_layer
 from step_methods import TorchDEQ, methods
-from step_probe import Probe, peak_mib, replaced, synchronize
 
 import fairseq_deq  # noqa: F401  (registers the models)
 from fairseq_deq import implicit
@@ -43,6 +42,7 @@ from fairseq_deq.implicit import GradientConfig, fixed_point
 from fairseq_deq.jacobian import spectral_radius
 from fairseq_deq.patches.sentences import one_sentence
 from fairseq_deq.solvers import Recurrent, SolverConfig
+from fairseq_deq.tools.probe import Probe, peak_mib, replaced, synchronize
 
 
 def probed_step(layer: Layer, method: Method, size: int) -> tuple[float, Probe, list[Tensor]]:

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from fairseq import checkpoint_utils, tasks
-from step_probe import Probe, ProbedMap, replaced
 from torch import Tensor
 
 from fairseq_deq.errors import OptionError
 from fairseq_deq.implicit import Equilibrium, SolveStats
 from fairseq_deq.models import deq_decoder
 from fairseq_deq.solvers import Preconditioner
+from fairseq_deq.tools.probe import Probe, ProbedMap, replaced
 
 Map = Callable[[Tensor], Tensor]
 # f, the start and the preconditioner that the model has learned -> the state, with its graph

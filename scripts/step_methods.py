@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from step_layer import InSubsequences, Layer, Map, Method
-from step_probe import Probe, ProbedMap
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from fairseq_deq.implicit import GradientConfig, fixed_point
 from fairseq_deq.modules.trellis_cell import TrellisCell
 from fairseq_deq.solvers import Preconditioner, SolverConfig
+from fairseq_deq.tools.probe import Probe, ProbedMap
 
 try:
     import torchdeq

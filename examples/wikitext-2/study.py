@@ -30,9 +30,8 @@ from fairseq import checkpoint_utils
 from fairseq_cli import eval_lm, train
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-from step_probe import peak_mib
-
 import fairseq_deq
+from fairseq_deq.tools.probe import peak_mib
 
 USER_DIR = str(Path(fairseq_deq.__file__).parent)
 MODELS = ("shallow", "deq", "tied")

@@ -64,9 +64,10 @@ def test_words_are_ranked_by_their_mean(anytime, data_bin):
     a, b, c = (words.index(name) for name in "abc")
     source = torch.tensor([a, a, b, b, c])
     evaluations = torch.tensor([3, 5, 9, 7, 30])
-    passed = anytime.Evaluation(
-        30, source, torch.tensor([1.0, 3, 2, 2, 9]), torch.full((5,), math.inf), evaluations, evaluations < 9
-    )
+    loss, residual = torch.tensor([1.0, 3, 2, 2, 9]), torch.full((5,), math.inf)
+    none = torch.zeros(5, 0)
+    solves = (residual, evaluations, evaluations < 9, evaluations.byte())
+    passed = anytime.Evaluation(30, source, loss, *solves, none, none)
     ranked = anytime.hardest(passed, words, count=5, at_least=2)
     assert [(word.word, word.count, word.evaluations, word.loss) for word in ranked] == [
         ("b", 2, 8.0, 2.0),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from fairseq_deq.solvers import direction_of
+from ..solvers import direction_of
 
 
 @dataclass

@@ -1,0 +1,425 @@
+"""What the measurements say, in sentences: what is wrong, what it would take, what would be cheaper."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ...models.solve_report import ENOUGH
+from ...solvers import Status
+from .measure import Measured, Trial
+from .spectra import LARGE_RADIUS
+
+# From worst to best; the first two make the exit status 1.
+LEVELS = ("bad", "look", "hint", "good")
+
+# Below this share of converged positions the numbers have little to do with the equilibrium.
+_FAR_TOO_FEW = 0.9
+# Losses that differ by less than this share are the same; by more than the second, they are not.
+_SAME_LOSS, _OTHER_LOSS = 1e-3, 1e-2
+# A change that saves less than this share of the evaluations is not worth a word.
+_WORTH_SAYING = 0.1
+# Radius that is a fault even where all solves converge; cosine that a gradient should have.
+_TOO_LARGE_RADIUS, _GOOD_COSINE = 12.0, 0.99
+# Share of positions that may come to another state from another start.
+_APART = 0.01
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One thing that the measurements say.
+
+    Attributes:
+        level: one of `LEVELS`.
+        title: what it is about, in a few words.
+        sentence: what was measured, and what an option would buy.
+        section: the part of the page with the evidence.
+    """
+
+    level: str
+    title: str
+    sentence: str
+    section: str
+
+
+def judge(m: Measured) -> list[Verdict]:
+    """All verdicts, worst first."""
+    found = [*_finite(m), *_convergence(m), *_budget(m), *_tolerance(m), *_solvers(m)]
+    found += [*_backward(m), *_gradient(m), *_radius(m), *_starts(m), *_invariances(m)]
+    return sorted(found, key=lambda verdict: LEVELS.index(verdict.level))
+
+
+def exit_status(verdicts: list[Verdict]) -> int:
+    """0 where all is well, 1 where there is something to look at."""
+    return int(any(verdict.level in LEVELS[:2] for verdict in verdicts))
+
+
+def percent(share: float) -> str:
+    """A share in percent, finer near all and nothing, and never rounded to them."""
+    if 0 < share < 1:
+        for digits in (0, 1, 2, 3) if 0.1 <= share <= 0.9 else (1, 2, 3):
+            text = f"{100 * share:.{digits}f}"
+            if float(text) not in (0.0, 100.0):
+                return f"{text}%"
+        return "under 0.001%" if share < 0.5 else "over 99.999%"
+    return f"{100 * share:.0f}%"
+
+
+def _finite(m: Measured) -> Iterator[Verdict]:
+    share = m.share(Status.NON_FINITE)
+    if share:
+        yield Verdict(
+            "bad",
+            "The layer is not finite",
+            f"f returns NaN or infinity at {percent(share)} of the positions, so they have no equilibrium "
+            "and no score, and the sections on the layer are left out. Look for NaN or huge numbers in the "
+            "weights, and take a checkpoint from before.",
+            "convergence",
+        )
+
+
+def _convergence(m: Measured) -> Iterator[Verdict]:
+    share = float(m.passed.converged.float().mean())
+    if share >= ENOUGH:
+        rest = ""
+        if share < 1:
+            rest = (
+                f" The other {percent(1 - share)} drive {percent(m.caps)} of the blocks to the cap of "
+                f"{m.budget} evaluations."
+            )
+        yield Verdict(
+            "good",
+            "Solves converge",
+            f"{percent(share)} of {len(m.passed.loss):,} positions reach the tolerance {m.tolerance:g} "
+            f"within {m.budget} evaluations; a position takes {_mean_evaluations(m):.1f}.{rest}",
+            "convergence",
+        )
+        return
+    yield Verdict(
+        "bad" if share < _FAR_TOO_FEW else "look",
+        "Solves do not converge" if share < _FAR_TOO_FEW else "Some solves do not converge",
+        f"Only {percent(share)} of {len(m.passed.loss):,} positions reach the tolerance {m.tolerance:g} "
+        f"within {m.budget} evaluations (mean residual {m.passed.summary()['residual']:.1e}), and "
+        f"{percent(m.caps)} of the blocks run into the cap. {_what_budget_buys(m)}",
+        "convergence",
+    )
+
+
+def _what_budget_buys(m: Measured) -> str:
+    """The smallest budget tried with which enough positions converge, or that none is enough."""
+    larger = [t for t in m.budgets if t.budget > m.budget]
+    for t in larger:
+        if t.converged >= ENOUGH:
+            return (
+                f"The budget is too small: on the first blocks --f-thres {t.budget} lets "
+                f"{percent(t.converged)} converge where it was {percent(m.own.converged)}, in "
+                f"{t.evaluations:.1f} evaluations per position, and the perplexity goes from "
+                f"{m.own.perplexity:.2f} to {t.perplexity:.2f}."
+            )
+    last = larger[-1]
+    kinds = {s: m.share(s) for s in (Status.DIVERGED, Status.STALLED, Status.MAX_ITER, Status.NON_FINITE)}
+    worst = max(kinds, key=lambda s: kinds[s])
+    words = {
+        Status.DIVERGED: "the residual grew far beyond its start",
+        Status.STALLED: "the residual stopped falling",
+        Status.MAX_ITER: "the residual was still falling",
+        Status.NON_FINITE: "f was not finite",
+    }
+    return (
+        f"A larger budget is no cure: with --f-thres {last.budget} it is {percent(last.converged)}. At "
+        f"{percent(kinds[worst])} of the positions {words[worst]}. The layer expands too much: train with "
+        "--jac-loss-weight or a lower --lr, or take a checkpoint from before."
+    )
+
+
+def _budget(m: Measured) -> Iterator[Verdict]:
+    last = m.budgets[-1]
+    change = _change(last, m.own)
+    if last.converged < ENOUGH:
+        return  # there is no equilibrium to compare with, and that has been said
+    if change > _OTHER_LOSS:
+        better = "falls" if last.loss < m.own.loss else "rises"
+        yield Verdict(
+            "look",
+            "The score is not that of the equilibrium",
+            f"Beyond the budget of {m.budget} the perplexity {better} from {m.own.perplexity:.2f} to "
+            f"{last.perplexity:.2f} ({last.budget} evaluations allowed).",
+            "equilibrium",
+        )
+        return
+    if m.own.converged >= ENOUGH:
+        enough = next(t for t in m.budgets if _change(t, last) <= _SAME_LOSS or t is last)
+        less = (
+            f" {enough.budget} already give the same loss, to 0.1%."
+            if enough.evaluations < (1 - _WORTH_SAYING) * m.own.evaluations
+            else ""
+        )
+        yield Verdict(
+            "good",
+            "More evaluations change nothing",
+            f"With {last.budget} evaluations allowed in place of {m.budget} the perplexity of the first "
+            f"blocks is "
+            f"{last.perplexity:.2f} ({m.own.perplexity:.2f} before).{less}",
+            "equilibrium",
+        )
+
+
+def _tolerance(m: Measured) -> Iterator[Verdict]:
+    if m.own.converged < ENOUGH:
+        return
+    looser = [
+        t
+        for t in m.tolerances
+        if t.tolerance > m.own.tolerance
+        and _change(t, m.own) <= _SAME_LOSS
+        and t.evaluations <= (1 - _WORTH_SAYING) * m.own.evaluations
+    ]
+    if looser:
+        t = looser[-1]
+        yield Verdict(
+            "hint",
+            "A looser tolerance would do for evaluation",
+            f"At --f-eps {t.tolerance:g} the loss is the same to 0.1% ({t.loss:.4f}, {m.own.loss:.4f} now) "
+            f"with {percent(1 - t.evaluations / m.own.evaluations)} fewer evaluations. For the gradient, "
+            "see what the tolerance does to it before you train with that.",
+            "budgets",
+        )
+
+
+def _solvers(m: Measured) -> Iterator[Verdict]:
+    for curves, option, word in (
+        (m.forward, "--f-solver", "forward"),
+        (m.backward, "--b-solver", "backward"),
+    ):
+        done = [c for c in curves if c.converged[-1] >= ENOUGH]
+        if not done or curves[0] not in done:
+            continue
+        own, best = curves[0], min(done, key=lambda c: c.cost)
+        if best.cost <= (1 - _WORTH_SAYING) * own.cost and not best.name.startswith("the same"):
+            yield Verdict(
+                "hint",
+                f"{best.name} is cheaper ({word})",
+                f"{option} {best.name} converges in {best.cost:.1f} evaluations per position, where this "
+                f"model's takes {own.cost:.1f}.",
+                "convergence",
+            )
+    bare = next((c for c in m.forward if c.name.startswith("the same")), None)
+    if bare is not None and m.forward[0].converged[-1] >= ENOUGH:
+        saved = 1 - m.forward[0].cost / bare.cost
+        if saved < 0:
+            yield Verdict(
+                "hint",
+                "What solves have learned does not help",
+                f"Without the learned start and preconditioner a position takes {bare.cost:.1f} evaluations "
+                f"in place of {m.forward[0].cost:.1f}: --learned-start false, --preconditioner-rank 0.",
+                "convergence",
+            )
+        else:
+            yield Verdict(
+                "good",
+                "What solves have learned helps",
+                f"The learned start and preconditioner save {percent(saved)} of the evaluations "
+                f"({m.forward[0].cost:.1f} per position, {bare.cost:.1f} without).",
+                "convergence",
+            )
+
+
+def _backward(m: Measured) -> Iterator[Verdict]:
+    share = m.backward_converged
+    if m.gradients is None or m.gradients.own not in ("ift", "shine"):
+        return
+    if share >= ENOUGH:
+        yield Verdict(
+            "good",
+            "The backward solve converges",
+            f"{percent(share)} of its positions reach {m.backward_tolerance:g} within {m.backward_budget} "
+            f"products, {m.backward[0].cost:.1f} per position.",
+            "convergence",
+        )
+        return
+    longer = 4 * m.backward_budget
+    yield Verdict(
+        "look",
+        "The backward solve does not converge",
+        f"Only {percent(share)} of its positions reach {m.backward_tolerance:g} within --b-thres "
+        f"{m.backward_budget}, so the gradient is not exact there; with --b-thres {longer} it is "
+        f"{percent(m.backward_longer)}.",
+        "convergence",
+    )
+
+
+def _gradient(m: Measured) -> Iterator[Verdict]:
+    if m.gradients is None:
+        return
+    own, exact = m.gradients.of(m.gradients.own), m.gradients.of("ift")
+    if own is None or own.cosine < _GOOD_COSINE:
+        cosine = "is not finite" if own is None else f"has a cosine of {own.cosine:.3f} to the exact one"
+        buys = ""
+        if exact is not None and own is not None and own.mode != "ift" and exact.cosine > own.cosine:
+            buys = (
+                f" --gradient ift would have {exact.cosine:.3f}, in {exact.seconds / own.seconds:.1f} times "
+                "the time."
+            )
+        yield Verdict(
+            "look",
+            "The gradient is not that of the equilibrium",
+            f"The gradient of this checkpoint's --gradient {m.gradients.own} {cosine}.{buys}",
+            "gradient",
+        )
+        return
+    yield Verdict(
+        "good",
+        "The gradient points the right way",
+        f"--gradient {own.mode} has a cosine of {own.cosine:.4f} to the exact gradient, and differs by "
+        f"{percent(own.error)} of its length.",
+        "gradient",
+    )
+    cheaper = [
+        g
+        for g in m.gradients.modes
+        if g.cosine >= 0.999 and g.seconds < 0.8 * own.seconds and g.mode not in (own.mode, "unroll")
+    ]
+    if cheaper:
+        best = min(cheaper, key=lambda g: g.seconds)
+        yield Verdict(
+            "hint",
+            f"--gradient {best.mode} would do here",
+            f"It has a cosine of {best.cosine:.4f} to the exact gradient in "
+            f"{percent(best.seconds / own.seconds)} of the time of a step.",
+            "gradient",
+        )
+
+
+def _radius(m: Measured) -> Iterator[Verdict]:
+    if m.spectra is None:
+        return
+    value, place = m.spectra.largest
+    if value > LARGE_RADIUS:
+        fails = min(m.own.converged, m.backward_converged) < ENOUGH or value > _TOO_LARGE_RADIUS
+        yield Verdict(
+            "look" if fails else "hint",
+            "The layer expands" if fails else "Some positions expand",
+            f"The spectral radius at position {place} is {value:.1f}"
+            + (
+                ", and not all solves converge."
+                if min(m.own.converged, m.backward_converged) < ENOUGH
+                else "."
+            )
+            + _what_a_penalty_buys(m),
+            "jacobian",
+        )
+    elif math.isfinite(value):
+        word = (
+            "so that even plain iteration converges near the equilibrium"
+            if value < 1
+            else "which solvers deal with"
+        )
+        yield Verdict(
+            "good",
+            "The Jacobian is moderate",
+            f"The largest spectral radius found is {value:.2f}, at position {place}, {word}.",
+            "jacobian",
+        )
+
+
+def _what_a_penalty_buys(m: Measured) -> str:
+    """What some updates with a Jacobian penalty did, beside as many without."""
+    p = m.penalty
+    if p is None:
+        return " A small --jac-loss-weight in training makes f contract more."
+    verb = "helps" if p.radius[1] < p.radius[0] else "did not help in this trial"
+    return (
+        f" --jac-loss-weight {p.weight:g} {verb}: after {p.updates} updates of a copy the radius is "
+        f"{p.radius[1]:.1f} with it and {p.radius[0]:.1f} without, {percent(p.converged[1])} and "
+        f"{percent(p.converged[0])} of the positions converge, and the loss is {p.loss[1]:.3f} and "
+        f"{p.loss[0]:.3f}."
+    )
+
+
+def _starts(m: Measured) -> Iterator[Verdict]:
+    if m.starts is None or m.own.converged < ENOUGH:
+        return
+    fewest = min(m.starts.converged)
+    if m.starts.apart > _APART and m.scope == "recurrence":
+        yield Verdict(
+            "hint",
+            "There are several equilibria",
+            f"Solved side by side from random starts {percent(m.starts.apart)} of the positions converge to "
+            "another state. This model solves position after position, always from the same start, so its "
+            "scores do not depend on that.",
+            "equilibrium",
+        )
+    elif m.starts.apart > _APART:
+        yield Verdict(
+            "look",
+            "There are several equilibria",
+            f"From random starts {percent(m.starts.apart)} of the positions converge to another state, so "
+            "that scores depend on the start of the solve. A --jac-loss-weight in training makes f contract "
+            "more.",
+            "equilibrium",
+        )
+    elif fewest >= ENOUGH:
+        yield Verdict(
+            "good",
+            "One equilibrium, whatever the start",
+            f"{len(m.starts.converged)} random starts all come to the same states.",
+            "equilibrium",
+        )
+    else:
+        yield Verdict(
+            "hint",
+            "Far starts are hard",
+            f"From random starts {percent(fewest)} of the positions converge in four times the budget, to a "
+            "tenth of the tolerance; those that do come to the same states.",
+            "equilibrium",
+        )
+
+
+def _invariances(m: Measured) -> Iterator[Verdict]:
+    if m.invariances is None:
+        return
+    failed = [
+        sentence
+        for holds, sentence in (
+            (
+                m.invariances.causal,
+                f"changing a token moves states before it, by {m.invariances.causal_change:.1e}",
+            ),
+            (
+                m.invariances.batch_invariant,
+                f"a row alone and in its batch differ, by {m.invariances.batch_change:.1e}",
+            ),
+        )
+        if not holds
+    ]
+    if not failed:
+        yield Verdict(
+            "good",
+            "Causal, and independent of batch mates",
+            "Changing a token leaves all states before it as they were, and a row has the same states alone "
+            "and in its batch, to the last bit.",
+            "equilibrium",
+        )
+        return
+    advice = (
+        f" --solver-scope {m.scope} is not causal before it has converged; position is."
+        if m.scope in ("sample", "batch")
+        else " Look for a layer that mixes rows or looks ahead."
+    )
+    sentence = " and ".join(failed)
+    yield Verdict(
+        "look",
+        "States depend on what they must not",
+        f"{sentence[0].upper()}{sentence[1:]}.{advice}",
+        "equilibrium",
+    )
+
+
+def _change(a: Trial, b: Trial) -> float:
+    """How far apart two losses are, relative to the second."""
+    return abs(a.loss - b.loss) / max(abs(b.loss), 1e-12)
+
+
+def _mean_evaluations(m: Measured) -> float:
+    return float(m.passed.evaluations.float().mean())
