@@ -88,7 +88,7 @@ MISTAKES = [
     ("--retain-dropout", (GENERATE, INTERACTIVE), "--retain-dropout does not work with these models"),
     ("--bpe sentencepiece", (GENERATE, INTERACTIVE), "--sentencepiece-model: Missing mandatory value"),
     ("--buffer-size 2 --batch-size 3", (INTERACTIVE,), "--batch-size 3 must be at most --buffer-size 2"),
-    ("--input none.txt", (INTERACTIVE,), "--input none.txt: no such file"),
+    ("--input none.txt", (INTERACTIVE,), "--input: there is no text none.txt"),
 ]
 CASES = [(tool, mistake, sentence) for mistake, tools, sentence in MISTAKES for tool in tools]
 

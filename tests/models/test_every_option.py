@@ -15,7 +15,12 @@ from fairseq_deq.modules.memory import MemoryCarrier
 from fairseq_deq.options import Range, ignored
 
 SMALL = {"decoder_embed_dim": 16, "init_std": 0.2, "f_thres": 8, "b_thres": 8, "f_eps": 1e-3, "b_eps": 1e-3}
-OF_THE_TASK = {"tokens_per_sample": 16, "max_target_positions": None, "add_bos_token": False}
+OF_THE_TASK = {
+    "tokens_per_sample": 16,
+    "max_target_positions": None,
+    "add_bos_token": False,
+    "max_update": 10,
+}
 ADAPTIVE = {"adaptive_input": "true", "adaptive_input_cutoff": "10,20", "adaptive_softmax_cutoff": "10,20"}
 TIED = ADAPTIVE | {"tie_adaptive_weights": "true"}
 
@@ -48,10 +53,15 @@ SHARED = {
     "b_eps": (0.3, {}),
     "stop_mode": ("abs", CALM),
     "solver_scope": ("sample", {}),
-    "f_memory": (5, {}),
+    "f_memory": (3, {}),
     "b_memory": (3, {}),
     "f_damping": (0.5, {}),
     "active_set": ("always", CALM | {"active_set": "never"}),
+    "preconditioner_rank": (4, {}),
+    "learned_start": ("other", {}),
+    "keep_converged": (0.0, {}),
+    "early_eps": (0.3, {}),
+    "early_share": (0.1, {"early_eps": 0.3}),
     "solver_policy": ("raise", {"f_eps": 1e-9}),
     "gradient": ("jfb", {}),
     "phantom_steps": (2, {"gradient": "phantom"}),
@@ -96,8 +106,9 @@ FAMILIES = {
     ),
     "trellis": (DEQTrellisNetLanguageModel, DEQTrellisNetConfig, {"nhid": 8, "f_damping": 0.9}, TRELLIS),
 }
-# A Transformer's f closes with a norm: its states have a root mean square of 1, and rel is abs.
-EQUAL = [("transformer", "stop_mode")]
+# A Transformer's f closes with a norm: its states have a root mean square of 1, and rel is abs. And so few
+# positions are one multiple of 16, none of which can be left out.
+EQUAL = [("transformer", "stop_mode"), ("transformer", "active_set"), ("trellis", "active_set")]
 CASES = [
     (family, name)
     for family, (*_, table) in FAMILIES.items()
@@ -113,8 +124,8 @@ class Task:
 
 
 def fingerprint(family, options):
-    """Numbers that tell two runs apart: losses, statistics and gradients in training, statistics at "
-    "validation."""
+    """Numbers that tell two runs apart: losses, statistics and gradients in training, statistics at
+    validation."""
     model_class, config, small, _ = FAMILIES[family]
     torch.manual_seed(0)
     model = model_class.build_model(config(**(SMALL | small | OF_THE_TASK | options)), task()).double()
@@ -138,6 +149,7 @@ def fingerprint(family, options):
             if training:
                 loss.backward()
             found += [float(value) for _, value in sorted(log.items())]
+    found.append(sum(entry.numel() for entry in model.state_dict().values()))  # what it can learn as well
     return found + [float(p.grad.norm()) for p in model.parameters() if p.grad is not None]
 
 
