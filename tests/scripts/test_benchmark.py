@@ -12,11 +12,12 @@ from runs import SCRIPTS, load_script
 
 from fairseq_deq.implicit import GradientConfig
 from fairseq_deq.solvers import Recurrent, SolverConfig
+from fairseq_deq.tools import probe
 
 SCRIPT = SCRIPTS / "benchmark.py"
 benchmark = load_script(SCRIPT)
-step_probe, step_layer, step_methods = (  # beside the script, which makes them findable
-    sys.modules[name] for name in ("step_probe", "step_layer", "step_methods")
+step_layer, step_methods = (  # beside the script, which makes them findable
+    sys.modules[name] for name in ("step_layer", "step_methods")
 )
 
 ROWS = ("anderson+ift", "anderson+gmres", "anderson+jfb", "stack of 12", "stack of 12, checkpointed")
@@ -80,7 +81,7 @@ def test_a_recurrence_under_a_probe_is_still_one():
         u = decoder.injection(decoder.embed_tokens(tokens(2, 5)))
         f = decoder.cell.prepare(decoder.cell.draw(2, 5, 0, u)).bind(u, None)
     z = torch.zeros(2, 5, decoder.cell.state_dim)
-    probed = step_probe.ProbedMap(f, step_probe.Probe(z.numel()))
+    probed = probe.ProbedMap(f, probe.Probe(z.numel()))
     assert isinstance(probed, Recurrent)
     assert isinstance(probed.adjoint(z, z), Recurrent)
 

@@ -24,7 +24,8 @@ from fairseq_deq.tools.diagnose.measure import STAGES, measure
 from fairseq_deq.tools.diagnose.solves import shares
 from fairseq_deq.tools.diagnose.spectra import measure_spectra
 from fairseq_deq.tools.diagnose.subject import Subject
-from fairseq_deq.tools.diagnose.verdicts import exit_status, judge, percent
+from fairseq_deq.tools.diagnose.verdict import exit_status, percent
+from fairseq_deq.tools.diagnose.verdicts import judge
 
 VOCABULARY = 40
 

@@ -42,7 +42,8 @@ from ...literals import literal  # noqa: E402
 from .measure import STAGES, Measured, measure  # noqa: E402
 from .page import refusal_page, report_page  # noqa: E402
 from .subject import Subject, load, rows_not_finite  # noqa: E402
-from .verdicts import Verdict, exit_status, judge  # noqa: E402
+from .verdict import Verdict, exit_status  # noqa: E402
+from .verdicts import judge  # noqa: E402
 
 _PROGRAM = "fairseq-deq-diagnose"
 
@@ -190,11 +191,19 @@ def _plain(value: Any) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No news of fairseq's beside the bar and the verdicts."""
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s", force=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """No news of fairseq's beside the bar and the verdicts, for as long as the command runs."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setLevel(logging.WARNING)
+    root.handlers = [handler]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        root.handlers = handlers
+        root.setLevel(level)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,7 +20,7 @@ from .sections import (
     words_section,
 )
 from .subject import Subject
-from .verdicts import LEVELS, Verdict, percent
+from .verdict import LEVELS, Verdict, percent
 
 _BADGES = {0: ("good", "Healthy"), 1: ("look", "Something to look at"), 2: ("bad", "Could not be measured")}
 _MARKS = {"bad": "✖", "look": "▲", "hint": "→", "good": "✔"}

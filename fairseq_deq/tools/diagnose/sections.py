@@ -15,7 +15,7 @@ from .measure import Measured
 from .pictures import Mark, Series, bars, chart
 from .solves import Curve, shares
 from .spectra import LARGE_RADIUS, Spectra
-from .verdicts import percent
+from .verdict import percent
 
 _MOST_BARS = 30
 
