@@ -22,6 +22,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fairseq_deq.errors import OptionError
+
 
 class InputError(Exception):
     """What is wrong with the input, in one sentence for the person who gave it."""
@@ -147,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not 0 <= args.alpha < math.inf:
             raise InputError(f"--alpha must be 0 or more, not {args.alpha:g}.")
         result = evaluate(args.data, args.train_subset, args.gen_subset, args.alpha)
-    except InputError as error:
+    except (InputError, OptionError) as error:
         print(f"unigram.py: {error}", file=sys.stderr)
         return 1
     if args.json:

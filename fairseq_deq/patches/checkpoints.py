@@ -18,6 +18,7 @@ import torch
 
 from ..checkpoint_file import read_checkpoint
 from ..errors import OptionError
+from ..options import flag
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ def with_settings_of_the_file(load: Callable[..., Any]) -> Callable[..., Any]:
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         from fairseq.tasks.language_modeling import LanguageModelingTask
+        from omegaconf.errors import ValidationError
 
         given = signature.bind(*args, **kwargs).arguments.get("task")
         is_one = isinstance(given, LanguageModelingTask)
@@ -92,6 +94,8 @@ def with_settings_of_the_file(load: Callable[..., Any]) -> Callable[..., Any]:
         except Exception as error:  # options of a file can be wrong in any way
             names = ", ".join(signature.bind(*args, **kwargs).arguments["filenames"])
             reason = (str(error).strip().splitlines() or [""])[0][:160]
+            if isinstance(error, ValidationError):  # of a value, which has a name
+                raise OptionError(f"{flag(str(error.key))}: {reason}; see --model-overrides") from None
             raise OptionError(
                 f"the model of {names} cannot be built from its options ({type(error).__name__}: {reason}); "
                 "was it trained with this version of fairseq, and does --model-overrides keep its sizes?"

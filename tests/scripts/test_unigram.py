@@ -175,4 +175,4 @@ def test_a_dictionary_of_another_text_is_noticed(data, tmp_path, capsys):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "dict.txt").write_text("a 2\nman 1\n")
     assert unigram.main([str(tmp_path)]) == 1
-    assert "tokens that its dictionary" in capsys.readouterr().err
+    assert "binarised with another dictionary" in capsys.readouterr().err
