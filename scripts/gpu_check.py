@@ -120,7 +120,7 @@ def launches(run: Callable[[], object]) -> dict[str, int]:
     found = {"launches": 0, "waits": 0}
     for event in recorded.key_averages():
         found["launches"] += event.count * event.key.startswith(("cudaLaunch", "cuLaunch", "cudaGraphLaunch"))
-        found["waits"] += event.count * (event.key == "aten::_local_scalar_dense")
+        found["waits"] += event.count * event.key.startswith("Memcpy DtoH")
     return found
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.linalg import vecdot
 
 from .config import SolverConfig
-from .fused import all_products, fusing, mixed, mixing_weights, new_difference
+from .fused import constant, fusing, mixed, new_difference
 from .record import Array, namespace, zeros_like_books
 from .registry import Precondition, register_solver
 from .rows import forget_rows, select_rows, to_rows
@@ -31,7 +31,7 @@ class Anderson:
     default_memory = 5
 
     def __init__(self, config: SolverConfig, like: Tensor, books: Array) -> None:
-        self.ridge = config.ridge
+        self.ridge = constant(config.ridge, books)
         slots = (config.memory or self.default_memory) - 1
         self.count = 0  # differences taken, or passed over
         # One tensor a slot, (n, D), None where nothing was stored yet: rows stay contiguous.
@@ -71,7 +71,7 @@ class Anderson:
     ) -> Tensor:
         left, following = g, z
         if len(products) and self.fused:
-            left, following = mixed(self._weights_fused(products), z, g, self.dz, self.dg)
+            left, following = self._mix_fused(products, z, g)
         elif len(products):
             self._enter(products)
             gamma = to_rows(self._least_squares(self.gram, self.rhs), z)  # (slots, n, 1)
@@ -122,20 +122,22 @@ class Anderson:
         i, last_z, last_g = self.count % len(self.dg), self.last_z, self.last_g
         dz = [torch.zeros_like(z) if d is None else d for d in self.dz]
         dg = [torch.zeros_like(g) if d is None else d for d in self.dg]
-        older = [d for j in range(len(dg)) if j != i for d in (dz[j], dg[j])]
-        dz[i], dg[i] = new_difference(forget, z, g, last_z, last_g, older)
-        self.dz, self.dg, self.forget = [*dz], [*dg], forget
-        return all_products(forget, dg[i], g, dg)
+        del dz[i], dg[i]
+        new_z, new_g, products = new_difference(forget, z, g, last_z, last_g, dz, dg)
+        self.dz, self.dg = [*dz[:i], new_z, *dz[i:]], [*dg[:i], new_g, *dg[i:]]
+        self.forget = forget
+        *older, own, last = products
+        return [*older[:i], own, *older[i:], last]
 
-    def _weights_fused(self, products: Tensor) -> Tensor:
-        """gamma, (slots, n), with the Gram matrix brought up to date."""
+    def _mix_fused(self, products: Tensor, z: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """g - DG*gamma and z - DZ*gamma, with the Gram matrix brought up to date."""
         assert self.slots is not None
         newest = self.slots[self.count % len(self.dg)]
         self.count += 1
-        self.gram, self.rhs, gamma = mixing_weights(
-            self.gram, self.rhs, self.forget, products, newest, self.ridge
+        self.gram, self.rhs, left, following = mixed(
+            self.gram, self.rhs, self.forget, products, newest, self.ridge, z, g, self.dz, self.dg
         )
-        return gamma
+        return left, following
 
     def _enter(self, products: Array) -> None:
         """Bring DG^T g and the Gram matrix up to date with what `observe` asked for."""

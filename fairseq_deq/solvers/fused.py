@@ -47,6 +47,8 @@ def fused(rule: Rule) -> Rule:
 
     @functools.wraps(rule)
     def call(*args: Any) -> Any:
+        if torch.compiler.is_compiling():  # a part of another rule
+            return rule(*args)
         if not (_enabled and isinstance(_first_array(args), Tensor)):
             return rule(*args)
         if not compiled:
@@ -64,6 +66,13 @@ def fused(rule: Rule) -> Rule:
     return cast(Rule, call)
 
 
+def constant(value: float, books: Any) -> Any:
+    """A number that compiled rules are given: beside the books, or each call would make it anew."""
+    if not fusing(books):
+        return value
+    return torch.full((), value, dtype=torch.float64, device=books.device)
+
+
 def _first_array(args: tuple[Any, ...]) -> Any:
     return next((a for a in args if isinstance(a, (Tensor, np.ndarray))), None)
 
@@ -79,27 +88,38 @@ def columns(like: Tensor, products: list[Tensor], g: Tensor, fz: Tensor) -> Tens
 
 @fused
 def new_difference(
-    forget: Tensor, z: Tensor, g: Tensor, last_z: Any, last_g: Any, older: list[Tensor]
-) -> tuple[Tensor, Tensor]:
-    """The newest differences of z and g; their rows, and those of the older ones, are zero at lanes that
-    `forget` (n,) bool."""
+    forget: Tensor, z: Tensor, g: Tensor, last_z: Any, last_g: Any, dz: list[Tensor], dg: list[Tensor]
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The newest differences of z and g, and the inner products that they bring.
+
+    Args:
+        forget: (n,) bool, lanes at which all differences become zero, the older ones in place.
+        z, g, last_z, last_g: the states and f(z) - z of this and of the last iteration, (n, D).
+        dz, dg: the older differences.
+    Returns:
+        DZ_new, DG_new, and <DG_j, DG_new> of the older ones, then of the new one, then <DG_new, g>.
+    """
     lanes = forget.unsqueeze(1)
-    for history in older:
+    for history in (*dz, *dg):
         history.masked_fill_(lanes, 0)
-    return (z - last_z).masked_fill(lanes, 0), (g - last_g).masked_fill(lanes, 0)
+    new = (g - last_g).masked_fill(lanes, 0)
+    return (z - last_z).masked_fill(lanes, 0), new, [vecdot(d, new) for d in (*dg, new, g)]
 
 
 @fused
-def all_products(forget: Tensor, new: Tensor, g: Tensor, dg: list[Tensor]) -> list[Tensor]:
-    """<DG_j, new> for all j, and <new, g>."""
-    return [*(vecdot(d, new) for d in dg), vecdot(new, g)]
-
-
-@fused
-def mixing_weights(
-    gram: Tensor, rhs: Tensor, forget: Tensor, products: Tensor, newest: Tensor, ridge: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The Gram matrix and DG^T g, brought up to date, and gamma of Anderson's least squares.
+def mixed(
+    gram: Tensor,
+    rhs: Tensor,
+    forget: Tensor,
+    products: Tensor,
+    newest: Tensor,
+    ridge: Any,
+    z: Tensor,
+    g: Tensor,
+    dz: list[Any],
+    dg: list[Any],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Anderson's least squares: gamma = argmin |g - DG*gamma|.
 
     Args:
         gram, rhs: (slots, slots, n) and (slots, n).
@@ -107,21 +127,28 @@ def mixing_weights(
         products: <DG_j, DG_new> for all j, and <DG_new, g>, (slots + 1, n).
         newest: (slots,) bool, the slot of the new difference.
         ridge: relative to the squared lengths of the columns.
+        z, g, dz, dg: the states, f(z) - z, and the differences of both.
+    Returns:
+        the Gram matrix and DG^T g, brought up to date, g - DG*gamma and z - DZ*gamma.
     """
     row, last = products[:-1], products[-1]
     gram, rhs = torch.where(forget, 0.0, gram), torch.where(forget, 0.0, rhs)
     gram = torch.where(newest[:, None, None], row, torch.where(newest[:, None], row[:, None], gram))
     rhs = torch.where(newest[:, None], last, rhs + row)
-    return gram, rhs, _eliminate(gram, rhs, ridge)
+    gamma, left, following = _eliminate(gram, rhs, ridge), g, z
+    for i in range(len(dz)):
+        weight = gamma[i].to(z.dtype).unsqueeze(-1)
+        left, following = left - dg[i] * weight, following - dz[i] * weight
+    return gram, rhs, left, following
 
 
-def _eliminate(gram: Tensor, rhs: Tensor, ridge: float) -> Tensor:
+def _eliminate(gram: Tensor, rhs: Tensor, ridge: Any) -> Tensor:
     """Gauss-Jordan elimination, a vector over the lanes for each entry."""
     slots = range(gram.shape[0])
     known = [gram[i, i] > 0 for i in slots]
     scale = [torch.where(known[i], torch.where(known[i], gram[i, i], 1.0) ** -0.5, 0.0) for i in slots]
     left = [
-        [torch.full_like(rhs[i], 1 + ridge) if i == j else gram[i, j] * scale[i] * scale[j] for j in slots]
+        [torch.ones_like(rhs[i]) + ridge if i == j else gram[i, j] * scale[i] * scale[j] for j in slots]
         for i in slots
     ]
     right = [rhs[i] * scale[i] for i in slots]
@@ -136,16 +163,6 @@ def _eliminate(gram: Tensor, rhs: Tensor, ridge: float) -> Tensor:
         left[p], right[p] = row, own
     gamma = torch.stack([right[i] * scale[i] for i in slots])
     return torch.where(torch.isfinite(gamma.sum(0)), gamma, 0.0)
-
-
-@fused
-def mixed(gamma: Tensor, z: Tensor, g: Tensor, dz: list[Any], dg: list[Any]) -> tuple[Tensor, Tensor]:
-    """g - DG*gamma and z - DZ*gamma."""
-    left, following = g, z
-    for i in range(len(dz)):
-        weight = gamma[i].to(z.dtype).unsqueeze(-1)
-        left, following = left - dg[i] * weight, following - dz[i] * weight
-    return left, following
 
 
 @fused

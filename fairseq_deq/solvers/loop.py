@@ -13,7 +13,7 @@ from torch.linalg import vecdot
 
 from .active import ActiveLanes
 from .config import SolverConfig
-from .fused import columns, settled
+from .fused import constant, fusing, settled
 from .invariant_matmul import padded_count
 from .lanes import direction_of
 from .preconditioner import Preconditioner
@@ -21,22 +21,11 @@ from .record import Array, namespace
 from .registry import Method
 from .result import FixedPoint
 from .rows import choose_rows, to_index
-from .verdict import Measured, finite_rows, send_back, up_to_the_first_false
+from .schedule import recheck_iterations
+from .verdict import Measured, finite_rows, send_back, up_to_the_first_false, verdict
 
-# From one recheck to the next: iterations at least, and the share of those behind at least.
-_RECHECK_GAP, _RECHECK_SHARE = 5, 0.25
 # Off the CPU the host asks once in so many iterations how many lanes still move.
 _ASK_EVERY = 4
-
-
-def recheck_iterations(first: int, budget: int) -> list[int]:
-    """The iterations of a solve that evaluate every lane that is not final; they depend on the budget alone,
-    never on residuals, so that no lane depends on lanes after it or on other samples."""
-    iterations, k = [], first
-    while k < budget - 1:
-        iterations.append(k)
-        k += max(_RECHECK_GAP, round(k * _RECHECK_SHARE))
-    return [*iterations, budget - 1]
 
 
 class Loop:
@@ -77,7 +66,10 @@ class Loop:
         self.moving_count, self.all_final = self.lanes.count, False  # as last asked for
         rechecks = recheck_iterations(config.first_recheck, config.max_evals)
         self.rechecks = dict.fromkeys(rechecks if self.lanes.coupled else [])  # in their order
-        self.limit = config.atol * self.active.z.shape[1] ** 0.5
+        tau = self.active.record.tau
+        self.fused = fusing(tau) and config.max_evals > 1
+        self.limit = constant(config.atol * self.active.z.shape[1] ** 0.5, tau)
+        self.rtol, self.damping = constant(config.rtol, tau), constant(config.damping, tau)
         self.frozen_histories: list[tuple[Array, Method]] | None = [] if keep_inverse else None
 
     def run(self) -> FixedPoint:
@@ -123,13 +115,21 @@ class Loop:
         active = self.active
         fz = active.evaluate()
         g = fz - active.z
-        entries = self._columns(self._observe(g), g, fz)
-        measured = self._measured(entries[-2], entries[-1])
-        was_moving = active.record.moving
-        self._judge(measured)
+        products, was_moving, lost = self._observe(g), active.record.moving, None
+        if self.fused:
+            entries, measures, better, lost = verdict(
+                *(active.record.tau, products, g, fz, self.limit, self.rtol),
+                *(active.record, self.config.patience, self.damping),
+            )
+            measured = Measured(*measures)
+            self._keep(was_moving, measured, better)
+        else:
+            entries = self._to_books([*products, vecdot(g, g), vecdot(fz, fz)])
+            entries, measured = entries[:-2], Measured.of(entries[-2:], self.limit, self.rtol)
+            self._judge(measured)
         if self.lanes.coupled:
             self._finish(was_moving & measured.passed)
-        self._step(k, fz, g, entries[:-2])
+        self._step(k, fz, g, entries, lost)
 
     def _recheck(self, k: int) -> None:
         """Evaluate every lane that is not final, wake those that do not pass any more, and step."""
@@ -142,12 +142,11 @@ class Loop:
         active.activate(lanes)
         fz = active.evaluate()
         g = fz - active.z
-        measured = self._measured(*self._to_books([vecdot(g, g), vecdot(fz, fz)]))
+        squares = self._to_books([vecdot(g, g), vecdot(fz, fz)])
+        measured = Measured.of(squares, self.limit, self.rtol)
         final = active.of_active(self.final) & ~active.record.abandoned
         measured = Measured(measured.distance, measured.size, measured.passed | final)
-        renewed = active.record.recheck(
-            measured.distance, measured.size, measured.passed, self.config.damping
-        )
+        renewed = active.record.recheck(measured.distance, measured.size, measured.passed, self.damping)
         active.renew_best(renewed)
         products = self._to_books(self._observe(g))
         self._judge(measured)
@@ -171,20 +170,16 @@ class Loop:
         stacked = torch.stack(columns)
         return stacked.numpy().astype(np.float64) if self.on_host else stacked.double()
 
-    def _columns(self, products: list[Tensor], g: Tensor, fz: Tensor) -> Any:
-        """The same of the method's products, |g|^2 and |f(z)|^2."""
-        if self.on_host:
-            return self._to_books([*products, vecdot(g, g), vecdot(fz, fz)])
-        return columns(self.active.record.tau, products, g, fz)
-
-    def _measured(self, g_square: Array, f_square: Array) -> Measured:
-        return Measured.of(g_square, f_square, self.limit, self.config.rtol)
-
     def _judge(self, measured: Measured) -> None:
         """Freeze the lanes that pass, and keep best states."""
+        record = self.active.record
+        moving = record.moving
+        self._keep(moving, measured, record.judge(measured.distance, measured.size, measured.passed))
+
+    def _keep(self, moving: Array, measured: Measured, better: Array) -> None:
+        """The states of `better` lanes, and the histories of those that moved and pass."""
         active = self.active
-        moving = active.record.moving
-        active.renew_best(active.record.judge(measured.distance, measured.size, measured.passed))
+        active.renew_best(better)
         if self.frozen_histories is not None:
             stopped = namespace(moving).where(moving & measured.passed)[0]
             if len(stopped):
@@ -206,8 +201,11 @@ class Loop:
             whole = by_sample.all(1)[:, None]
             self.final = (self.final.reshape(by_sample.shape) | whole).reshape(-1)
 
-    def _step(self, k: int, fz: Tensor, g: Tensor, products: Any) -> None:
-        """Move the active lanes that move, given f and f(z) - z there; send lost ones back to their best."""
+    def _step(self, k: int, fz: Tensor, g: Tensor, products: Any, lost: Array | None = None) -> None:
+        """Move the active lanes that move, given f and f(z) - z there; send lost ones back to their best.
+
+        `lost`, where it is known, are lanes that were told to restart.
+        """
         active = self.active
         if self.config.max_evals == 1:  # the one evaluation is made use of where it is finite
             active.best = choose_rows(
@@ -223,7 +221,8 @@ class Loop:
             if some_lost:
                 record.restart(lost, self.config.damping)
         else:
-            lost = send_back(record.moving, record, self.config.patience, self.config.damping)
+            if lost is None:
+                lost = send_back(record.moving, record, self.config.patience, self.damping)
             some_lost = True
         if self._asks(k):
             self._ask()

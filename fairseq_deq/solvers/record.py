@@ -159,7 +159,7 @@ class LaneRecord:
         far = (last > GROWTH_LIMIT * self.best_distance) | xp.isinf(last)
         return self.moving & (far | (self.since_best >= patience))
 
-    def restart(self, lanes: Array, tau: float) -> None:
+    def restart(self, lanes: Array, tau: Any) -> None:
         """Lanes (n,) bool start again from their best state, without a history; at last they are abandoned.
 
         The first restart halves the step, since many a lane overshoots. The second takes full steps without
@@ -186,7 +186,7 @@ class LaneRecord:
         self.moving = self.moving & ~abandoned
 
     @fused
-    def recheck(self, distance: Array, size: Array, passed: Array, tau: float) -> Array:
+    def recheck(self, distance: Array, size: Array, passed: Array, tau: Any) -> Array:
         """Look again at every lane, since what a lane depends on may have moved: a frozen one that does not
         pass any more is woken.
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .fused import fused
+from .fused import columns, fused
 from .record import Array, LaneRecord, namespace
 
 
@@ -21,27 +22,56 @@ class Measured:
     passed: Array
 
     @classmethod
-    def of(cls, g_square: Array, f_square: Array, limit: float, rtol: float) -> Measured:
-        """From |f(z) - z|^2 and |f(z)|^2; passed: the root of the former is at most limit + rtol*|f(z)|."""
-        return cls(*_measure(g_square, f_square, limit, rtol))
+    def of(cls, squares: Array, limit: Any, rtol: Any) -> Measured:
+        """From |f(z) - z|^2 and |f(z)|^2, (2, n); passed: |f(z) - z| is at most limit + rtol*|f(z)|."""
+        return cls(*_measure(squares, limit, rtol))
 
 
 @fused
-def _measure(g_square: Array, f_square: Array, limit: float, rtol: float) -> tuple[Array, Array, Array]:
+def _measure(squares: Array, limit: Any, rtol: Any) -> tuple[Array, Array, Array]:
     """The entries of `Measured`."""
-    xp = namespace(g_square)
-    distance, size = xp.sqrt(g_square), xp.sqrt(f_square)
+    xp = namespace(squares)
+    distance, size = xp.sqrt(squares)
     finite = distance < float("inf")  # nor NaN
     passed = (distance <= limit + rtol * size) & finite
     return xp.where(finite, distance, float("inf")), size, passed
 
 
 @fused
-def send_back(moving: Array, record: LaneRecord, patience: int, tau: float) -> Array:
+def send_back(moving: Array, record: LaneRecord, patience: int, tau: Any) -> Array:
     """The lanes that must restart, after they were told to."""
     lost = record.must_restart(patience)
     record.restart(lost, tau)
     return lost
+
+
+@fused
+def verdict(
+    books: Tensor,
+    products: list[Tensor],
+    g: Tensor,
+    fz: Tensor,
+    limit: Any,
+    rtol: Any,
+    record: LaneRecord,
+    patience: int,
+    tau: Any,
+) -> tuple[Tensor, tuple[Array, Array, Array], Array, Array]:
+    """All that an evaluation tells of the lanes, in one rule to compile.
+
+    Args:
+        books: one of the entries of `record`, which is brought up to date.
+        products: the inner products of the method.
+        g, fz: f(z) - z and f(z), (n, D).
+        limit, rtol, patience, tau: as for `Measured.of`, `must_restart` and `restart`.
+    Returns:
+        the products as books, the entries of `Measured`, the lanes whose state is their best, and those that
+        must restart.
+    """
+    entries = columns(books, products, g, fz)
+    measured = _measure(entries[-2:], limit, rtol)
+    better = record.judge(*measured)
+    return entries[:-2], measured, better, send_back(record.moving, record, patience, tau)
 
 
 def finite_rows(rows: Tensor, on_host: bool) -> Array:

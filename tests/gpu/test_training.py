@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 from runs import continuations, json_lines, read_perplexity
 
+PACKAGE = Path(__file__).resolve().parents[2] / "fairseq_deq"
 LOG = ("--log-format", "json", "--log-interval", "1", "--disable-validation")
 BUDGETS = ("--f-thres", "30", "--b-thres", "30")
 TRELLIS = (
@@ -64,14 +70,27 @@ def test_resuming_goes_on(train):
     assert int(lines[0]["num_updates"]) > 3
 
 
-def test_evaluation_and_generation(train, in_process, command, data_bin, on_cpu, tmp_path):
+def test_evaluation_and_generation(train, in_process, data_bin, on_cpu, tmp_path):
     train("--max-update", "6")
     path = tmp_path / "checkpoint_last.pt"
     options = "--gen-subset test --tokens-per-sample 32 --num-workers 0".split()
     output = in_process("fairseq-eval-lm", data_bin, "--path", path, *options, *on_cpu)
     assert 1 < read_perplexity(output.checked().text)[1] < 5000
 
-    def on_device(tool, *arguments, **keywords):
-        return command(tool, *(a for a in arguments if a != "--cpu"), *on_cpu, **keywords)
+    def interactive(tool, *arguments, stdin):
+        """In a process of its own, wherever the scripts of fairseq are."""
+        words = [str(word) for word in arguments if word != "--cpu"]
+        call = "import sys; from fairseq_cli.interactive import cli_main; sys.exit(cli_main())"
+        done = subprocess.run(
+            [sys.executable, "-c", call, *words, *on_cpu, "--user-dir", str(PACKAGE)],
+            input=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout
+        return SimpleNamespace(checked=lambda: SimpleNamespace(text=done.stdout))
 
-    continuations(on_device, data_bin, path, "the river was\nhe said that\n")
+    continuations(interactive, data_bin, path, "the river was\nhe said that\n")
