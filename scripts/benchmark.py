@@ -78,7 +78,7 @@ def residuals(layer: Layer, method: Method, probe: Probe) -> dict[str, float]:
         point = f(z) if isinstance(method, TorchDEQ) else z
         leaf = point.detach().requires_grad_()
         fz = f(leaf)
-        (grad,) = torch.autograd.grad((layer.decoder.cell.output(leaf) * layer.weighting).sum(), leaf)
+        (grad,) = torch.autograd.grad((layer.decoder.layer.output(leaf) * layer.weighting).sum(), leaf)
         (product,) = torch.autograd.grad(fz, leaf, backward)
         found["b_sample"], found["b_position"] = _relative(product + grad - backward, product + grad)
     return found

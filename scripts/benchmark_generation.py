@@ -36,6 +36,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import fairseq_deq  # noqa: F401  (registers the models)
+from fairseq_deq.models.decoding_cache import DecodingCache
 from fairseq_deq.patches.sentences import one_sentence
 
 TOP = 40  # of the sampling
@@ -131,17 +132,15 @@ def generate_without_cache(model: Any, context: Tensor, beam: int, count: int, r
 
 
 def cached(state: Any) -> int:
-    """Bytes of keys and values in an incremental state, as far as they hold tokens."""
+    """Bytes of an incremental state that grow with the text, as far as they hold tokens."""
+    if isinstance(state, DecodingCache):
+        return state.nbytes
     if isinstance(state, Tensor):
-        return state.numel() * state.element_size()
+        return state.nbytes
     if isinstance(state, dict):
         # fairseq keeps a mask of padding too, where there is any
         return sum(cached(value) for key, value in state.items() if key != "prev_key_padding_mask")
-    settled = getattr(state, "settled", None)
-    if settled is None:
-        return 0
-    length = settled.length
-    return cached(settled.keys[..., :length]) + cached(settled.values[:, :, :length])
+    return 0
 
 
 def begin_deq(model: Any) -> Begin:
@@ -179,7 +178,7 @@ def begin_stack(model: Any) -> Begin:
 def build_stack(deq: Any, task: Any, layers: int) -> Any:
     """fairseq's transformer_lm of the width, feed-forward part, heads and softmax of `deq`."""
     decoder = deq.decoder
-    cell = decoder.cell
+    cell = decoder.layer
     options = Namespace(
         decoder_layers=layers,
         decoder_embed_dim=decoder.dim,

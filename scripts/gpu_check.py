@@ -30,8 +30,9 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from fairseq_deq.implicit import GradientConfig, fixed_point
-from fairseq_deq.modules.transformer_cell import DropoutMasks, TransformerCell
-from fairseq_deq.modules.weight_norm import Initializer
+from fairseq_deq.layers.transformer.layer import TransformerLayer
+from fairseq_deq.layers.transformer.weights import DropoutMasks
+from fairseq_deq.layers.weight_norm import Initializer
 from fairseq_deq.solvers import SolverConfig, active, fused, record, solve
 
 DEVICE = os.environ.get("DEVICE", "cuda")
@@ -141,7 +142,7 @@ class RandomLayer:
     def __init__(self, size: str) -> None:
         width, ffn, heads, head = SIZES[size]
         torch.manual_seed(0)
-        self.cell = TransformerCell(width, ffn, heads, head, False, False, 0.0, 0.0, 0)
+        self.cell = TransformerLayer(width, ffn, heads, head, False, False, 0.0, 0.0, 0)
         self.cell.initialize(Initializer("fan_in", 0.02, 0.05))
         with torch.no_grad():
             self.cell.out.weight_v.mul_(4.0)
@@ -158,9 +159,9 @@ class RandomLayer:
 
     def bound(self) -> Any:
         """f."""
-        cell = self.cell.prepare(DropoutMasks(None, None, None, None, None))
+        cell = self.cell.prepare(DropoutMasks())
         with torch.no_grad():
-            past = cell.keys_values(self.memory, self.injection[:, :TOKENS])
+            past = cell.context(self.memory, self.injection[:, :TOKENS], None)
         return cell.bind(self.injection[:, TOKENS:], past)
 
     def gradients(self, out: Tensor) -> Any:

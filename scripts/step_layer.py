@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fairseq_deq.errors import OptionError
 from fairseq_deq.implicit import Equilibrium, SolveStats
-from fairseq_deq.models import deq_decoder
+from fairseq_deq.models import segment_decoder
 from fairseq_deq.solvers import Preconditioner
 from fairseq_deq.tools.probe import Probe, ProbedMap, replaced
 
@@ -53,7 +53,7 @@ class Layer:
     weighting: Tensor | None = None
 
     def parameters(self) -> list[Tensor]:
-        return [*self.decoder.cell.parameters(), *self.decoder.injection.parameters()]
+        return [*self.decoder.layer.parameters(), *self.decoder.injection.parameters()]
 
     def step(self, method: Method, probe: Probe | None = None) -> list[Tensor]:
         """One training step; the gradients of the layer's parameters."""
@@ -65,7 +65,7 @@ class Layer:
             return Equilibrium(state, None, SolveStats.empty(z0.device), SolveStats.empty(z0.device))
 
         length = method.length if isinstance(method, InSubsequences) else 0
-        with replaced(deq_decoder, fixed_point=solved), replaced(self.decoder, subseq_len=length):
+        with replaced(segment_decoder, fixed_point=solved), replaced(self.decoder, subseq_len=length):
             x, _ = self.decoder.extract_features(self.tokens, memory=self.memory)
         if probe is not None:
             probe.backward = True
@@ -79,7 +79,7 @@ class Layer:
             found.append((f, z0, options[-1]))
             return Equilibrium(z0, None, SolveStats.empty(z0.device), SolveStats.empty(z0.device))
 
-        with replaced(deq_decoder, fixed_point=spy):
+        with replaced(segment_decoder, fixed_point=spy):
             self.decoder.extract_features(self.tokens, memory=self.memory)
         return found[0]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from fairseq_deq.implicit import GradientConfig, fixed_point
-from fairseq_deq.modules.trellis_cell import TrellisCell
+from fairseq_deq.layers.trellis.layer import TrellisLayer
 from fairseq_deq.solvers import Preconditioner, SolverConfig
 from fairseq_deq.tools.probe import Probe, ProbedMap
 
@@ -81,11 +81,11 @@ class ScannedCells:
         self.f = f
 
     def __call__(self, z: Tensor) -> Tensor:
-        f = self.f
-        i, o, g, forget = f.gates(z).chunk(4, -1)
-        added, forget, cell = i.sigmoid() * g.tanh(), forget.sigmoid(), f.past.cell[:, 0]
+        segment = self.f.segment
+        i, o, g, forget = segment.gates(z).chunk(4, -1)
+        added, forget, cell = i.sigmoid() * g.tanh(), forget.sigmoid(), segment.context.cell[:, 0]
         cells = []
-        for t in range(f.length):
+        for t in range(segment.length):
             cell = forget[:, t] * cell + added[:, t]
             cells.append(cell)
         cell = torch.stack(cells, 1)
@@ -196,7 +196,7 @@ def methods(args: argparse.Namespace, layer: Layer) -> dict[str, Any]:
         }
     else:
         print("torchdeq is not installed: its rows are left out (pip install --no-deps torchdeq)")
-    if isinstance(layer.decoder.cell, TrellisCell):
+    if isinstance(layer.decoder.layer, TrellisLayer):
         found = trellis_methods(args) | found
     for layers in (12, 24):
         for checkpointed in (False, True):

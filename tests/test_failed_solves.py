@@ -111,8 +111,8 @@ def _row(state):
 
 
 SPOILT = {
-    "NaN in the layer": lambda state: _spoil(state, "decoder.cell.qkv.weight_v", float("nan")),
-    "infinity in the layer": lambda state: _spoil(state, "decoder.cell.ffn_in.weight_v", float("inf")),
+    "NaN in the layer": lambda state: _spoil(state, "decoder.layer.qkv.weight_v", float("nan")),
+    "infinity in the layer": lambda state: _spoil(state, "decoder.layer.ffn_in.weight_v", float("inf")),
     "row of the embedding": _row,
 }
 

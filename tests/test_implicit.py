@@ -8,8 +8,8 @@ from models.builders import build, tokens
 from torch.utils.checkpoint import checkpoint
 
 from fairseq_deq.implicit import GradientConfig, SolveStats, fixed_point, unroll
-from fairseq_deq.modules.transformer_cell import TransformerCell
-from fairseq_deq.modules.weight_norm import Initializer
+from fairseq_deq.layers.transformer.layer import TransformerLayer
+from fairseq_deq.layers.weight_norm import Initializer
 from fairseq_deq.solvers import SolverConfig
 
 TIGHT = SolverConfig(solver="broyden", max_evals=300, rtol=1e-12, atol=0.0)
@@ -85,7 +85,7 @@ def test_the_active_set_does_not_change_the_gradient():
         model = build(active_set=active_set)
         x, _ = model.extract_features(tokens(4, 16))
         x.mul(torch.linspace(-1, 1, 16, dtype=x.dtype)).sum().backward()
-        return model.decoder.cell.ffn_in.weight_v.grad
+        return model.decoder.layer.ffn_in.weight_v.grad
 
     assert torch.allclose(gradient("always"), gradient("never"), atol=1e-9)
 
@@ -182,7 +182,7 @@ def test_gradient_options_are_refused_by_name(options, sentence):
 def _layer(weight_norm: bool, pre_norm: bool):
     """A contracting layer, two rows of four positions, and the tensors that get gradients, by name."""
     torch.manual_seed(0)
-    cell = TransformerCell(
+    cell = TransformerLayer(
         dim=6,
         ffn_dim=8,
         heads=2,
@@ -205,7 +205,7 @@ def _weighting() -> torch.Tensor:
     return torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
 
 
-def _bind(cell: TransformerCell, u: torch.Tensor):
+def _bind(cell: TransformerLayer, u: torch.Tensor):
     return cell.prepare(cell.draw(2, 4, 0, u)).bind(u, None)
 
 

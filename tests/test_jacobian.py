@@ -9,9 +9,9 @@ import torch
 from problems import CausalMap
 
 from fairseq_deq.jacobian import PenaltySchedule, jacobian_penalty, spectral_radius
-from fairseq_deq.modules.transformer_cell import TransformerCell
-from fairseq_deq.modules.trellis_cell import TrellisCell
-from fairseq_deq.modules.weight_norm import Initializer
+from fairseq_deq.layers.transformer.layer import TransformerLayer
+from fairseq_deq.layers.trellis.layer import TrellisLayer
+from fairseq_deq.layers.weight_norm import Initializer
 
 B, T, C = 2, 4, 6
 
@@ -19,7 +19,7 @@ B, T, C = 2, 4, 6
 def _transformer(pre_norm: bool = False, weight_norm: bool = True):
     """f of a causal layer, a point, and the parameters."""
     torch.manual_seed(0)
-    cell = TransformerCell(
+    cell = TransformerLayer(
         dim=C,
         ffn_dim=8,
         heads=2,
@@ -35,7 +35,7 @@ def _transformer(pre_norm: bool = False, weight_norm: bool = True):
 
 def _trellis(weight_norm: bool = True):
     torch.manual_seed(0)
-    return _bound(TrellisCell(3, 2, 2, weight_norm, dropout=0.0, weight_dropout=0.0).double())
+    return _bound(TrellisLayer(3, 2, 2, weight_norm, dropout=0.0, weight_dropout=0.0).double())
 
 
 def _bound(cell):

@@ -1,7 +1,7 @@
 """Checkpoints of earlier versions load, and score as they did when they were written.
 
-The files were written by `fairseq-train` after 120 updates: `*_0.1.0.pt` by version 0.1.0, `*_learned.pt` later, with
-what solves have learned. The numbers beside them are scores by the code of that day.
+The files were written by `fairseq-train` after 120 updates: `*_0.1.0.pt` by version 0.1.0, `*_learned.pt`
+later, with what solves have learned. The numbers beside them are scores by the code of that day.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ class DEQLanguageModelLoss(FairseqCriterion):
             "sample_size": sample_size,
             "f_nonfinite_sum": non_finite.sum(),
         }
-        term, radii = extra.get("jacobian_term"), extra.get("block_radii")
+        term, radii = extra.get("jacobian_penalty"), extra.get("spectral_radii")
         # Every worker logs the same entries, on the device of the loss.
         sums = dict.fromkeys(_JACOBIAN, loss.new_zeros(()))
         if term is not None:

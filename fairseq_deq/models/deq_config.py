@@ -9,7 +9,7 @@ from omegaconf import II
 from ..errors import OptionError
 from ..implicit import GRADIENTS, GradientConfig
 from ..jacobian import PenaltySchedule
-from ..modules.weight_norm import Initializer
+from ..layers.weight_norm import Initializer
 from ..options import check_values, is_on, option, switch
 from ..solvers import SolverConfig, linear_solver_names, solver_names
 from ..solvers.config import ACTIVE_SETS, POLICIES, SCOPES

@@ -6,11 +6,12 @@ from typing import Any, Optional
 from fairseq.models import register_model
 
 from ..errors import OptionError
-from ..modules.transformer_cell import TransformerCell
+from ..layers.transformer.layer import TransformerLayer
 from ..options import check_values, is_on, option, switch
 from .deq_config import DEQLanguageModelConfig, Init
-from .deq_decoder import DEQDecoder, InputOptions
+from .deq_decoder import DEQDecoder
 from .deq_language_model import DEQLanguageModel
+from .segment_decoder import InputOptions
 
 
 @dataclass
@@ -42,7 +43,7 @@ class DEQTransformerLanguageModel(DEQLanguageModel):
             ValueError: an option cannot work; the sentence names it and the valid values.
         """
         _check(cfg)
-        cell = TransformerCell(
+        layer = TransformerLayer(
             dim=cfg.decoder_embed_dim,
             ffn_dim=cfg.decoder_ffn_embed_dim,
             heads=cfg.decoder_attention_heads,
@@ -54,7 +55,7 @@ class DEQTransformerLanguageModel(DEQLanguageModel):
             local_size=cfg.local_size,
         )
         inputs = InputOptions(scale=cfg.decoder_embed_dim**0.5, dropout=cfg.dropout)
-        return cls.of(DEQDecoder(cfg, task.source_dictionary, cell, inputs), cfg, task)
+        return cls.of(DEQDecoder(cfg, task.source_dictionary, layer, inputs), cfg, task)
 
 
 def _check(cfg: DEQTransformerConfig) -> None:

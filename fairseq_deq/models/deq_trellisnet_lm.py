@@ -6,11 +6,12 @@ from typing import Any, Optional
 from fairseq.models import register_model
 
 from ..errors import OptionError
-from ..modules.trellis_cell import TrellisCell
+from ..layers.trellis.layer import TrellisLayer
 from ..options import check_values, is_on, option, switch
 from .deq_config import DEQLanguageModelConfig, Scope
-from .deq_decoder import DEQDecoder, InputOptions
+from .deq_decoder import DEQDecoder
 from .deq_language_model import DEQLanguageModel
+from .segment_decoder import InputOptions
 
 
 @dataclass
@@ -62,7 +63,7 @@ class DEQTrellisNetLanguageModel(DEQLanguageModel):
         """
         _check(cfg)
         output_dim = cfg.nout or cfg.decoder_embed_dim
-        cell = TrellisCell(
+        layer = TrellisLayer(
             hidden_dim=cfg.nhid + output_dim,
             output_dim=output_dim,
             kernel_size=cfg.ksize,
@@ -77,7 +78,7 @@ class DEQTrellisNetLanguageModel(DEQLanguageModel):
             window=cfg.ksize,
             weight_norm=is_on(cfg, "wnorm"),
         )
-        return cls.of(DEQDecoder(cfg, task.source_dictionary, cell, inputs), cfg, task)
+        return cls.of(DEQDecoder(cfg, task.source_dictionary, layer, inputs), cfg, task)
 
 
 def _check(cfg: DEQTrellisNetConfig) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..implicit import Equilibrium, SolveStats
-from ..modules.cell import Cell
+from ..layers.layer import Layer
 from ..options import is_on
 from ..solvers import Preconditioner
 from .keeper import ConvergenceKeeper
@@ -24,18 +24,18 @@ class Knowledge(nn.Module):
 
     Args:
         cfg: options of the model.
-        cell: the layer.
+        layer: the layer f.
         scope: scope of its solves.
     """
 
-    def __init__(self, cfg: Any, cell: Cell, scope: str) -> None:
+    def __init__(self, cfg: Any, layer: Layer, scope: str) -> None:
         super().__init__()
-        channels = cell.own_dim if scope == "recurrence" else cell.state_dim
+        channels = layer.own_dim if scope == "recurrence" else layer.state_dim
         rank, unrolled = cfg.preconditioner_rank, str(cfg.gradient) == "unroll"
         # What is unrolled is a network of its own, from zero; it solves nothing.
         self.learned_preconditioner = LearnedPreconditioner(channels, rank) if rank and not unrolled else None
         starts = is_on(cfg, "learned_start") and not unrolled
-        self.learned_start = LearnedStart(cfg.decoder_embed_dim, cell.state_dim) if starts else None
+        self.learned_start = LearnedStart(cfg.decoder_embed_dim, layer.state_dim) if starts else None
         keeps = cfg.keep_converged > 0 and not unrolled
         self.keeper = ConvergenceKeeper(cfg.keep_converged) if keeps else None
 

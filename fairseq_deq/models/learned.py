@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from fairseq.distributed import utils as distributed_utils
 from torch import Tensor, nn
 
+from ..invariant_matmul import rowwise_linear
 from ..jacobian import JacobianSums
 from ..solvers import Preconditioner
-from ..solvers.invariant_matmul import rowwise_linear
 from .precision import dtype_of_f
 
 # What was known counts this much beside what is new, whenever it is renewed.

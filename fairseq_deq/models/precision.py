@@ -1,8 +1,8 @@
-"""The tolerance that a solve can reach in the precision that f is computed in."""
+"""The tolerance of a solve: looser early in training if asked for, never below rounding."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ def dtype_of_f(like: Tensor) -> torch.dtype:
     return like.dtype
 
 
-def within_reach(config: SolverConfig, like: Tensor) -> SolverConfig:
+def clamp_tolerance(config: SolverConfig, like: Tensor) -> SolverConfig:
     """The same solve, with a tolerance that rounding lets it reach.
 
     Evaluating f in a precision of eps changes f(z) by about eps*|f(z)|, so that no residual below it means
@@ -37,3 +37,20 @@ def within_reach(config: SolverConfig, like: Tensor) -> SolverConfig:
     if config.rtol == 0 and config.atol < eps:
         return replace(config, atol=eps)
     return config
+
+
+@dataclass(frozen=True)
+class EarlyTolerance:
+    """A looser relative tolerance in the first updates of a training.
+
+    Attributes:
+        eps: the tolerance.
+        updates: how many updates it holds for; 0: none.
+    """
+
+    eps: float
+    updates: int
+
+    def at(self, config: SolverConfig, update: int) -> SolverConfig:
+        """The options of a solve in the update after `update` finished ones."""
+        return replace(config, rtol=max(config.rtol, self.eps)) if update < self.updates else config

@@ -17,7 +17,7 @@ _BLOCKS = 8
 
 
 @dataclass(frozen=True)
-class JacobianTerm:
+class JacobianPenalty:
     """The Jacobian penalty of one forward pass.
 
     Attributes:
@@ -36,7 +36,7 @@ class JacobianTerm:
         return self.weight * self.value
 
     @classmethod
-    def of(cls, equilibria: list[Equilibrium], real: Tensor, weight: float) -> JacobianTerm:
+    def of(cls, equilibria: list[Equilibrium], real: Tensor, weight: float) -> JacobianPenalty:
         """The penalty at the equilibria of the subsequences of a segment.
 
         The Jacobian is that of each subsequence in its own state; those before it are held, as in its solve.
@@ -55,7 +55,7 @@ class JacobianTerm:
 
 
 @dataclass(frozen=True)
-class BlockRadii:
+class PositionSpectralRadii:
     """The spectral radius of the layer at the equilibria of a batch, computed when it is asked for.
 
     A row's radius is the largest of the blocks J_tt of all its positions, since f is causal. The blocks
@@ -79,14 +79,14 @@ class BlockRadii:
         for i in chosen:
             positions, found = _spread_in_rows(parts[i], _BLOCKS // len(chosen))
             f, state = self.solved[i]
-            f = f if isinstance(f, Restrictable) else _HeldElsewhere(f)
+            f = f if isinstance(f, Restrictable) else HeldElsewhere(f)
             value = spectral_radius(f, state, steps=self.steps, positions=positions).value
             radii.append(torch.where(found.unsqueeze(1), value, 0.0))
         return torch.cat(radii, 1).amax(1)
 
 
 @dataclass(frozen=True)
-class _HeldElsewhere:
+class HeldElsewhere:
     """A map that can be evaluated at all positions only, as one that can be asked for some of them.
 
     Attributes:

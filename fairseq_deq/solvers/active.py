@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..invariant_matmul import padded_count
 from .config import SolverConfig
-from .invariant_matmul import padded_count
 from .lanes import LaneLayout, Restrictable
 from .record import Array, LaneRecord, books_on_host, namespace
 from .registry import Method, get_solver

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.linalg import vecdot
 
+from ..invariant_matmul import padded_count
 from .active import ActiveLanes
 from .config import SolverConfig
 from .fused import constant, fusing, settled
-from .invariant_matmul import padded_count
 from .lanes import direction_of
 from .preconditioner import Preconditioner
 from .record import Array, namespace

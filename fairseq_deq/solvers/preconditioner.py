@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .invariant_matmul import pad_rows
+from ..invariant_matmul import pad_rows
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from fairseq.data.iterators import CountingIterator, EpochBatchIterator
 from torch import Tensor
 
 from ..errors import OptionError
-from ..modules.memory import Memory, MemoryCarrier
+from ..layers.memory import Memory, MemoryCarrier
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from fairseq.tasks.language_modeling import LanguageModelingConfig
 from torch import Tensor
 
 from ..errors import OptionError
-from ..modules.memory import Memory
+from ..layers.memory import Memory
 from ._streams import StreamBatches, StreamIterator, StreamText
 from .language_modeling import CarefulLanguageModelingTask
 
@@ -81,7 +81,7 @@ class DEQLanguageModelingTask(CarefulLanguageModelingTask):
                 f"--task deq_language_modeling needs a model that takes a memory, and {type(model).__name__} "
                 "does not; use --task language_modeling, or an --arch of this package (deq_...)"
             )
-        self._width = getattr(getattr(model.decoder, "cell", None), "state_dim", None)
+        self._width = getattr(getattr(model.decoder, "layer", None), "record_dim", None)
         if getattr(args, "mem_len", 0) == 0:
             logger.info("--mem-len is 0: nothing is carried from one batch of the streams to the next")
         return model

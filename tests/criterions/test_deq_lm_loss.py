@@ -122,7 +122,7 @@ def test_the_penalty_is_differentiated_and_the_loss_stays_cross_entropy():
     torch.manual_seed(0)
     loss, size, logged = _criterion()(model, _sample(source, target))
     torch.manual_seed(0)
-    term = model(source)[1]["jacobian_term"]
+    term = model(source)[1]["jacobian_penalty"]
     plain = build(**QUICK).train()
     cross_entropy, _, without = _criterion()(plain, _sample(source, target))
     assert torch.allclose(loss - cross_entropy, 0.5 * term.value * 18, rtol=1e-9)
@@ -168,7 +168,7 @@ def test_the_radius_is_a_mean_over_rows_of_their_largest():
     model = build(spectral_radius=16, **QUICK)
     source, target = tokens(3, 6), tokens(3, 6, seed=2)
     _, _, logged = _criterion()(model, _sample(source, target))
-    largest = model(source)[1]["block_radii"].largest()
+    largest = model(source)[1]["spectral_radii"].largest()
     assert logged["sradius_rows"] == 3
     assert _means(logged)["sradius"] == pytest.approx(largest.mean().item(), abs=1e-4)
     assert largest.min() > 0.01

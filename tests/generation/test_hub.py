@@ -156,7 +156,7 @@ def test_what_the_solves_came_to_is_kept_and_warned_of(words, caplog):
 def test_a_layer_that_is_not_finite_gives_neither_score_nor_text(unique_checkpoint, data_bin):
     model = DEQTransformerLanguageModel.from_pretrained(unique_checkpoint, data_name_or_path=data_bin)
     with torch.no_grad():
-        model.models[0].decoder.cell.qkv.weight_v[0].fill_(math.nan)
+        model.models[0].decoder.layer.qkv.weight_v[0].fill_(math.nan)
     for call in (model.score, model.sample, model.perplexity):
         with pytest.raises(OptionError, match="not finite"):
             call(SENTENCE)

@@ -10,7 +10,7 @@ import torch
 from fairseq.data import Dictionary
 
 import fairseq_deq  # noqa: F401  (registers the models)
-from fairseq_deq.models import deq_decoder
+from fairseq_deq.models import incremental, segment_decoder
 from fairseq_deq.models.deq_transformer_lm import DEQTransformerConfig, DEQTransformerLanguageModel
 from fairseq_deq.models.deq_trellisnet_lm import DEQTrellisNetConfig, DEQTrellisNetLanguageModel
 
@@ -56,7 +56,7 @@ def build(seed: int = 0, dtype: torch.dtype = torch.float64, **options: Any) -> 
     small = EXACT | {"decoder_ffn_embed_dim": 32, "decoder_attention_heads": 2}
     torch.manual_seed(seed)
     model = DEQTransformerLanguageModel.build_model(DEQTransformerConfig(**(small | options)), task())
-    cell = model.decoder.cell
+    cell = model.decoder.layer
     with torch.no_grad():
         model.decoder.injection.weight.mul_(2.0)
         for linear, gain in ((cell.qkv, 0.5), (cell.out, 8.0), (cell.ffn_out, 0.5)):
@@ -146,12 +146,12 @@ def tokens(batch: int, length: int, seed: int = 1) -> torch.Tensor:
 def count_solves(monkeypatch: Any) -> list[tuple[int, int]]:
     """Rows and positions of every solve of a decoder from now on, in a list that grows."""
     solves: list[tuple[int, int]] = []
-    for name in ("fixed_point", "solve"):
-        original = getattr(deq_decoder, name)
+    for module, name in ((segment_decoder, "fixed_point"), (incremental, "solve")):
+        original = getattr(module, name)
 
         def counted(f: Any, z0: torch.Tensor, *rest: Any, original: Any = original) -> Any:
             solves.append((z0.shape[0], z0.shape[1]))
             return original(f, z0, *rest)
 
-        monkeypatch.setattr(deq_decoder, name, counted)
+        monkeypatch.setattr(module, name, counted)
     return solves

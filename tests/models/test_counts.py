@@ -12,6 +12,7 @@ from models.builders import EXACT, VOCABULARY, decode, task
 
 from fairseq_deq.models.deq_transformer_lm import DEQTransformerConfig, DEQTransformerLanguageModel
 from fairseq_deq.models.deq_trellisnet_lm import DEQTrellisNetConfig, DEQTrellisNetLanguageModel
+from fairseq_deq.models.incremental import IncrementalDecoder
 
 # The options that training has by default, at width 32.
 DEFAULTS = {
@@ -101,7 +102,7 @@ def test_of_a_new_token(family, bound, monkeypatch):
     """Measured: 6.8 and 4.9 a token and row."""
     model = _trained(family, *((101, 32) if family == "transformer" else (31, 16))).eval()
     evaluations = []
-    decoder, original = model.decoder, model.decoder._continue
+    original = IncrementalDecoder.advance
 
     def counted(*arguments: Any) -> Any:
         cache, extra = original(*arguments)
@@ -110,7 +111,7 @@ def test_of_a_new_token(family, bound, monkeypatch):
         evaluations.append(computed / lanes)
         return cache, extra
 
-    monkeypatch.setattr(decoder, "_continue", counted)
+    monkeypatch.setattr(IncrementalDecoder, "advance", counted)
     decode(model, _text(4, 24, 2000), steps_at_once=8)
     assert len(evaluations) == 17
     assert sum(evaluations) / len(evaluations) <= bound, evaluations

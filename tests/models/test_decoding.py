@@ -9,13 +9,13 @@ import torch
 from fairseq.sequence_generator import SequenceGenerator
 from fairseq.sequence_scorer import SequenceScorer
 from fairseq.tasks.language_modeling import LanguageModelingTask
+from fairseq_deq.models.decoding_cache import DecodingCache
 from models.builders import build, build_trellis, count_solves, dictionary, tokens
 
 from fairseq_deq.generation.generator import PrefillingGenerator
+from fairseq_deq.layers.cache import ContextCache
+from fairseq_deq.layers.memory import Memory
 from fairseq_deq.models import deq_decoder
-from fairseq_deq.models.decoding import DecodingCache
-from fairseq_deq.modules.memory import Memory
-from fairseq_deq.modules.settled import SettledPast
 
 EOS, PAD = 2, 1
 
@@ -109,7 +109,7 @@ def test_left_padding_changes_nothing():
 
 def test_every_layer_that_can_be_bound_can_be_decoded(monkeypatch):
     model = _model()
-    monkeypatch.setattr(deq_decoder, "nothing_settled", lambda prepared, batch: SettledPast(prepared))
+    monkeypatch.setattr(deq_decoder, "nothing_settled", lambda prepared, batch: ContextCache(prepared))
     source, state = tokens(3, 9), {}
     whole = _whole(model, source)
     for end in (4, 5, 6, 7, 8, 9):
@@ -215,7 +215,7 @@ def test_the_cache_is_not_copied_within_the_prompts(monkeypatch):
     copies = []
     kind = type(
         deq_decoder.nothing_settled(
-            model.decoder.cell.prepare(model.decoder.cell.draw(1, 1, 0, torch.ones(1))), 1
+            model.decoder.layer.prepare(model.decoder.layer.draw(1, 1, 0, torch.ones(1))), 1
         )
     )
     reorder = kind.reorder
@@ -255,12 +255,12 @@ def test_the_start_is_made_of_what_lies_before():
     source, state = tokens(2, 8), {}
     with torch.no_grad():
         model.decoder.prefill(source[:, :5], state)
-        cache = model.decoder._cache(state)
+        cache = model.decoder.decoding_cache(state)
         assert isinstance(cache, DecodingCache)
         expected = cache.prompt.state.mean(1, keepdim=True)
         assert torch.allclose(cache.start()[0], expected)
         _step(model, source, 6, state)
-        cache = model.decoder._cache(state)
+        cache = model.decoder.decoding_cache(state)
         assert torch.allclose(cache.start()[0], (5 * expected + cache.last) / 6)
 
 

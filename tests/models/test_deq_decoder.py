@@ -108,7 +108,7 @@ def test_pretraining_computes_two_layers():
     source = tokens(2, 8)
     decoder = model.decoder
     u = decoder.injection(decoder.embed_tokens(source) * decoder.inputs.scale)
-    f = decoder.cell.prepare(decoder.cell.draw(2, 8, 0, u)).bind(u, None)
+    f = decoder.layer.prepare(decoder.layer.draw(2, 8, 0, u)).bind(u, None)
     assert torch.equal(features(model, source), unroll(f, torch.zeros(2, 8, 16, dtype=u.dtype), 2))
 
 

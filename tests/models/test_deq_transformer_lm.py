@@ -27,7 +27,7 @@ def wt103():
 
 
 def test_wt103_layer_has_the_size_of_the_released_script(wt103):
-    layer = _count(wt103.decoder.cell) + _count(wt103.decoder.injection)
+    layer = _count(wt103.decoder.layer) + _count(wt103.decoder.injection)
     # W_qkv, W_r, W_o, the feed-forward part, r_w and r_r, norms of weight norm; then the injection.
     matrices = 700 * (3 * 700 + 700 + 700 + 2 * 48000)
     biases = 700 + 48000 + 700 + 2 * 700
@@ -63,7 +63,7 @@ def test_tied_weights_are_one_parameter(wt103):
 
 def test_initial_weights_have_the_asked_for_spread():
     model = build(decoder_embed_dim=64, decoder_ffn_embed_dim=256, init_std=0.037, wnorm="true")
-    for linear in (model.decoder.cell.relative, model.decoder.cell.ffn_in):
+    for linear in (model.decoder.layer.relative, model.decoder.layer.ffn_in):
         assert linear.weight().std().item() == pytest.approx(0.037, rel=0.03)
 
 
@@ -93,4 +93,4 @@ def test_options_that_cannot_work_are_refused_by_name(options, sentence):
 
 @pytest.mark.parametrize(("value", "norms"), [(True, True), ("true", True), (False, False), ("false", False)])
 def test_a_switch_may_come_from_yaml(value, norms):
-    assert (build(wnorm=value).decoder.cell.qkv.weight_g is not None) == norms
+    assert (build(wnorm=value).decoder.layer.qkv.weight_g is not None) == norms

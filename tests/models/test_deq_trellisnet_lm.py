@@ -37,7 +37,7 @@ def _layer(hidden: int, embed: int, gains: int) -> int:
 def test_ptb_has_the_size_of_the_paper():
     model = _on_meta(DEQTrellisNetPennTreebank, PennTreebankTrellisConfig, PENN_TREEBANK_TYPES)
     decoder = model.decoder
-    layer = _count(decoder.cell) + _count(decoder.injection)
+    layer = _count(decoder.layer) + _count(decoder.injection)
     assert layer == _layer(1400, 400, gains=0) == 20_171_200
     # fairseq's tied softmax has no biases, and its dictionary 8 types more.
     assert _count(model) == 24_174_400
@@ -71,7 +71,7 @@ def test_wt103_differs_from_the_reference_by_what_fairseq_has_and_leaves_out(
         "share_decoder_input_output_embed": "true",
     }
     built = _on_meta(model, config, WIKITEXT_103_TYPES, **(full if softmax == "full" else {}))
-    layer = _count(built.decoder.cell) + _count(built.decoder.injection)
+    layer = _count(built.decoder.layer) + _count(built.decoder.injection)
     assert layer == _layer(hidden, embed, gains=2) == layer_size
     output_biases, more_types = 267_735, 9 * embed
     difference = output_biases - more_types
@@ -101,7 +101,7 @@ def test_tied_weights_are_one_parameter():
 
 def test_initial_weights_have_the_asked_for_spread():
     model = build_trellis(decoder_embed_dim=64, nhid=64, init_std=0.037)
-    for weight in (model.decoder.cell.conv.weight(), model.decoder.injection.weight):
+    for weight in (model.decoder.layer.conv.weight(), model.decoder.injection.weight):
         assert weight.std().item() == pytest.approx(0.037, rel=0.03)
     assert torch.allclose(
         model.decoder.injection.gain, model.decoder.injection.weight.norm(dim=1, keepdim=True)
@@ -141,4 +141,4 @@ def test_options_that_cannot_work_are_refused_by_name(options, sentence):
 def test_the_output_may_have_another_width_than_the_embeddings():
     model = build_trellis(nout=5, nhid=7, share_decoder_input_output_embed="false")
     assert model.decoder.output_projection.weight.shape[1] == 5
-    assert model.decoder.cell.hidden_dim == 12
+    assert model.decoder.layer.hidden_dim == 12

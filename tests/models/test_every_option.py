@@ -9,9 +9,9 @@ from models.builders import task, tokens
 
 from fairseq_deq.criterions.deq_lm_loss import DEQLanguageModelLoss
 from fairseq_deq.errors import OptionError
+from fairseq_deq.layers.memory import MemoryCarrier
 from fairseq_deq.models.deq_transformer_lm import DEQTransformerConfig, DEQTransformerLanguageModel
 from fairseq_deq.models.deq_trellisnet_lm import DEQTrellisNetConfig, DEQTrellisNetLanguageModel
-from fairseq_deq.modules.memory import MemoryCarrier
 from fairseq_deq.options import Range, ignored
 
 SMALL = {"decoder_embed_dim": 16, "init_std": 0.2, "f_thres": 8, "b_thres": 8, "f_eps": 1e-3, "b_eps": 1e-3}

@@ -21,10 +21,12 @@ from models.builders import (
 )
 from torch import nn
 
-from fairseq_deq.models import deq_decoder
+from fairseq_deq.layers.layer import Layer, PreparedLayer
+from fairseq_deq.models import segment_decoder
 from fairseq_deq.models.deq_config import DEQLanguageModelConfig
-from fairseq_deq.models.deq_decoder import DEQDecoder, InputOptions
+from fairseq_deq.models.deq_decoder import DEQDecoder
 from fairseq_deq.models.deq_language_model import DEQLanguageModel
+from fairseq_deq.models.segment_decoder import InputOptions
 
 SOLVERS = ("anderson", "broyden", "picard")
 PAD = 1
@@ -52,7 +54,7 @@ def solves(monkeypatch) -> list[dict[str, Any]]:
     """What every solve of a decoder starts with and knows, from now on."""
     seen: list[dict[str, Any]] = []
     for name in ("fixed_point", "solve"):
-        original = getattr(deq_decoder, name)
+        original = getattr(segment_decoder, name)
 
         def noted(f: Any, z0: torch.Tensor, *rest: Any, original: Any = original) -> Any:
             result = original(f, z0, *rest)
@@ -60,7 +62,7 @@ def solves(monkeypatch) -> list[dict[str, Any]]:
             seen.append({"z0": z0, "preconditioner": rest[-1], "nfe": inner.nfe, "shape": z0.shape})
             return result
 
-        monkeypatch.setattr(deq_decoder, name, noted)
+        monkeypatch.setattr(segment_decoder, name, noted)
     return seen
 
 
@@ -273,44 +275,41 @@ def test_chunks_of_tokens_and_a_memory_equal_teacher_forcing():
 # ---------------------------------------------------------------------- a layer of one's own
 
 
-class OwnCell(nn.Module):
+class OwnLayer(Layer):
     """z_t = tanh(W z_t + mean of z before t + u_t): no `restrict`, no `adjoint`, no `direction`."""
 
     def __init__(self, width: int) -> None:
-        super().__init__()
+        super().__init__(state_dim=width, injection_dim=width)
         self.linear = nn.Linear(width, width, bias=False)
-        self.state_dim = self.own_dim = self.injection_dim = self.output_dim = width
 
     def initialize(self, initializer: Any) -> None:
         with torch.no_grad():
             self.linear.weight.normal_(std=0.7 / self.state_dim**0.5)
 
-    def output(self, state: torch.Tensor) -> torch.Tensor:
-        return state
-
-    def remembered(self, mem_len: int) -> int:
+    def memory_length(self, mem_len: int) -> int:
         return 0
-
-    def draw(self, batch: int, length: int, memory: int, like: torch.Tensor) -> None:
-        return None
 
     def prepare(self, masks: None) -> OwnPrepared:
         return OwnPrepared(self)
 
 
-class OwnPrepared:
-    """`past` is the sum of the states behind and their number, (B, C + 1)."""
+class OwnPrepared(PreparedLayer):
+    """The context is the sum of the states behind and their number."""
 
-    def __init__(self, cell: OwnCell) -> None:
-        self.cell = cell
+    def __init__(self, layer: OwnLayer) -> None:
+        self.layer = layer
 
-    def settled(self, state: torch.Tensor, injection: torch.Tensor, past: OwnPast | None) -> OwnPast:
-        total, count = state.sum(1, keepdim=True), state.shape[1]
-        return OwnPast(total, count) if past is None else OwnPast(past.total + total, past.count + count)
+    def context(self, record: torch.Tensor, injection: torch.Tensor, context: OwnPast | None) -> OwnPast:
+        total, count = record.sum(1, keepdim=True), record.shape[1]
+        if context is None:
+            return OwnPast(total, count)
+        return OwnPast(context.total + total, context.count + count)
 
-    def bind(self, injection: torch.Tensor, past: OwnPast | None, padding: Any = None, start: int = 0) -> Any:
-        weight = self.cell.linear.weight
-        held, behind = (0.0, 0) if past is None else (past.total, past.count)
+    def bind(
+        self, injection: torch.Tensor, context: OwnPast | None, padding: Any = None, start: int = 0
+    ) -> Any:
+        weight = self.layer.linear.weight
+        held, behind = (0.0, 0) if context is None else (context.total, context.count)
         count = (
             torch.arange(behind, behind + injection.shape[1], dtype=injection.dtype)
             .clamp(min=1)
@@ -335,7 +334,7 @@ class OwnPast:
 def _own(**options: Any) -> DEQLanguageModel:
     torch.manual_seed(0)
     cfg = DEQLanguageModelConfig(**(EXACT | options))
-    decoder = DEQDecoder(cfg, task().source_dictionary, OwnCell(16), InputOptions(scale=4.0, dropout=0.0))
+    decoder = DEQDecoder(cfg, task().source_dictionary, OwnLayer(16), InputOptions(scale=4.0, dropout=0.0))
     return DEQLanguageModel(decoder).double().eval()
 
 

@@ -8,7 +8,7 @@ from models.builders import build, tokens
 from runs import json_lines
 
 from fairseq_deq.models.deq_decoder import DEQDecoder
-from fairseq_deq.models.precision import within_reach
+from fairseq_deq.models.precision import clamp_tolerance
 from fairseq_deq.solvers import SolverConfig
 
 
@@ -17,18 +17,18 @@ from fairseq_deq.solvers import SolverConfig
 )
 def test_a_tolerance_below_what_rounding_leaves_is_raised_to_it(dtype, eps):
     like = torch.zeros(1, dtype=dtype)
-    assert within_reach(SolverConfig(rtol=1e-9, atol=0.0), like).rtol == eps
-    assert within_reach(SolverConfig(rtol=0.0, atol=1e-9), like).atol == eps
+    assert clamp_tolerance(SolverConfig(rtol=1e-9, atol=0.0), like).rtol == eps
+    assert clamp_tolerance(SolverConfig(rtol=0.0, atol=1e-9), like).atol == eps
     coarse = SolverConfig(rtol=0.1)
-    assert within_reach(coarse, like) is coarse
+    assert clamp_tolerance(coarse, like) is coarse
 
 
 def test_autocast_counts_as_the_precision_of_f():
     config, like = SolverConfig(rtol=1e-3), torch.zeros(1)
-    assert within_reach(config, like) is config
+    assert clamp_tolerance(config, like) is config
     with torch.autocast("cpu", torch.bfloat16):
-        assert within_reach(config, like).rtol == 2**-7
-        assert within_reach(config, like.double()) is config  # autocast leaves float64 alone
+        assert clamp_tolerance(config, like).rtol == 2**-7
+        assert clamp_tolerance(config, like.double()) is config  # autocast leaves float64 alone
 
 
 def _trained(model, source, low):

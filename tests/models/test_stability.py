@@ -11,7 +11,7 @@ from models.builders import tokens
 
 from fairseq_deq.errors import OptionError
 from fairseq_deq.jacobian import jacobian_penalty, spectral_radius
-from fairseq_deq.models.stability import BlockRadii
+from fairseq_deq.models.stability import PositionSpectralRadii
 from fairseq_deq.solvers import Restrictable
 
 # What is asserted here holds at any state: a few evaluations will do.
@@ -32,7 +32,7 @@ BUILDERS = {
 
 
 def _term(model, source):
-    return model(source)[1]["jacobian_term"]
+    return model(source)[1]["jacobian_penalty"]
 
 
 @pytest.mark.parametrize("subseq_len", [0, 3])
@@ -41,7 +41,7 @@ def test_the_term_is_the_penalty_at_every_equilibrium_and_has_a_gradient(builder
     model = BUILDERS[builder](jac_loss_weight=0.5, subseq_len=subseq_len).train()
     source = tokens(2, 8)
     _, extra = model(source)
-    term, taped = extra["jacobian_term"], [e.taped for e in extra["equilibria"]]
+    term, taped = extra["jacobian_penalty"], [e.taped for e in extra["equilibria"]]
     assert len(taped) == (3 if subseq_len else 1)
     # Draws after draws: the term again, from the same state of the generator.
     torch.manual_seed(4)
@@ -52,7 +52,7 @@ def test_the_term_is_the_penalty_at_every_equilibrium_and_has_a_gradient(builder
     assert again.positions == term.positions == 16
     assert torch.allclose(again.weighted, 0.5 * expected)
     again.value.backward()
-    gradients = {n: p.grad for n, p in model.decoder.cell.named_parameters() if p.grad is not None}
+    gradients = {n: p.grad for n, p in model.decoder.layer.named_parameters() if p.grad is not None}
     assert any(g.norm() > 1e-6 for g in gradients.values())
     assert all(torch.isfinite(g).all() for g in gradients.values())
 
@@ -61,13 +61,13 @@ def test_the_term_is_the_penalty_at_every_equilibrium_and_has_a_gradient(builder
 def test_every_gradient_at_an_equilibrium_can_have_the_penalty(gradient):
     model = build(jac_loss_weight=0.5, gradient=gradient).train()
     x, extra = model(tokens(2, 6))
-    (x.pow(2).mean() + extra["jacobian_term"].weighted).backward()
-    found = model.decoder.cell.qkv.weight_v.grad.clone()
+    (x.pow(2).mean() + extra["jacobian_penalty"].weighted).backward()
+    found = model.decoder.layer.qkv.weight_v.grad.clone()
     model.zero_grad()
     x, _ = model(tokens(2, 6))
     x.pow(2).mean().backward()
     assert torch.isfinite(found).all()
-    assert not torch.allclose(found, model.decoder.cell.qkv.weight_v.grad, rtol=1e-3)
+    assert not torch.allclose(found, model.decoder.layer.qkv.weight_v.grad, rtol=1e-3)
 
 
 def test_padding_does_not_count():
@@ -77,7 +77,7 @@ def test_padding_does_not_count():
     means = []
     for batch in (source, source[:, :4]):
         _, extra = model(batch)
-        term, real = extra["jacobian_term"], batch.ne(1)
+        term, real = extra["jacobian_penalty"], batch.ne(1)
         assert term.positions == 8
         torch.manual_seed(0)
         values = [type(term).of(extra["equilibria"], real, 0.5).value.detach() for _ in range(150)]
@@ -138,7 +138,7 @@ def test_the_largest_radius_of_a_row_is_that_of_its_blocks(builder, subseq_len):
     source = tokens(3, 8)
     source[1, 5:] = 1
     source[2] = 1
-    radii = model(source)[1]["block_radii"]
+    radii = model(source)[1]["spectral_radii"]
     largest = radii.largest()
     every = torch.cat([spectral_radius(f, state, steps=60).value for f, state in radii.solved], 1)
     if subseq_len:  # 3 subsequences, 2 positions of each: its first and its last one
@@ -152,7 +152,7 @@ def test_the_largest_radius_of_a_row_is_that_of_its_blocks(builder, subseq_len):
 @torch.no_grad()
 def test_of_a_long_row_eight_positions_are_looked_at():
     model = build(spectral_radius=16)
-    radii = model(tokens(2, 64))[1]["block_radii"]
+    radii = model(tokens(2, 64))[1]["spectral_radii"]
     ((f, state),) = radii.solved
     seen = []
 
@@ -171,17 +171,17 @@ def test_of_a_long_row_eight_positions_are_looked_at():
 def test_radii_are_for_evaluation_at_an_equilibrium_only():
     model = build(spectral_radius=10, pretrain_steps=5)
     model.set_num_updates(3)
-    assert model(tokens(1, 4))[1]["block_radii"] is None
+    assert model(tokens(1, 4))[1]["spectral_radii"] is None
     model.set_num_updates(9)
-    assert model(tokens(1, 4))[1]["block_radii"] is not None
-    assert model.train()(tokens(1, 4))[1]["block_radii"] is None
-    assert build()(tokens(1, 4))[1]["block_radii"] is None
+    assert model(tokens(1, 4))[1]["spectral_radii"] is not None
+    assert model.train()(tokens(1, 4))[1]["spectral_radii"] is None
+    assert build()(tokens(1, 4))[1]["spectral_radii"] is None
 
 
 def test_radii_of_a_layer_that_cannot_be_restricted_are_those_of_one_that_can():
     model = build(spectral_radius=6).eval()
     _, extra = model(tokens(2, 6))
-    radii = extra["block_radii"]
+    radii = extra["spectral_radii"]
     whole = [(lambda z, f=f: f(z), state) for f, state in radii.solved]
     assert not isinstance(whole[0][0], Restrictable)
-    assert torch.allclose(BlockRadii(whole, radii.real, 6).largest(), radii.largest(), rtol=1e-6)
+    assert torch.allclose(PositionSpectralRadii(whole, radii.real, 6).largest(), radii.largest(), rtol=1e-6)

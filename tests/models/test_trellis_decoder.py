@@ -112,7 +112,7 @@ def test_pretraining_is_a_tied_stack():
     source, decoder = tokens(2, 8), model.decoder
     with torch.no_grad():
         u = decoder.injection(decoder.embed_tokens(source))
-        f = decoder.cell.prepare(decoder.cell.draw(2, 8, 0, u)).bind(u, None)
+        f = decoder.layer.prepare(decoder.layer.draw(2, 8, 0, u)).bind(u, None)
         stack = unroll(f, torch.zeros(2, 8, 2 * 24, dtype=u.dtype), 4)
     assert torch.equal(features(model, source), stack[..., 8:24])
 
@@ -153,8 +153,8 @@ def test_decoding_keeps_the_last_state_only_and_solves_the_new_token_alone():
         with torch.no_grad():
             _, extra = model.decoder(source[:, :end], incremental_state=state)
         cache = model.decoder.get_incremental_state(state, "cache")
-        past = cache.settled.past
-        kept = (past.hidden, past.cell, cache.context, cache.last, cache.total, cache.count)
+        context = cache.layer.context
+        kept = (context.hidden, context.cell, cache.recent, cache.last, cache.total, cache.count)
         # Storage counts: a view would keep the whole text alive.
         sizes.append(sum(tensor.untyped_storage().nbytes() for tensor in kept))
         lanes, _, computed, *_ = extra["forward_stats"].sums.tolist()
@@ -177,7 +177,7 @@ def test_output_dropout_drops_channels_not_positions():
 def test_word_dropout_drops_words_wherever_they_occur():
     decoder = build_trellis(emb_dropout=0.5).train().decoder
     source = torch.arange(4, 52).repeat(2, 2)
-    dropped = (decoder._embed(source) == 0).all(-1)
+    dropped = (decoder.embed(source) == 0).all(-1)
     assert 0.2 < dropped.double().mean() < 0.8
     assert torch.equal(dropped[:, :48], dropped[:, 48:])
     assert torch.equal(dropped[0], dropped[1])

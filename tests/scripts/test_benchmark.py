@@ -79,8 +79,8 @@ def test_a_recurrence_under_a_probe_is_still_one():
     decoder = build_trellis(dtype=torch.float32).decoder
     with torch.no_grad():
         u = decoder.injection(decoder.embed_tokens(tokens(2, 5)))
-        f = decoder.cell.prepare(decoder.cell.draw(2, 5, 0, u)).bind(u, None)
-    z = torch.zeros(2, 5, decoder.cell.state_dim)
+        f = decoder.layer.prepare(decoder.layer.draw(2, 5, 0, u)).bind(u, None)
+    z = torch.zeros(2, 5, decoder.layer.state_dim)
     probed = probe.ProbedMap(f, probe.Probe(z.numel()))
     assert isinstance(probed, Recurrent)
     assert isinstance(probed.adjoint(z, z), Recurrent)
@@ -92,12 +92,12 @@ def test_a_step_in_subsequences_is_probed_as_a_whole():
     layer = step_layer.Layer(decoder, x, None, torch.randn(2, 6, decoder.dim).double())
     config = SolverConfig(solver="anderson", scope="sample", max_evals=200, rtol=1e-12, atol=0.0)
     method = step_methods.our_method(config, GradientConfig(solver=config))
-    _, _, whole = benchmark.probed_step(layer, method, 2 * 6 * decoder.cell.state_dim)
+    _, _, whole = benchmark.probed_step(layer, method, 2 * 6 * decoder.layer.state_dim)
     chunked = step_layer.InSubsequences(method, 4)
-    _, probe, gradients = benchmark.probed_step(layer, chunked, 2 * 6 * decoder.cell.state_dim)
+    _, probe, gradients = benchmark.probed_step(layer, chunked, 2 * 6 * decoder.layer.state_dim)
     found = benchmark.residuals(layer, chunked, probe)
     assert [len(probe.phases[phase].states) for phase in "fb"] == [2, 2]
-    assert probe.final.shape == (2, 6, decoder.cell.state_dim)
+    assert probe.final.shape == (2, 6, decoder.layer.state_dim)
     assert found["f_sample"] < 1e-11
     assert found["b_sample"] < 1e-11
     torch.testing.assert_close(gradients, whole, rtol=1e-6, atol=1e-9)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from layers import FAMILIES
+from bound_layers import FAMILIES
 from problems import CausalMap
 from torch import Tensor
 

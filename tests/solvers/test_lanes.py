@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from layers import FAMILIES, B, C, T, transformer
+from bound_layers import FAMILIES, B, C, T, transformer
 from problems import Relay
 
 from fairseq_deq.solvers import SolverConfig, Status, solve

@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 import torch
-from layers import FAMILIES, B, Family, Known, T
+from bound_layers import FAMILIES, B, Family, Known, T
 
 from fairseq_deq.solvers import FixedPoint, SolverConfig, solve
 

@@ -69,7 +69,7 @@ def test_without_its_memory_a_resumed_run_is_another(whole, in_process, data_bin
     assert state["extra_state"].pop("DEQLanguageModelingTask")
     torch.save(state, tmp_path / "checkpoint_last.pt")
     _train(in_process, data_bin, tmp_path, *CONTINUED, "9")
-    assert "/weights/decoder.cell.qkv.weight" in " ".join(
+    assert "/weights/decoder.layer.qkv.weight" in " ".join(
         differences(resumed_state(tmp_path), resumed_state(whole[0]))
     )
 

@@ -10,7 +10,7 @@ import torch
 from models.builders import build
 
 from fairseq_deq.errors import OptionError
-from fairseq_deq.modules.memory import Memory, MemoryCarrier
+from fairseq_deq.layers.memory import Memory, MemoryCarrier
 from fairseq_deq.tasks._streams import StreamBatches, StreamIterator, StreamText
 
 EOS, PAD = 2, 1

@@ -14,8 +14,10 @@ import pytest
 import torch
 from browser import CHROMIUM, Browser
 
+from fairseq_deq.layers.layer import Layer
 from fairseq_deq.models.deq_config import DEQLanguageModelConfig
-from fairseq_deq.models.deq_decoder import DEQDecoder, InputOptions
+from fairseq_deq.models.deq_decoder import DEQDecoder
+from fairseq_deq.models.segment_decoder import InputOptions
 from fairseq_deq.solvers import Status
 from fairseq_deq.tasks._streams import StreamBatches, StreamText
 from fairseq_deq.tools.diagnose.checks import check_invariances
@@ -30,33 +32,24 @@ from fairseq_deq.tools.diagnose.verdicts import judge
 VOCABULARY = 40
 
 
-class Tanh(torch.nn.Module):
+class Tanh(Layer):
     """A layer of one's own: z_t = tanh(W (z_t + z_{t-1}) + u_t), evaluated at all positions at once."""
 
-    state_dim = own_dim = injection_dim = output_dim = 12
-
     def __init__(self, size: float) -> None:
-        super().__init__()
+        super().__init__(state_dim=12, injection_dim=12)
         torch.manual_seed(0)
         self.weight = torch.nn.Parameter(size * torch.randn(12, 12) / 12**0.5)
-        self.past = None
 
     def initialize(self, initializer):
         pass
 
-    def output(self, state):
-        return state
-
-    def remembered(self, mem_len):
+    def memory_length(self, mem_len):
         return 0
-
-    def draw(self, batch, length, memory, like):
-        return None
 
     def prepare(self, masks):
         return self
 
-    def bind(self, injection, past, padding=None, start=0):
+    def bind(self, injection, context, padding=None, start=0):
         def f(z):
             before = torch.nn.functional.pad(z, (0, 0, 1, 0))[:, :-1]
             return torch.tanh((z + before) @ self.weight.T + injection)
@@ -64,7 +57,7 @@ class Tanh(torch.nn.Module):
         return f
 
 
-def subject_of(cell: torch.nn.Module, tokens: int = 256, **options) -> Subject:
+def subject_of(layer: Layer, tokens: int = 256, **options) -> Subject:
     """A model of this layer, untrained, at random text."""
     from fairseq.data import Dictionary
 
@@ -74,7 +67,7 @@ def subject_of(cell: torch.nn.Module, tokens: int = 256, **options) -> Subject:
     options = {"share_decoder_input_output_embed": "true", "decoder_embed_dim": 12} | options
     missing = {"max_update": 0, "tokens_per_sample": 16, "max_target_positions": None, "add_bos_token": False}
     cfg = DEQLanguageModelConfig(**(missing | options))
-    decoder = DEQDecoder(cfg, words, cell, InputOptions(scale=1.0, dropout=0.0)).eval()
+    decoder = DEQDecoder(cfg, words, layer, InputOptions(scale=1.0, dropout=0.0)).eval()
 
     class Model(torch.nn.Module):
         def __init__(self):
@@ -122,7 +115,7 @@ def test_the_spectrum_is_that_of_the_blocks(healthy):
     _, subject, _ = healthy
     layer = subject.layer()
     spectra = measure_spectra(layer)
-    weight = subject.decoder.cell.weight
+    weight = subject.decoder.layer.weight
     z = layer.state.detach()
     slope = 1 - layer.f(z).detach() ** 2  # of tanh
     blocks = slope.unsqueeze(-1) * weight.detach()
@@ -175,7 +168,7 @@ def test_a_budget_that_is_too_small_is_named_with_one_that_is_not(healthy):
 def test_a_layer_that_is_not_finite_is_named_first():
     subject = subject_of(Tanh(0.25))
     with torch.no_grad():
-        subject.decoder.cell.weight.fill_(math.nan)
+        subject.decoder.layer.weight.fill_(math.nan)
     m = measure(subject)
     verdicts = judge(m)
     assert verdicts[0].title == "The layer is not finite"
@@ -185,9 +178,9 @@ def test_a_layer_that_is_not_finite_is_named_first():
 
 def test_a_layer_that_looks_ahead_is_found():
     class Ahead(Tanh):
-        def bind(self, injection, past, padding=None, start=0):
+        def bind(self, injection, context, padding=None, start=0):
             mean = injection.mean(1, keepdim=True)
-            return super().bind(injection + mean, past, padding, start)
+            return super().bind(injection + mean, context, padding, start)
 
     subject = subject_of(Ahead(0.25))
     found = check_invariances(subject, subject.layer())
@@ -277,7 +270,7 @@ def test_a_trellisnet_on_raw_text(in_process, data_bin, text, tmp_path):
     arguments = [tmp_path / "checkpoint_last.pt", data_bin, "--out", page, "--input", text / "test.txt"]
     assert main([*map(str, arguments), "--tokens", "256", "--rows", "4"]) in (0, 1)
     html = page.read_text(encoding="utf-8")
-    assert "TrellisCell" in html
+    assert "TrellisLayer" in html
     assert "since a recurrence chooses its own starts" in html
 
 

@@ -112,7 +112,7 @@ def _gradient(
 ) -> tuple[Tensor, float]:
     """The gradient of the mean loss with respect to the layer's parameters, (P,), and its seconds."""
     decoder = subject.decoder
-    parameters = [p for part in (decoder.cell, decoder.injection) for p in part.parameters()]
+    parameters = [p for part in (decoder.layer, decoder.injection) for p in part.parameters()]
     begin = time.perf_counter()
     with replaced(decoder, solver=solver, gradient=gradient), torch.enable_grad():
         loss, _ = subject.loss(layer)
@@ -126,6 +126,6 @@ def output_gradient(subject: Subject, layer: Layer) -> Tensor:
     """dL/dz*, (B, T, C): what the backward solve starts from."""
     with torch.enable_grad():
         state = layer.state.detach().requires_grad_()
-        features = subject.decoder.cell.output(state)
+        features = subject.decoder.layer.output(state)
         loss = subject.loss_of((subject.decoder.output_layer(features), {}), layer.targets)
         return torch.autograd.grad(loss, state)[0]

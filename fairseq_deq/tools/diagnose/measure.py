@@ -229,11 +229,11 @@ def _of_the_layer(subject: Subject, budget: int, tell: Callable[[str], None]) ->
 def _facts(subject: Subject) -> dict[str, str]:
     model, decoder = subject.model, subject.decoder
     unique = sum(p.numel() for p in model.parameters())
-    layer = sum(p.numel() for p in decoder.cell.parameters())
+    layer = sum(p.numel() for p in decoder.layer.parameters())
     return {
         "checkpoint": subject.path,
         "architecture": str(subject.options.get("_name", type(model).__name__)),
-        "layer": f"{type(decoder.cell).__name__}, state of {decoder.cell.state_dim} channels a position",
+        "layer": f"{type(decoder.layer).__name__}, state of {decoder.layer.state_dim} channels a position",
         "updates": f"{subject.updates:,}",
         "parameters": f"{unique:,}, of which the layer has {layer:,}",
         "layer parameters": str(layer),

@@ -58,15 +58,15 @@ def _trained(subject: Subject, layer: Layer, weight: float) -> tuple[float, floa
     decoder.num_updates = decoder.pretrain_steps + 1
     decoder.knowledge.keeper = None  # which may have a penalty of its own
     decoder.early_updates = 0
-    optimizer = torch.optim.Adam([*decoder.cell.parameters(), *decoder.injection.parameters()], _STEP)
+    optimizer = torch.optim.Adam([*decoder.layer.parameters(), *decoder.injection.parameters()], _STEP)
     own.model.train()
     torch.manual_seed(0)  # the masks of both copies
     for _ in range(_UPDATES):
         with torch.enable_grad():
             loss, extra = own.loss(layer)
-            term = extra["jacobian_term"]
+            term = extra["jacobian_penalty"]
             (loss if term is None else loss + term.weighted).backward()
-        torch.nn.utils.clip_grad_norm_(decoder.cell.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(decoder.layer.parameters(), 1.0)
         optimizer.step()
         own.model.zero_grad()
     own.model.eval()

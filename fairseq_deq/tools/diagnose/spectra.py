@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...jacobian import JacobianSums, spectral_radius
-from ...models.stability import _HeldElsewhere
+from ...models.stability import HeldElsewhere
 from ...solvers import Restrictable
 from .subject import Layer
 
@@ -86,7 +86,7 @@ def radii_by_position(layer: Layer) -> tuple[list[int], list[float]]:
 
 
 def _restrictable(layer: Layer) -> Restrictable:
-    return layer.f if isinstance(layer.f, Restrictable) else _HeldElsewhere(layer.f)
+    return layer.f if isinstance(layer.f, Restrictable) else HeldElsewhere(layer.f)
 
 
 def _mean_jacobian(layer: Layer) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ...errors import OptionError
 from ...generation.text import TextEncoder, read_lines
 from ...implicit import Equilibrium, SolveStats
-from ...modules.memory import Memory, MemoryCarrier
+from ...layers.memory import Memory, MemoryCarrier
 from ...solvers import FixedPoint, Preconditioner, SolverConfig, solve
 from ...tasks._streams import StreamBatches, StreamText
 from ..evaluation import require_equilibrium
@@ -141,11 +141,11 @@ class Subject:
 @contextmanager
 def solving_by(decoder: Any, method: Callable[..., Equilibrium]) -> Iterator[None]:
     """Let a decoder's equilibria be what `method` makes of f, the start and the statistics of its solves."""
-    decoder._equilibrium = method
+    decoder.find_equilibrium = method
     try:
         yield
     finally:
-        del decoder._equilibrium
+        del decoder.find_equilibrium
 
 
 def load(args: argparse.Namespace, path: str) -> Subject:

@@ -1,0 +1,109 @@
+"""What a model asks of its layer f, and the defaults of a layer that says no more than it must."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from .cache import ContextCache, LayerCache
+from .weight_norm import Initializer
+
+Map = Callable[[Tensor], Tensor]
+
+
+class PreparedLayer:
+    """A layer with the weights and dropout masks of one forward pass.
+
+    A segment is solved against its *context*: what f needs of the positions before it, which are settled.
+    Each family has a type of its own for that; None stands for the beginning of a text. A context has
+    `rows(index)`.
+    """
+
+    def context(self, record: Tensor, injection: Tensor, context: Any) -> Any:
+        """The context after further settled positions.
+
+        Args:
+            record: what `recorded` says of them, (B, S, R): their states, unless the layer has more to say.
+            injection: their injections, (B, S, D).
+            context: that of the positions before them; None: there are none.
+        """
+        raise NotImplementedError
+
+    def bind(self, injection: Tensor, context: Any, padding: Tensor | None = None, start: int = 0) -> Map:
+        """f(z) for one segment, with all that does not depend on z computed here, once.
+
+        Args:
+            injection: u of the segment, (B, T, D).
+            context: of the positions before it, M in number; None: there are none.
+            padding: (B, M + T) bool, True at positions that must not be seen; None: there is none.
+            start: where the segment begins among the positions that the masks were drawn for.
+        Returns:
+            the map (B, T, C) -> (B, T, C). It may have a `direction`, `restrict` (see `Restrictable`),
+            `adjoint` (see `HasAdjoint`) and `record`.
+        """
+        raise NotImplementedError
+
+    def new_cache(self, batch: int) -> LayerCache:
+        """What generation keeps of `batch` texts, none of which has begun."""
+        return ContextCache(self)
+
+
+class Layer(nn.Module):
+    """A layer f(z; u) over states (B, T, C) with injections (B, T, D), to be solved for z = f(z; u).
+
+    Attributes:
+        state_dim: channels of a state, C.
+        injection_dim: channels of an injection, D.
+        output_dim: channels of what the softmax sees.
+        record_dim: channels of what `recorded` says of a position.
+        own_dim: leading channels of a state through which a position depends on itself.
+
+    Args:
+        state_dim, injection_dim: as above; the others are C unless a layer says otherwise.
+    """
+
+    def __init__(self, state_dim: int, injection_dim: int) -> None:
+        super().__init__()
+        self.state_dim = self.output_dim = self.record_dim = self.own_dim = state_dim
+        self.injection_dim = injection_dim
+
+    def initialize(self, initializer: Initializer) -> None:
+        """Draw the matrices among the weights from `initializer`; vectors stay as the layer made them."""
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                initializer.fill(parameter)
+
+    def output(self, state: Tensor) -> Tensor:
+        """The features that the softmax sees, (B, T, output_dim), of states (B, T, C): the states."""
+        return state
+
+    def memory_length(self, mem_len: int) -> int:
+        """Positions of a segment to keep for the next one, where the user asks for `mem_len`."""
+        return mem_len
+
+    def draw(self, batch: int, length: int, memory: int, like: Tensor) -> Any:
+        """Draw the dropout masks of one forward pass, to be held through every solve in it: none.
+
+        Args:
+            batch, length, memory: rows, positions and remembered positions, B, T and M.
+            like: a tensor of the device and dtype to use.
+        """
+
+    def prepare(self, masks: Any) -> PreparedLayer:
+        """The layer with the weights of one forward pass and these masks."""
+        raise NotImplementedError
+
+
+@runtime_checkable
+class Recording(Protocol):
+    """A bound layer of whose positions later ones need more than the state."""
+
+    def record(self, z: Tensor) -> Tensor:
+        """What they need, (B, T, R), at states (B, T, C)."""
+
+
+def recorded(f: Map, z: Tensor) -> Tensor:
+    """What later positions need of those of f once they are settled at z (B, T, C): (B, T, R)."""
+    return f.record(z) if isinstance(f, Recording) else z

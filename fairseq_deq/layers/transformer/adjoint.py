@@ -1,0 +1,234 @@
+"""The transposed Jacobian of the DEQ-Transformer layer, at all positions or at some."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...invariant_matmul import headwise, pad_rows
+from ..dropout import apply_mask
+from ..sample_rows import SampleRows
+from .equations import attention_weights, queries_keys_values
+from .packing import QueryPacking
+from .segment import Segment
+from .weights import TransformerWeights
+
+
+@dataclass(frozen=True)
+class _Norm:
+    """y = LN(x) at the point of linearisation: y (n, C) and 1/std (n, 1)."""
+
+    y: Tensor
+    rstd: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor) -> _Norm:
+        y, _, rstd = torch.native_layer_norm(x, x.shape[-1:], None, None, 1e-5)
+        return cls(y, rstd)
+
+    def transposed(self, grad: Tensor) -> Tensor:
+        """(dLN/dx)^T grad = rstd * (grad - mean(grad) - y*mean(grad*y))."""
+        along = torch.linalg.vecdot(grad, self.y).div_(grad.shape[-1]).unsqueeze(1)
+        centred = grad - grad.mean(1, keepdim=True)
+        return centred.addcmul_(self.y, along, value=-1).mul_(self.rstd)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What stays within a position at the point of linearisation, a row each."""
+
+    last: _Norm  # of the closing LN
+    middle: _Norm  # of the LN before the feed-forward part
+    first: _Norm | None  # of the LN before attention (pre-norm)
+    active: Tensor  # relu' times the dropout mask inside the feed-forward part, (n, F)
+    hidden: Tensor | None  # dropout masks, (n, C)
+    outer: Tensor | None
+    attended: Tensor  # weights @ values, (n, H*D)
+
+    def at(self, index: Tensor) -> _Rows:
+        """The rows `index`."""
+
+        def pick(value: Tensor | _Norm | None) -> Tensor | _Norm | None:
+            if isinstance(value, _Norm):
+                return _Norm(value.y.index_select(0, index), value.rstd.index_select(0, index))
+            return None if value is None else value.index_select(0, index)
+
+        return _Rows(*(pick(getattr(self, f.name)) for f in fields(self)))  # type: ignore[arg-type]
+
+    def to_attention(self, weights: TransformerWeights, adjoint: Tensor) -> tuple[Tensor, Tensor]:
+        """From the adjoint of f, (n, C): that of the residual stream before it, and that of `attended`."""
+        n = adjoint.shape[0]
+        outer = self.last.transposed(adjoint)
+        inner = F.linear(pad_rows(apply_mask(outer, self.outer)), weights.ffn_out.T)
+        inner = F.linear(inner * pad_rows(self.active), weights.ffn_in.T)[:n]
+        if weights.pre_norm:
+            stream = outer + self.middle.transposed(inner)
+        else:
+            stream = self.middle.transposed(outer + inner)
+        return stream, F.linear(pad_rows(apply_mask(stream, self.hidden)), weights.out.T)[:n]
+
+    def to_state(
+        self, weights: TransformerWeights, stream: Tensor, query: Tensor, key_value: Tensor
+    ) -> Tensor:
+        """From the adjoints of the residual stream, q (n, H*D) and [k, v] (n, 2*H*D): that of z, (n, C)."""
+        n = stream.shape[0]
+        own = F.linear(pad_rows(query), weights.query.T) + F.linear(pad_rows(key_value), weights.key_value.T)
+        if self.first is not None:
+            return stream + self.first.transposed(own[:n])
+        return stream + own[:n]
+
+
+@dataclass(frozen=True)
+class _Attention:
+    """Attention at the point of linearisation, for the queries of one map."""
+
+    query: Tensor  # (b, H, Q, D)
+    keys: Tensor  # (b, H, S, D)
+    values: Tensor
+    weights: Tensor  # before dropout, (b, H, Q, S)
+    mask: Tensor | None  # attention dropout, likewise
+    relative: Tensor  # W_r R, (H, D, W)
+
+    def scores(self, adjoint: Tensor, attended: Tensor) -> Tensor:
+        """The adjoint of the scores, (b, H, Q, S), from weights @ values, (b, H, Q, D), and its adjoint."""
+        of_weights = apply_mask(torch.matmul(adjoint, self.values.transpose(2, 3)), self.mask)
+        mean = torch.linalg.vecdot(adjoint, attended).unsqueeze(-1)
+        return of_weights.sub_(mean).mul_(self.weights)
+
+    def query_adjoint(self, scores: Tensor, by_distance: Tensor) -> Tensor:
+        """The adjoint of q, (b, H, Q, D), from that of the scores by key and by distance."""
+        return torch.matmul(scores, self.keys).add_(headwise(by_distance, self.relative.transpose(1, 2)))
+
+
+class TransformerAdjoint:
+    """lambda -> J^T lambda + grad for the layer of `TransformerLayer`, J = df/dz at z, without autograd.
+
+    Everything that does not depend on lambda, attention weights included, is computed once. `restrict` picks
+    it for some positions, which costs no evaluation: autograd would have to evaluate f there once more.
+
+    Args:
+        segment: everything that f reads beside z.
+        z: where J is taken, (B, T, C).
+        grad: (B, T, C).
+    """
+
+    direction = -1  # a position depends on itself and on those after it
+
+    @torch.no_grad()
+    def __init__(self, segment: Segment, z: Tensor, grad: Tensor) -> None:
+        self.segment, self.grad = segment, grad
+        self.rows, self.attention = self._linearised(z.reshape(-1, z.shape[-1]))
+        # Only what `by_key` sees of it is ever written.
+        shape = (*self.attention.weights.shape[:3], segment.relative.shape[-1])
+        self._by_distance = z.new_zeros(shape)
+
+    @torch.no_grad()
+    def __call__(self, adjoint: Tensor) -> Tensor:
+        segment, weights = self.segment, self.segment.weights
+        stream, of_attended = self.rows.to_attention(weights, adjoint.reshape(-1, adjoint.shape[-1]))
+        of_attended, attended = (segment.to_heads(x) for x in (of_attended, self.rows.attended))
+        attention = self.attention
+        scores = attention.scores(of_attended, attended)
+        segment.by_key(self._by_distance).copy_(scores)
+        query = segment.to_rows(attention.query_adjoint(scores, self._by_distance))
+        own = slice(segment.memory, segment.memory + segment.length)
+        mask = None if attention.mask is None else attention.mask[..., own]
+        dropped = apply_mask(attention.weights[..., own], mask)
+        keys = torch.matmul(scores[..., own].transpose(2, 3), attention.query)
+        values = torch.matmul(dropped.transpose(2, 3), of_attended)
+        key_value = torch.cat([segment.to_rows(keys), segment.to_rows(values)], 1)
+        product = self.rows.to_state(weights, stream, query, key_value)
+        return product.view_as(adjoint).add_(self.grad)
+
+    @torch.no_grad()
+    def restrict(
+        self, adjoint: Tensor, positions: Tensor, value: Tensor | None
+    ) -> Callable[[Tensor], Tensor]:
+        """The map at the flat `positions` (n,), sorted, with all others held at `adjoint`: (n, C) -> (n, C).
+
+        Args:
+            adjoint: lambda, (B, T, C).
+            positions: where the map is taken.
+            value: the map of `adjoint` at the positions, (n, C); None: it is computed.
+        """
+        width = adjoint.shape[-1]
+        own = adjoint.reshape(-1, width).index_select(0, positions)
+        if value is None:
+            value = self(adjoint).reshape(-1, width).index_select(0, positions)
+        return _Moved(_RestrictedAdjoint(self, positions), own, value)
+
+    def _linearised(self, z: Tensor) -> tuple[_Rows, _Attention]:
+        """The layer at z, as rows (B*T, C)."""
+        segment, weights, masks = self.segment, self.segment.weights, self.segment.weights.masks
+        samples, n = SampleRows(segment.batch, segment.length), z.shape[0]
+        query, keys, values = queries_keys_values(segment, z)
+        mask = segment.attention_mask
+        attention = attention_weights(segment, query, keys)
+        attended = segment.to_rows(torch.matmul(apply_mask(attention, mask), values))
+        a = samples.masked(F.linear(pad_rows(attended), weights.out, weights.out_bias)[:n], masks.hidden)
+        h = a + z
+        middle = _Norm.of(h)
+        inner = F.linear(pad_rows(middle.y), weights.ffn_in, weights.ffn_in_bias)[:n].relu_()
+        active = samples.masked((inner > 0).to(z.dtype), masks.ffn_inner)
+        inner = pad_rows(samples.masked(inner, masks.ffn_inner))
+        outer = F.linear(inner, weights.ffn_out, weights.ffn_out_bias)[:n]
+        outer = samples.masked(outer, masks.ffn_outer)
+        last = _Norm.of(outer + (h if weights.pre_norm else middle.y))
+        first = _Norm.of(z) if weights.pre_norm else None
+        hidden, outside = (samples.spread(mask) for mask in (masks.hidden, masks.ffn_outer))
+        rows = _Rows(last, middle, first, active, hidden, outside, attended)
+        return rows, _Attention(query, keys, values, attention, mask, segment.relative)
+
+
+class _Moved:
+    """An affine map that is known at one point: x -> product(x - origin) + value."""
+
+    def __init__(self, product: Callable[[Tensor], Tensor], origin: Tensor, value: Tensor) -> None:
+        self.product, self.origin, self.value = product, origin, value
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.product(x - self.origin).add_(self.value)
+
+
+class _RestrictedAdjoint:
+    """lambda -> the block of J^T at some positions times lambda, (n, C) -> (n, C)."""
+
+    def __init__(self, whole: TransformerAdjoint, positions: Tensor) -> None:
+        segment, attention = whole.segment, whole.attention
+        self.segment, self.packing = segment, QueryPacking(positions, segment)
+        packing = self.packing
+        self.rows = whole.rows.at(positions)
+        self.attended = packing.spread(self.rows.attended)
+        mask = None if attention.mask is None else packing.of_queries(attention.mask)
+        self.attention = _Attention(
+            query=packing.of_queries(attention.query),
+            keys=packing.of_samples(attention.keys),
+            values=packing.of_samples(attention.values),
+            weights=packing.of_queries(attention.weights),
+            mask=mask,
+            relative=attention.relative,
+        )
+        shape = (*self.attention.weights.shape[:3], attention.relative.shape[-1])
+        self.by_distance = self.attention.weights.new_zeros(shape)
+        # The columns of the scores that are keys of these positions, (b, H, Q, Q).
+        column = (segment.memory + packing.query_time)[:, None, None, :]
+        shape = (-1, packing.heads, packing.width, -1)
+        self.own = column.expand(shape)
+        dropped = apply_mask(self.attention.weights, mask)
+        self.dropped = dropped.gather(-1, self.own).transpose(2, 3).contiguous()
+
+    @torch.no_grad()
+    def __call__(self, adjoint: Tensor) -> Tensor:
+        weights, packing, attention = self.segment.weights, self.packing, self.attention
+        stream, of_attended = self.rows.to_attention(weights, adjoint)
+        of_attended = packing.spread(of_attended)
+        scores = attention.scores(of_attended, self.attended)
+        by_distance = packing.by_distance(scores, self.by_distance)
+        query = packing.collect(attention.query_adjoint(scores, by_distance))
+        keys = packing.collect(torch.matmul(scores.gather(-1, self.own).transpose(2, 3), attention.query))
+        values = packing.collect(torch.matmul(self.dropped, of_attended))
+        return self.rows.to_state(weights, stream, query, torch.cat([keys, values], 1))

@@ -1,0 +1,121 @@
+"""Keys and values of settled positions in buffers that grow with the text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .segment import Segment
+from .token import TokenTransformer, TokenWeights
+from .weights import KeysValues, TransformerWeights, sinusoid
+from .whole import BoundTransformer
+
+# Buffers grow to this many positions, or by a quarter.
+_LEAST_CAPACITY = 64
+
+
+class KVCache:
+    """`LayerCache` of a DEQ-Transformer: one layer of keys and values, whatever the number of evaluations.
+
+    With T > 1 new positions f is that of a whole segment. With T = 1 it is a `TokenTransformer`, which
+    evaluates the same equations without a copy of the keys and values.
+
+    Attributes:
+        keys: (H, B, D, capacity); the first `length` columns count.
+        values: (H, B, capacity, D).
+
+    Args:
+        weights: of the layer, without dropout.
+        batch: number of texts.
+    """
+
+    def __init__(self, weights: TransformerWeights, batch: int) -> None:
+        self.layer, self.length, self.batch = weights, 0, batch
+        self.weights = TokenWeights.of(weights)
+        self.key_value = self.weights.qkv[:, weights.inner :]
+        # u becomes the injection of the scaled query, which carries r_w as well.
+        query_bias = weights.content_bias.flatten() * weights.scale
+        self.injection_scale = torch.cat(
+            [torch.full_like(query_bias, weights.scale), query_bias.new_ones(2 * weights.inner)]
+        )
+        self.injection_bias = F.pad(query_bias, (0, 2 * weights.inner))
+        self.keys = query_bias.new_empty(weights.heads, batch, weights.head_dim, 0)
+        self.values = query_bias.new_empty(weights.heads, batch, 0, weights.head_dim)
+        self._set_distances(0)
+
+    # ------------------------------------------------------------------ LayerCache
+
+    @property
+    def nbytes(self) -> int:
+        return 2 * self.keys[..., : self.length].nbytes
+
+    def bind(self, injection: Tensor, padding: Tensor | None) -> Callable[[Tensor], Tensor]:
+        if injection.shape[1] == 1:
+            self._reserve(1)
+            return self._token(injection[:, 0], padding)
+        context = None
+        if self.length:
+            keys = self.keys[..., : self.length].permute(1, 0, 3, 2)  # (B, H, S, D)
+            context = KeysValues(keys, self.values[:, :, : self.length].transpose(0, 1))
+        return BoundTransformer(Segment.of(self.layer, injection, context, padding, 0))
+
+    def append(self, record: Tensor, injection: Tensor) -> None:
+        count, layer = record.shape[1], self.layer
+        self._reserve(count)
+        if count == 1:
+            normed = layer.normed(record.reshape(self.batch, -1))
+            kv = torch.addmm(injection[:, 0, layer.inner :], normed, self.key_value)
+            own = kv.view(self.batch, 2, layer.heads, layer.head_dim).transpose(0, 2)  # (H, 2, B, D)
+            self.keys[..., self.length] = own[:, 0]
+            self.values[:, :, self.length] = own[:, 1]
+        else:
+            new, end = KeysValues.of(layer, record, injection[..., layer.inner :]), self.length + count
+            self.keys[..., self.length : end] = new.keys.permute(1, 0, 3, 2)
+            self.values[:, :, self.length : end] = new.values.transpose(0, 1)
+        self.length += count
+
+    def reorder(self, order: Tensor) -> None:
+        self.keys, self.values = self.keys.index_select(1, order), self.values.index_select(1, order)
+        self.batch = order.numel()
+
+    # ------------------------------------------------------------------ one position
+
+    def _token(self, u: Tensor, padding: Tensor | None) -> TokenTransformer:
+        end, local = self.length + 1, self.layer.local_size
+        begin = max(0, end - local) if local else 0
+        nearest = self.relative.shape[-1] - (end - begin)
+        bias = self.by_distance[..., nearest:]
+        if padding is not None:
+            # A padded query still sees itself, so that no row of the softmax is empty.
+            hidden = F.pad(padding[:, begin : end - 1], (0, 1), value=False)
+            bias = bias.masked_fill(hidden, float("-inf"))
+        return TokenTransformer(
+            weights=self.weights,
+            injection=torch.addcmul(self.injection_bias, u, self.injection_scale),
+            keys=self.keys[..., begin:end],
+            values=self.values[:, :, begin:end],
+            relative=self.relative[..., nearest:],
+            bias=bias,
+        )
+
+    def _reserve(self, count: int) -> None:
+        """Make room for `count` more positions."""
+        capacity = self.keys.shape[-1]
+        if self.length + count <= capacity:
+            return
+        more = max(self.length + count, _LEAST_CAPACITY, capacity + capacity // 4) - capacity
+        self.keys, self.values = F.pad(self.keys, (0, more)), F.pad(self.values, (0, 0, 0, more))
+        self._set_distances(capacity + more)
+
+    def _set_distances(self, capacity: int) -> None:
+        """W_r R, (H, D, capacity), and ((r_r - r_w) . W_r R)/sqrt(D), (H, 1, capacity), nearest last."""
+        layer = self.layer
+        distance = torch.arange(capacity - 1, -1, -1, device=self.keys.device)
+        dim = layer.relative.shape[1]
+        table = F.linear(sinusoid(distance, dim).to(self.keys.dtype), layer.relative)
+        self.relative = table.view(capacity, layer.heads, layer.head_dim).permute(1, 2, 0).contiguous()
+        extra = (layer.position_bias - layer.content_bias) * layer.scale
+        self.by_distance = torch.bmm(extra.unsqueeze(1), self.relative)

@@ -1,0 +1,46 @@
+"""The two halves of a DEQ-Transformer layer: attention in a segment, and what stays in a position."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...invariant_matmul import headwise, pad_rows
+from ..sample_rows import SampleRows
+from .segment import Segment
+from .weights import KeysValues, TransformerWeights
+
+
+def queries_keys_values(segment: Segment, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scaled queries (B, H, T', D), keys and values (B, H, columns, D), at z as rows (B*T, C)."""
+    weights, shape = segment.weights, (segment.batch, segment.length, -1)
+    normed = weights.normed(pad_rows(rows))
+    query = F.linear(normed, weights.query)[: rows.shape[0]].view(shape)
+    query = weights.split_heads(query + segment.query_injection)  # (B, H, T, D)
+    query = segment.pad_queries(query) if segment.missing else query.contiguous()
+    own = KeysValues.projected(weights, normed, segment.kv_injection)
+    return query, *segment.with_context(own, segment.context)
+
+
+def attention_weights(segment: Segment, query: Tensor, keys: Tensor) -> Tensor:
+    """What each query attends to, before dropout, (B, H, T', columns)."""
+    scores = torch.matmul(query, keys.transpose(2, 3))
+    scores = scores.add_(segment.by_key(headwise(query, segment.relative)))
+    return scores.add_(segment.bias).softmax(-1)
+
+
+def after_attention(
+    weights: TransformerWeights, rows: Tensor, attended: Tensor, samples: SampleRows
+) -> Tensor:
+    """Output projection, residual, feed-forward part: f at positions (n, C) where attention gave (n, H*D)."""
+    masks, n, width = weights.masks, rows.shape[0], rows.shape[-1:]
+    a = samples.masked(F.linear(pad_rows(attended), weights.out, weights.out_bias)[:n], masks.hidden)
+    h = a + rows
+    if not weights.pre_norm:
+        h = F.layer_norm(h, width)
+    inner = F.linear(pad_rows(weights.normed(h)), weights.ffn_in, weights.ffn_in_bias).relu_()
+    if masks.ffn_inner is not None:
+        inner = pad_rows(samples.masked(inner[:n], masks.ffn_inner))
+    o = samples.masked(F.linear(inner, weights.ffn_out, weights.ffn_out_bias)[:n], masks.ffn_outer)
+    return F.layer_norm(h + o, width)

@@ -1,0 +1,140 @@
+"""The parameters of the DEQ-Transformer layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..dropout import variational_mask
+from ..layer import Layer, PreparedLayer
+from ..weight_norm import Initializer, WeightNormLinear
+from .cache import KVCache
+from .segment import Segment
+from .weights import DropoutMasks, KeysValues, TransformerWeights
+from .whole import BoundTransformer
+
+
+class TransformerLayer(Layer):
+    """One Transformer-XL layer f(z; u), to be solved for z = f(z; u).
+
+    With [q, k, v] = W_qkv z + u over context and segment,
+        A_ij = ((q_i + r_w) . k_j + (q_i + r_r) . (W_r R_{i-j})) / sqrt(D), j <= i,
+        a = drop(W_o softmax(A) v),
+    post-norm:  h = LN(a + z),  f = LN(h + drop(W_2 drop(relu(W_1 h)))),
+    pre-norm:   h = a + z with attention on LN(z),  f = LN(h + drop(W_2 drop(relu(W_1 LN(h))))).
+    LN has no affine parameters. The closing LN of the pre-norm form bounds f, so that an equilibrium exists.
+
+    Args:
+        dim: channels of z, C.
+        ffn_dim: channels of the feed-forward part.
+        heads: attention heads, H.
+        head_dim: channels of a head, D.
+        pre_norm: which of the two forms.
+        weight_norm: whether the five matrices W are weight-normalised.
+        dropout: probability of the variational dropouts (hidden, both places; relative positions).
+        attention_dropout: probability of dropping attention weights.
+        local_size: positions a query looks back at most, 0 for no limit.
+    Source: Dai et al. (2019, arXiv 1901.02860); Bai, Kolter, Koltun (2019, arXiv 1909.01377).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        ffn_dim: int,
+        heads: int,
+        head_dim: int,
+        pre_norm: bool,
+        weight_norm: bool,
+        dropout: float,
+        attention_dropout: float,
+        local_size: int,
+    ) -> None:
+        inner = heads * head_dim
+        super().__init__(state_dim=dim, injection_dim=3 * inner)
+        self.dim, self.heads, self.head_dim = dim, heads, head_dim
+        self.pre_norm, self.local_size = pre_norm, local_size
+        self.dropout, self.attention_dropout = dropout, attention_dropout
+        self.qkv = WeightNormLinear(dim, 3 * inner, bias=False, weight_norm=weight_norm)
+        self.relative = WeightNormLinear(dim, inner, bias=False, weight_norm=weight_norm)
+        self.out = WeightNormLinear(inner, dim, bias=True, weight_norm=weight_norm)
+        self.ffn_in = WeightNormLinear(dim, ffn_dim, bias=True, weight_norm=weight_norm)
+        self.ffn_out = WeightNormLinear(ffn_dim, dim, bias=True, weight_norm=weight_norm)
+        self.content_bias = nn.Parameter(torch.zeros(heads, head_dim))  # r_w
+        self.position_bias = nn.Parameter(torch.zeros(heads, head_dim))  # r_r
+
+    def initialize(self, initializer: Initializer) -> None:
+        """Draw every weight from `initializer`; biases of linear maps start at 0."""
+        for linear in (self.qkv, self.relative, self.out, self.ffn_in, self.ffn_out):
+            linear.initialize(initializer)
+        with torch.no_grad():
+            initializer.fill(self.content_bias)
+            initializer.fill(self.position_bias)
+
+    def draw(self, batch: int, length: int, memory: int, like: Tensor) -> DropoutMasks:
+        """Draw the masks of one forward pass, to be held through every solve in it.
+
+        Args:
+            batch, length, memory: rows, positions and remembered positions, B, T and M.
+            like: a tensor of the device and dtype to use.
+        """
+
+        def mask(p: float, *shape: int) -> Tensor | None:
+            return variational_mask(like, shape, p, self.training)
+
+        return DropoutMasks(
+            hidden=mask(self.dropout, batch, self.dim),
+            ffn_inner=mask(self.dropout, batch, self.ffn_in.weight_v.shape[0]),
+            ffn_outer=mask(self.dropout, batch, self.dim),
+            relative=mask(self.dropout, 1, self.dim),
+            attention=mask(self.attention_dropout, batch, self.heads, length, length + memory),
+        )
+
+    def weights(self, masks: DropoutMasks) -> TransformerWeights:
+        """The weights of one forward pass: normalised once, scaled once."""
+        inner = self.heads * self.head_dim
+        qkv = self.qkv.weight()
+        return TransformerWeights(
+            heads=self.heads,
+            head_dim=self.head_dim,
+            pre_norm=self.pre_norm,
+            local_size=self.local_size,
+            query=qkv[:inner] * self.head_dim**-0.5,
+            key_value=qkv[inner:],
+            relative=self.relative.weight(),
+            out=self.out.weight(),
+            ffn_in=self.ffn_in.weight(),
+            ffn_out=self.ffn_out.weight(),
+            out_bias=self.out.required_bias(),
+            ffn_in_bias=self.ffn_in.required_bias(),
+            ffn_out_bias=self.ffn_out.required_bias(),
+            content_bias=self.content_bias,
+            position_bias=self.position_bias,
+            masks=masks,
+        )
+
+    def prepare(self, masks: DropoutMasks) -> PreparedTransformer:
+        """The layer with the weights of one forward pass and these masks."""
+        return PreparedTransformer(self.weights(masks))
+
+
+class PreparedTransformer(PreparedLayer):
+    """The layer with its weights of one forward pass; its context is keys and values.
+
+    Args:
+        weights: normalised, with dropout masks.
+    """
+
+    def __init__(self, weights: TransformerWeights) -> None:
+        self.weights = weights
+
+    def context(self, record: Tensor, injection: Tensor, context: KeysValues | None) -> KeysValues:
+        own = KeysValues.of(self.weights, record, injection[..., self.weights.inner :])
+        return own if context is None else context.followed_by(own)
+
+    def bind(
+        self, injection: Tensor, context: KeysValues | None, padding: Tensor | None = None, start: int = 0
+    ) -> BoundTransformer:
+        return BoundTransformer(Segment.of(self.weights, injection, context, padding, start))
+
+    def new_cache(self, batch: int) -> KVCache:
+        return KVCache(self.weights, batch)

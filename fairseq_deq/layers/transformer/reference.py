@@ -1,0 +1,75 @@
+"""The equations of the DEQ-Transformer layer as they are written on paper: slow, and easy to check.
+
+Everything else in this folder computes the same, faster; the tests compare the two in float64.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..dropout import apply_mask
+from .weights import TransformerWeights, sinusoid
+
+
+def reference(
+    z: Tensor, u: Tensor, weights: TransformerWeights, before: int = 0, padding: Tensor | None = None
+) -> Tensor:
+    """f(z; u) over a whole text.
+
+    Args:
+        z: states of all positions, (B, S, C); those of the context come first.
+        u: their injections, (B, S, 3*H*D).
+        weights: of the layer, with its dropout masks; its `query` carries the factor 1/sqrt(D).
+        before: positions of the context, whose f is not asked for.
+        padding: (B, S) bool, True at positions that others do not see; None: there are none.
+    Returns:
+        f at the positions after the context, (B, S - before, C).
+    """
+    batch, total, dim = z.shape
+    heads, head_dim, masks = weights.heads, weights.head_dim, weights.masks
+    scale = head_dim**-0.5
+    u_query, u_key, u_value = u.chunk(3, -1)
+    seen = F.layer_norm(z, (dim,)) if weights.pre_norm else z
+
+    # q, k, v of every position, (B, S, H, D).
+    w_key, w_value = weights.key_value.chunk(2, 0)
+    query = (seen @ (weights.query / scale).T + u_query).view(batch, total, heads, head_dim)
+    key = (seen @ w_key.T + u_key).view(batch, total, heads, head_dim)
+    value = (seen @ w_value.T + u_value).view(batch, total, heads, head_dim)
+    # W_r R at distances 0 ... S-1, (S, H, D).
+    table = apply_mask(sinusoid(torch.arange(total), dim).to(z), masks.relative)
+    relative = (table @ weights.relative.T).view(total, heads, head_dim)
+
+    attended = []
+    for i in range(before, total):  # a query
+        first = max(0, i + 1 - weights.local_size) if weights.local_size else 0
+        keys = range(first, i + 1)  # itself and those before it
+        scores = []
+        for j in keys:
+            content = ((query[:, i] + weights.content_bias) * key[:, j]).sum(-1)  # (B, H)
+            position = ((query[:, i] + weights.position_bias) * relative[i - j]).sum(-1)
+            score = (content + position) * scale
+            if padding is not None and j != i:
+                score = score.masked_fill(padding[:, j : j + 1], float("-inf"))
+            scores.append(score)
+        attention = torch.stack(scores, -1).softmax(-1)  # (B, H, keys)
+        if masks.attention is not None:
+            attention = attention * masks.attention[:, :, i - before, first : i + 1]
+        attended.append(torch.einsum("bhj,bjhd->bhd", attention, value[:, first : i + 1]).flatten(1))
+
+    z = z[:, before:]
+    a = _drop(torch.stack(attended, 1) @ weights.out.T + weights.out_bias, masks.hidden)
+    h = a + z
+    if not weights.pre_norm:
+        h = F.layer_norm(h, (dim,))
+    inner = F.layer_norm(h, (dim,)) if weights.pre_norm else h
+    inner = _drop(torch.relu(inner @ weights.ffn_in.T + weights.ffn_in_bias), masks.ffn_inner)
+    outer = _drop(inner @ weights.ffn_out.T + weights.ffn_out_bias, masks.ffn_outer)
+    return F.layer_norm(h + outer, (dim,))
+
+
+def _drop(x: Tensor, mask: Tensor | None) -> Tensor:
+    """x (B, T, K) times a mask (B, K) that all positions share."""
+    return x if mask is None else x * mask.unsqueeze(1)

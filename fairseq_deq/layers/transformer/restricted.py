@@ -1,0 +1,68 @@
+"""The DEQ-Transformer layer at some positions only."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...invariant_matmul import headwise, pad_rows, weighted
+from ..dropout import apply_mask
+from ..sample_rows import SampleRows
+from .equations import after_attention
+from .packing import QueryPacking
+from .segment import Segment
+
+
+class RestrictedTransformer:
+    """f at some positions; the keys and values of all others are those of the state it was made from.
+
+    Args:
+        segment: everything that does not depend on z.
+        z: the state, (B, T, C).
+        positions: flat positions (n,), sorted.
+    """
+
+    def __init__(self, segment: Segment, z: Tensor, positions: Tensor) -> None:
+        self.segment, self.packing = segment, QueryPacking(positions, segment)
+        packing = self.packing
+        self.samples = SampleRows(segment.batch, 1, packing.sample)
+        self.query_injection, self.kv_injection = (
+            u.reshape(-1, u.shape[-1]).index_select(0, positions)
+            for u in (segment.query_injection, segment.kv_injection)
+        )
+        own = segment.own_keys_values(z, None if packing.everyone else packing.live)
+        context = segment.context
+        if context is not None and not packing.everyone:
+            context = context.rows(packing.live)
+        keys, values = segment.with_context(own, context)
+        self.shape = keys.shape  # (b, H, columns, D)
+        self.keys, self.values = keys.reshape(-1, keys.shape[-1]), values.reshape(-1, values.shape[-1])
+        head = torch.arange(keys.shape[1], device=z.device)
+        place = (packing.row.unsqueeze(1) * keys.shape[1] + head) * keys.shape[2]
+        self.place = (place + segment.memory + packing.time.unsqueeze(1)).flatten()  # (n*H,), of own keys
+        self.bias = packing.of_queries(segment.bias)
+        mask = segment.attention_mask
+        self.attention_mask = None if mask is None else packing.of_queries(mask)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        segment, packing, weights = self.segment, self.packing, self.segment.weights
+        n = rows.shape[0]
+        normed = weights.normed(pad_rows(rows))
+        query = packing.spread(F.linear(normed, weights.query)[:n] + self.query_injection)
+        own = F.linear(normed, weights.key_value)[:n] + self.kv_injection
+        keys, values = (
+            self._with_own(held, new) for held, new in zip((self.keys, self.values), own.chunk(2, -1))
+        )
+        scores = torch.matmul(query, keys.transpose(2, 3))
+        scores = scores.add_(packing.by_key(headwise(query, segment.relative))).add_(self.bias)
+        attention = apply_mask(scores.softmax(-1), self.attention_mask)
+        return after_attention(weights, rows, packing.collect(weighted(attention, values)), self.samples)
+
+    def _with_own(self, held: Tensor, new: Tensor) -> Tensor:
+        """Keys or values of all positions, (b, H, columns, D), those evaluated (n, H*D) in their places."""
+        new = new.reshape(-1, held.shape[-1])
+        if torch.is_grad_enabled():
+            return held.index_copy(0, self.place, new).view(self.shape)
+        # Every evaluation overwrites the same rows, so that nobody sees what an earlier one left there.
+        return held.index_copy_(0, self.place, new).view(self.shape)

@@ -1,0 +1,153 @@
+"""Everything of one segment that a DEQ-Transformer layer reads and that does not depend on the state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...invariant_matmul import ROW_MULTIPLE, padded_count
+from ..dropout import apply_mask
+from .weights import KeysValues, TransformerWeights, sinusoid
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Weights, masks, context, injections and what the scores have beside q.k, for T positions of B samples.
+
+    Queries and keys that stand for nothing fill both up to a multiple of 16, as in `pad_rows`; the mask hides
+    them.
+    """
+
+    weights: TransformerWeights
+    context: KeysValues | None  # of the M positions before the segment
+    batch: int  # B
+    length: int  # T
+    query_injection: Tensor  # (u_q + r_w)/sqrt(D), (B, T, H*D)
+    kv_injection: Tensor  # (B, T, 2*H*D)
+    relative: Tensor  # W_r R, (H, D, W), from distance M+T-1 down to 0; W >= columns + 1
+    bias: Tensor  # of the scores; -inf where a key is hidden, (1 or B, H, T', columns)
+    attention_mask: Tensor | None  # (B, H, T', columns)
+
+    @classmethod
+    def of(
+        cls,
+        weights: TransformerWeights,
+        injection: Tensor,
+        context: KeysValues | None,
+        padding: Tensor | None,
+        start: int,
+    ) -> Segment:
+        """The segment of injections (B, T, 3*H*D); the other arguments as for `PreparedLayer.bind`."""
+        batch, length = injection.shape[:2]
+        memory, inner = context.length if context is not None else 0, weights.inner
+        total, columns = memory + length, padded_count(memory + length)
+        relative, bias = _positions(weights, memory, length, injection, padding)
+        mask = weights.masks.attention
+        if mask is not None:
+            end = mask.shape[-1] - mask.shape[-2] + start + length
+            mask = mask[..., start : start + length, end - total : end]
+            mask = F.pad(mask, (0, columns - total, 0, -length % ROW_MULTIPLE))
+        return cls(
+            weights=weights,
+            context=context,
+            batch=batch,
+            length=length,
+            # The bias r_w joins the injection of the scaled query.
+            query_injection=(injection[..., :inner] + weights.content_bias.flatten()) * weights.scale,
+            kv_injection=injection[..., inner:],
+            relative=relative,
+            bias=bias,
+            attention_mask=mask,
+        )
+
+    @property
+    def memory(self) -> int:
+        """Positions before the segment, M."""
+        return self.context.length if self.context is not None else 0
+
+    @property
+    def columns(self) -> int:
+        """Keys, filled up: M + T and some that stand for nothing."""
+        return self.bias.shape[-1]
+
+    @property
+    def missing(self) -> int:
+        """Queries that stand for nothing."""
+        return -self.length % ROW_MULTIPLE
+
+    def pad_queries(self, x: Tensor) -> Tensor:
+        """x (..., T, K) with zeros for the queries that stand for nothing, (..., T', K)."""
+        return F.pad(x, (0, 0, 0, self.missing)) if self.missing else x
+
+    def to_rows(self, x: Tensor) -> Tensor:
+        """(B, H, T', D) -> (B*T, H*D)."""
+        return x[:, :, : self.length].transpose(1, 2).reshape(self.batch * self.length, -1)
+
+    def to_heads(self, rows: Tensor) -> Tensor:
+        """(B*T, H*D) -> (B, H, T', D)."""
+        x = self.weights.split_heads(rows.view(self.batch, self.length, -1))
+        return self.pad_queries(x) if self.missing else x.contiguous()
+
+    def own_keys_values(self, z: Tensor, live: Tensor | None = None) -> KeysValues:
+        """Keys and values of the segment's own positions at z (B, T, C), of all samples or of the `live`."""
+        injection = self.kv_injection
+        if live is not None:
+            z, injection = z.index_select(0, live), injection.index_select(0, live)
+        return KeysValues.of(self.weights, z, injection)
+
+    def with_context(self, own: KeysValues, context: KeysValues | None) -> tuple[Tensor, Tensor]:
+        """Keys and values, (B, H, columns, D): of the context, the segment, and those that stand for nothing."""
+        before = [] if context is None else [context]
+        missing = self.columns - self.memory - self.length
+        zeros = [own.keys.new_zeros(*own.keys.shape[:2], missing, own.keys.shape[3])] if missing else []
+        if not before and not zeros:
+            return own.keys, own.values
+        return (
+            torch.cat([*(c.keys for c in before), own.keys, *zeros], 2),
+            torch.cat([*(c.values for c in before), own.values, *zeros], 2),
+        )
+
+    def by_key(self, by_distance: Tensor) -> Tensor:
+        """The view of scores by distance, (B, H, T', W), whose columns are keys, (B, H, T', columns).
+
+        Column j is distance M+T-1-j; shifting row i by T-1-i lines it up with key j.
+        """
+        queries, stride = by_distance.shape[2], by_distance.shape[3] - 1
+        shifted = by_distance.flatten(2)[..., self.length - 1 :][..., : queries * stride]
+        return shifted.unflatten(-1, (queries, stride))[..., : self.columns]
+
+
+def _positions(
+    weights: TransformerWeights, memory: int, length: int, like: Tensor, padding: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """W_r R, (H, D, W), and the z-independent part of the scores with the mask, (1 or B, H, T', columns).
+
+    W exceeds the number of columns by at least one: the shift of the scores reads past their end, where the
+    mask hides what it finds.
+    """
+    total, columns, device = memory + length, padded_count(memory + length), like.device
+    distance = torch.arange(total - 1, -1, -1, device=device)  # S-1 ... 0
+    dim = weights.relative.shape[1]
+    table = apply_mask(sinusoid(distance, dim).to(like.dtype), weights.masks.relative)  # (S, C)
+    table = F.pad(table, (0, 0, 0, columns + ROW_MULTIPLE - total))
+    relative = F.linear(table, weights.relative)
+    relative = relative.unflatten(-1, (weights.heads, weights.head_dim)).permute(1, 2, 0)  # (H, D, W)
+    # (q + r_r) = (q + r_w) + (r_r - r_w): the second part is the same for every query.
+    extra = ((weights.position_bias - weights.content_bias) * weights.scale).unsqueeze(1)  # (H, 1, D)
+    by_distance = torch.bmm(extra, relative).squeeze(1)[:, :total].flip(-1)  # (H, S), from distance 0
+    query = torch.arange(length, device=device).unsqueeze(1) + memory
+    gap = query - torch.arange(total, device=device)  # (T, S)
+    bias = by_distance[:, gap.clamp(min=0)]  # (H, T, S)
+    hidden = gap < 0
+    if weights.local_size:
+        hidden = hidden | (gap >= weights.local_size)
+    bias = bias.masked_fill(hidden, float("-inf")).unsqueeze(0)
+    if padding is not None:
+        # A padded query still sees itself, so that no row of the softmax is empty.
+        blind = padding[:, None, None, :] & (gap != 0)
+        bias = bias.masked_fill(blind, float("-inf"))
+    bias = F.pad(bias, (0, columns - total), value=float("-inf"))
+    return relative, F.pad(bias, (0, 0, 0, -length % ROW_MULTIPLE))

@@ -1,0 +1,94 @@
+"""The DEQ-Transformer layer at one new position of each text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .weights import TransformerWeights
+
+
+@dataclass(frozen=True)
+class TokenWeights:
+    """The matrices of the layer, transposed, (in, out).
+
+    On the CPU a product with a few rows is up to twice as fast with the transpose in memory as with a view.
+    """
+
+    layer: TransformerWeights
+    qkv: Tensor
+    out: Tensor
+    ffn_in: Tensor
+    ffn_out: Tensor
+
+    @classmethod
+    def of(cls, weights: TransformerWeights) -> TokenWeights:
+        """Those of `weights`."""
+        qkv = torch.cat([weights.query, weights.key_value])
+        matrices = (qkv, weights.out, weights.ffn_in, weights.ffn_out)
+        on_cpu = qkv.device.type == "cpu"
+        return cls(weights, *(matrix.t().contiguous() if on_cpu else matrix.t() for matrix in matrices))
+
+
+class TokenTransformer:
+    """f at the position after the settled ones, (B, 1, C) or (B, C) to the same shape.
+
+    The position's own key and value change with z; they are written where they will stand when it is settled.
+
+    Args:
+        weights: of the layer, without dropout.
+        injection: u with the factor and the bias of the query, (B, 3*H*D).
+        keys, values: those before and, last, room for its own, (H, B, D, S + 1) and (H, B, S + 1, D).
+        relative: W_r R, (H, D, S + 1), by position.
+        bias: what the scores have that does not depend on z, (H, 1 or B, S + 1).
+    """
+
+    def __init__(
+        self,
+        weights: TokenWeights,
+        injection: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        relative: Tensor,
+        bias: Tensor,
+    ) -> None:
+        self.weights, self.injection = weights, injection
+        self.keys, self.values, self.relative, self.bias = keys, values, relative, bias
+        self.own_key, self.own_value = keys[..., -1], values[:, :, -1]  # (H, B, D)
+        self.flat_keys, self.flat_values = keys.flatten(0, 1), values.flatten(0, 1)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        weights, layer = self.weights, self.weights.layer
+        heads, head_dim = layer.heads, layer.head_dim
+        rows = z.reshape(-1, z.shape[-1])  # (B, C)
+        n, width = rows.shape[0], rows.shape[-1:]
+        qkv = torch.addmm(self.injection, layer.normed(rows), weights.qkv)
+        query, key, value = qkv.view(n, 3, heads, head_dim).transpose(0, 2).unbind(1)  # (H, B, D)
+        self.own_key.copy_(key)
+        self.own_value.copy_(value)
+        query = query.contiguous()
+        scores = torch.baddbmm(self.bias, query, self.relative).view(heads * n, 1, -1)
+        # Not in place: autocast does not reach such products, and the buffers have the type of the weights.
+        scores = torch.baddbmm(scores, query.view(heads * n, 1, head_dim), self.flat_keys)
+        attended = torch.bmm(scores.softmax(-1), self.flat_values)  # (H*B, 1, D)
+        attended = attended.view(heads, n, head_dim).transpose(0, 1).reshape(n, -1)
+        h = torch.addmm(layer.out_bias, attended, weights.out).add_(rows)
+        if not layer.pre_norm:
+            h = F.layer_norm(h, width)
+        inner = torch.addmm(layer.ffn_in_bias, layer.normed(h), weights.ffn_in).relu_()
+        out = torch.addmm(layer.ffn_out_bias, inner, weights.ffn_out).add_(h)
+        return F.layer_norm(out, width).view_as(z)
+
+    def restrict(self, z: Tensor, positions: Tensor, value: Tensor | None = None) -> TokenTransformer:
+        """f at the rows `positions` (n,): (n, C) -> (n, C); no row looks at another."""
+        return TokenTransformer(
+            weights=self.weights,
+            injection=self.injection.index_select(0, positions),
+            keys=self.keys.index_select(1, positions),
+            values=self.values.index_select(1, positions),
+            relative=self.relative,
+            bias=self.bias if self.bias.shape[1] == 1 else self.bias.index_select(1, positions),
+        )

@@ -1,0 +1,107 @@
+"""The weights of one forward pass of a DEQ-Transformer layer, and keys and values of settled positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...invariant_matmul import pad_rows
+
+
+@dataclass(frozen=True)
+class DropoutMasks:
+    """Masks of one forward pass; None where nothing is dropped. Rows are samples, shared by all positions."""
+
+    hidden: Tensor | None = None  # (B, C)
+    ffn_inner: Tensor | None = None  # (B, F)
+    ffn_outer: Tensor | None = None  # (B, C)
+    relative: Tensor | None = None  # (1, C)
+    attention: Tensor | None = None  # (B, H, T, M + T)
+
+
+@dataclass(frozen=True)
+class TransformerWeights:
+    """Weights, (out, in), normalised once; `query` carries the factor `scale` = 1/sqrt(D)."""
+
+    heads: int  # H
+    head_dim: int  # D
+    pre_norm: bool
+    local_size: int  # positions that a query looks back at; 0: no limit
+    query: Tensor  # (H*D, C)
+    key_value: Tensor  # (2*H*D, C)
+    relative: Tensor  # W_r, (H*D, C)
+    out: Tensor  # W_o, (C, H*D)
+    ffn_in: Tensor  # W_1, (F, C)
+    ffn_out: Tensor  # W_2, (C, F)
+    out_bias: Tensor
+    ffn_in_bias: Tensor
+    ffn_out_bias: Tensor
+    content_bias: Tensor  # r_w, (H, D)
+    position_bias: Tensor  # r_r, (H, D)
+    masks: DropoutMasks
+
+    @property
+    def scale(self) -> float:
+        return self.head_dim**-0.5
+
+    @property
+    def inner(self) -> int:
+        """Channels of all heads, H*D."""
+        return self.heads * self.head_dim
+
+    def normed(self, rows: Tensor) -> Tensor:
+        """What attention and feed-forward part see of the residual stream, (n, C)."""
+        return F.layer_norm(rows, rows.shape[-1:]) if self.pre_norm else rows
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """(B, S, H*D) -> (B, H, S, D)."""
+        return x.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class KeysValues:
+    """The context of a segment: keys and values of settled positions, each (B, H, S, D)."""
+
+    keys: Tensor
+    values: Tensor
+
+    @classmethod
+    def of(cls, weights: TransformerWeights, state: Tensor, injection: Tensor) -> KeysValues:
+        """Those of positions.
+
+        Args:
+            weights: of the layer.
+            state: their states, (B, S, C).
+            injection: the part of their injections that goes into keys and values, (B, S, 2*H*D).
+        """
+        return cls.projected(weights, weights.normed(pad_rows(state.reshape(-1, state.shape[-1]))), injection)
+
+    @classmethod
+    def projected(cls, weights: TransformerWeights, normed: Tensor, injection: Tensor) -> KeysValues:
+        """The same from what attention sees of the states, (n, C) with n >= B*S, rows in order."""
+        kv = F.linear(normed, weights.key_value)[: injection.shape[:2].numel()]
+        keys, values = (kv.view(injection.shape) + injection).chunk(2, -1)
+        return cls(weights.split_heads(keys), weights.split_heads(values))
+
+    @property
+    def length(self) -> int:
+        """Number of positions, S."""
+        return self.keys.shape[2]
+
+    def followed_by(self, other: KeysValues) -> KeysValues:
+        """These positions and then those of `other`."""
+        return KeysValues(torch.cat([self.keys, other.keys], 2), torch.cat([self.values, other.values], 2))
+
+    def rows(self, index: Tensor) -> KeysValues:
+        """The samples `index` (B',), in that order."""
+        return KeysValues(self.keys.index_select(0, index), self.values.index_select(0, index))
+
+
+def sinusoid(distance: Tensor, dim: int) -> Tensor:
+    """R: [sin; cos] of distance over wavelengths 2*pi to 10000*2*pi, (len(distance), dim)."""
+    inverse = 10000 ** (-torch.arange(0, dim, 2, device=distance.device, dtype=torch.float32) / dim)
+    angle = distance.float().unsqueeze(1) * inverse
+    return torch.cat([angle.sin(), angle.cos()], 1)[:, :dim]

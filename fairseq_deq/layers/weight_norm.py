@@ -1,0 +1,71 @@
+"""Weight normalisation as a function of explicit parameters, computed once a forward pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Initializer:
+    """Draws initial weights: `normal` N(0, std), `uniform` U(-range, range), `fan_in` U(+-1/sqrt(fan_in)).
+
+    Raises:
+        ValueError: unknown name, or a scale that is not above 0.
+    """
+
+    NAMES = ("normal", "uniform", "fan_in")
+
+    def __init__(self, name: str, std: float, range: float) -> None:
+        if name not in self.NAMES:
+            raise ValueError(f"--init must be one of {', '.join(self.NAMES)}; got {name!r}")
+        for option, value in (("--init-std", std), ("--init-range", range)):
+            if not value > 0:
+                raise ValueError(f"{option} must be above 0, got {value!r}")
+        self.name, self.std, self.range = name, std, range
+
+    def fill(self, weight: Tensor) -> None:
+        """Overwrite `weight`, (out, in)."""
+        if self.name == "normal":
+            nn.init.normal_(weight, 0.0, self.std)
+            return
+        bound = self.range if self.name == "uniform" else weight.shape[1] ** -0.5
+        nn.init.uniform_(weight, -bound, bound)
+
+
+class WeightNormLinear(nn.Module):
+    """The parameters of a linear map, optionally weight-normalised: W = g * V / |V|, a norm a row.
+
+    It is never called: `weight()` gives W, and whoever runs a solve takes it once and applies it as often
+    as the solver asks. V holds the initial W and g its norms, so that W starts as the initialiser made it.
+
+    Args:
+        in_features, out_features: sizes.
+        bias: whether there is a bias, (out_features,).
+        weight_norm: whether W is normalised.
+    Source: Salimans and Kingma (2016, arXiv 1602.07868).
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool, weight_norm: bool) -> None:
+        super().__init__()
+        self.weight_v = nn.Parameter(torch.empty(out_features, in_features))
+        self.weight_g = nn.Parameter(torch.empty(out_features, 1)) if weight_norm else None
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+
+    @torch.no_grad()
+    def initialize(self, initializer: Initializer) -> None:
+        """Draw W from `initializer`, and set g so that W is what was drawn."""
+        initializer.fill(self.weight_v)
+        if self.weight_g is not None:
+            self.weight_g.copy_(self.weight_v.norm(dim=1, keepdim=True))
+
+    def weight(self, mask: Tensor | None = None) -> Tensor:
+        """W, (out_features, in_features); V times `mask` (out_features, in_features) in the place of V."""
+        v = self.weight_v if mask is None else self.weight_v * mask
+        if self.weight_g is None:
+            return v
+        return torch._weight_norm(v, self.weight_g, 0)
+
+    def required_bias(self) -> Tensor:
+        """The bias of a map that was made with one, (out_features,)."""
+        assert self.bias is not None
+        return self.bias
