@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import Field, dataclass, field, fields
 from enum import Enum
 from typing import Any
@@ -90,6 +90,28 @@ def switch(default: bool, text: str, **counts_with: str) -> Any:
     """
     metadata = {"help": f"{text} (true or false)", "argparse_const": "true", "counts_with": counts_with}
     return field(default="true" if default else "false", metadata=metadata)
+
+
+def named_size(**defaults: Any) -> Callable[[type], type]:
+    """Make a dataclass of options that differs from its base in these defaults alone; help texts stay.
+
+    Args:
+        defaults: for each option that differs its default; true or false for a switch.
+    Raises:
+        TypeError: the base has no such option.
+    """
+
+    def decorate(cls: type) -> type:
+        base = {one.name: one for one in fields(cls.__mro__[1])}
+        for name, default in defaults.items():
+            if name not in base:
+                raise TypeError(f"{cls.__name__}: {cls.__mro__[1].__name__} has no option {name}")
+            value = str(default).lower() if isinstance(default, bool) else default
+            setattr(cls, name, field(default=value, metadata=base[name].metadata))
+            cls.__annotations__[name] = base[name].type
+        return dataclass(cls)
+
+    return decorate
 
 
 def is_on(cfg: Any, name: str) -> bool:

@@ -1,14 +1,14 @@
 """`deq_transformer_lm` and its named architectures."""
 
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 from fairseq.models import register_model
 
 from ..errors import OptionError
 from ..layers.transformer.layer import TransformerLayer
-from ..options import check_values, is_on, option, switch
-from .deq_config import DEQLanguageModelConfig, Init
+from ..options import check_values, is_on, named_size, option, switch
+from .deq_config import DEQLanguageModelConfig
 from .deq_decoder import DEQDecoder
 from .deq_language_model import DEQLanguageModel
 from .segment_decoder import InputOptions
@@ -73,15 +73,15 @@ def _check(cfg: DEQTransformerConfig) -> None:
         )
 
 
-@dataclass
+@named_size(
+    decoder_embed_dim=128,
+    decoder_ffn_embed_dim=512,
+    decoder_attention_heads=4,
+    share_decoder_input_output_embed=True,
+    init_std=0.05,
+)
 class TinyConfig(DEQTransformerConfig):
     """For a CPU and a small text: trains in minutes."""
-
-    decoder_embed_dim: int = option(128, "width of the model, and of its embeddings")
-    decoder_ffn_embed_dim: int = option(512, "channels of the feed-forward part")
-    decoder_attention_heads: int = option(4, "attention heads")
-    share_decoder_input_output_embed: str = switch(True, "tie the softmax to the input embedding")
-    init_std: float = option(0.05, "standard deviation of --init normal")
 
 
 @register_model("deq_transformer_lm_tiny", dataclass=TinyConfig)
@@ -89,27 +89,27 @@ class DEQTransformerTiny(DEQTransformerLanguageModel):
     """`deq_transformer_lm` in the size of `TinyConfig`."""
 
 
-@dataclass
+@named_size(
+    decoder_embed_dim=700,
+    decoder_ffn_embed_dim=48000,
+    decoder_attention_heads=10,
+    decoder_head_dim=70,
+    dropout=0.05,
+    wnorm=True,
+    init="fan_in",
+    adaptive_input=True,
+    adaptive_input_cutoff="20000,40000,200000",
+    adaptive_softmax_cutoff="20000,40000,200000",
+    tie_adaptive_weights=True,
+    tie_adaptive_proj=True,
+    f_thres=30,
+    b_thres=40,
+    pretrain_steps=16000,
+    mem_len=150,
+    subseq_len=75,
+)
 class WikiText103Config(DEQTransformerConfig):
     """The released WikiText-103 script of 2019: width 700, 10 heads of 70, feed-forward 48000."""
-
-    decoder_embed_dim: int = option(700, "width of the model, and of its embeddings")
-    decoder_ffn_embed_dim: int = option(48000, "channels of the feed-forward part")
-    decoder_attention_heads: int = option(10, "attention heads")
-    decoder_head_dim: int = option(70, "channels of a head; 0: width / heads")
-    dropout: float = option(0.05, "variational dropout, one mask a sample held through a whole solve")
-    wnorm: str = switch(True, "normalise the weights inside the layer (weight norm)")
-    init: Init = option("fan_in", "initial weights: N(0, std), U(-range, range), or U(+-1/sqrt(fan_in))")
-    adaptive_input: str = switch(True, "use fairseq's adaptive input")
-    adaptive_input_cutoff: Optional[str] = option("20000,40000,200000", "comma separated cut-offs")
-    adaptive_softmax_cutoff: Optional[str] = option("20000,40000,200000", "comma separated cut-offs")
-    tie_adaptive_weights: str = switch(True, "tie the words of adaptive softmax and adaptive input")
-    tie_adaptive_proj: str = switch(True, "tie the projections of adaptive softmax and adaptive input")
-    f_thres: int = option(30, "evaluations of f at most, in the forward pass")
-    b_thres: int = option(40, "vector-Jacobian products at most, in the backward pass")
-    pretrain_steps: int = option(16000, "updates trained as a tied stack before the equilibrium phase")
-    mem_len: int = option(150, "positions of the previous segment that are remembered")
-    subseq_len: int = option(75, "positions solved at a time; 0: the whole segment")
 
 
 @register_model("deq_transformer_lm_wt103", dataclass=WikiText103Config)

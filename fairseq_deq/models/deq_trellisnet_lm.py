@@ -1,13 +1,13 @@
 """`deq_trellisnet_lm` and its named architectures."""
 
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 from fairseq.models import register_model
 
 from ..errors import OptionError
 from ..layers.trellis.layer import TrellisLayer
-from ..options import check_values, is_on, option, switch
+from ..options import check_values, is_on, named_size, option, switch
 from .deq_config import DEQLanguageModelConfig, Scope
 from .deq_decoder import DEQDecoder
 from .deq_language_model import DEQLanguageModel
@@ -40,6 +40,7 @@ class DEQTrellisNetConfig(DEQLanguageModelConfig):
         "standard deviation of the initial embeddings, 0: 1/sqrt(width); --adaptive-input has fairseq's own",
         valid="[0, inf)",
     )
+    mem_len: int = option(0, "above 0: the state of the previous segment is carried on", valid="[0, inf)")
     solver_scope: Scope = option(
         "recurrence",
         "what is solved as one unknown: position after position (recurrence), all positions side by side "
@@ -105,14 +106,14 @@ def _check(cfg: DEQTrellisNetConfig) -> None:
         )
 
 
-@dataclass
+@named_size(
+    decoder_embed_dim=128,
+    nhid=128,
+    share_decoder_input_output_embed=True,
+    init_std=0.05,
+)
 class TinyTrellisConfig(DEQTrellisNetConfig):
     """For a CPU and a small text: trains in minutes."""
-
-    decoder_embed_dim: int = option(128, "width of the embeddings")
-    nhid: int = option(128, "channels of the hidden state beside those of the output")
-    share_decoder_input_output_embed: str = switch(True, "tie the softmax to the input embedding")
-    init_std: float = option(0.05, "standard deviation of --init normal")
 
 
 @register_model("deq_trellisnet_lm_tiny", dataclass=TinyTrellisConfig)
@@ -120,23 +121,23 @@ class DEQTrellisNetTiny(DEQTrellisNetLanguageModel):
     """`deq_trellisnet_lm` in the size of `TinyTrellisConfig`."""
 
 
-@dataclass
+@named_size(
+    decoder_embed_dim=400,
+    nhid=1000,
+    share_decoder_input_output_embed=True,
+    wnorm=False,
+    init_std=0.01,
+    embed_std=0.0,
+    dropout=0.45,
+    dropouti=0.45,
+    dropouth=0.28,
+    emb_dropout=0.1,
+    wdrop=0.5,
+    pretrain_layers=58,
+    mem_len=1,
+)
 class PennTreebankTrellisConfig(DEQTrellisNetConfig):
     """Word-level Penn Treebank: 400/1000/400, with the regularisation of the explicit TrellisNet."""
-
-    decoder_embed_dim: int = option(400, "width of the embeddings")
-    nhid: int = option(1000, "channels of the hidden state beside those of the output")
-    share_decoder_input_output_embed: str = switch(True, "tie the softmax to the input embedding")
-    wnorm: str = switch(False, "normalise the weights of both convolutions (weight norm)")
-    init_std: float = option(0.01, "standard deviation of --init normal")
-    embed_std: float = option(0.0, "standard deviation of the initial embeddings, 0: 1/sqrt(width)")
-    dropout: float = option(0.45, "variational dropout of the output")
-    dropouti: float = option(0.45, "variational dropout of the embeddings")
-    dropouth: float = option(0.28, "variational dropout of the hidden state inside the convolution")
-    emb_dropout: float = option(0.1, "dropout of whole words of the dictionary")
-    wdrop: float = option(0.5, "dropout of the convolution's weights on past positions")
-    pretrain_layers: int = option(58, "layers of that stack")
-    mem_len: int = option(1, "above 0: the state of the previous segment is carried on")
 
 
 @register_model("deq_trellisnet_lm_ptb", dataclass=PennTreebankTrellisConfig)
@@ -144,29 +145,29 @@ class DEQTrellisNetPennTreebank(DEQTrellisNetLanguageModel):
     """`deq_trellisnet_lm` in the size of `PennTreebankTrellisConfig`."""
 
 
-@dataclass
+@named_size(
+    decoder_embed_dim=500,
+    nhid=1500,
+    dropout=0.1,
+    dropouti=0.1,
+    dropouth=0.1,
+    init_std=0.01,
+    adaptive_input=True,
+    adaptive_input_cutoff="2800,20000,76000",
+    adaptive_input_factor=1.0,
+    adaptive_softmax_cutoff="2800,20000,76000",
+    adaptive_softmax_factor=1.0,
+    tie_adaptive_weights=True,
+    tie_adaptive_proj=True,
+    f_thres=45,
+    b_thres=45,
+    pretrain_steps=30000,
+    pretrain_layers=40,
+    mem_len=1,
+    subseq_len=50,
+)
 class WikiText103TrellisConfig(DEQTrellisNetConfig):
     """The released WikiText-103 script of 2019: 500/1500/500, cut-offs 2800, 20000, 76000."""
-
-    decoder_embed_dim: int = option(500, "width of the embeddings")
-    nhid: int = option(1500, "channels of the hidden state beside those of the output")
-    dropout: float = option(0.1, "variational dropout of the output")
-    dropouti: float = option(0.1, "variational dropout of the embeddings")
-    dropouth: float = option(0.1, "variational dropout of the hidden state inside the convolution")
-    init_std: float = option(0.01, "standard deviation of --init normal")
-    adaptive_input: str = switch(True, "use fairseq's adaptive input")
-    adaptive_input_cutoff: Optional[str] = option("2800,20000,76000", "comma separated cut-offs")
-    adaptive_input_factor: float = option(1.0, "factor by which the adaptive input's bands narrow")
-    adaptive_softmax_cutoff: Optional[str] = option("2800,20000,76000", "comma separated cut-offs")
-    adaptive_softmax_factor: float = option(1.0, "factor by which the adaptive softmax's tails narrow")
-    tie_adaptive_weights: str = switch(True, "tie the words of adaptive softmax and adaptive input")
-    tie_adaptive_proj: str = switch(True, "tie the projections of adaptive softmax and adaptive input")
-    f_thres: int = option(45, "evaluations of f at most, in the forward pass")
-    b_thres: int = option(45, "vector-Jacobian products at most, in the backward pass")
-    pretrain_steps: int = option(30000, "updates trained as a tied stack before the equilibrium phase")
-    pretrain_layers: int = option(40, "layers of that stack")
-    mem_len: int = option(1, "above 0: the state of the previous segment is carried on")
-    subseq_len: int = option(50, "positions solved at a time; 0: the whole segment")
 
 
 @register_model("deq_trellisnet_lm_wt103", dataclass=WikiText103TrellisConfig)
@@ -174,12 +175,12 @@ class DEQTrellisNetWikiText103(DEQTrellisNetLanguageModel):
     """`deq_trellisnet_lm` in the size of `WikiText103TrellisConfig`."""
 
 
-@dataclass
+@named_size(
+    decoder_embed_dim=512,
+    nhid=1600,
+)
 class WikiText103PaperTrellisConfig(WikiText103TrellisConfig):
     """The size of the papers' WikiText-103 model: 512/1600/512."""
-
-    decoder_embed_dim: int = option(512, "width of the embeddings")
-    nhid: int = option(1600, "channels of the hidden state beside those of the output")
 
 
 @register_model("deq_trellisnet_lm_wt103_paper", dataclass=WikiText103PaperTrellisConfig)

@@ -9,13 +9,14 @@ import torch
 from fairseq.sequence_generator import SequenceGenerator
 from fairseq.sequence_scorer import SequenceScorer
 from fairseq.tasks.language_modeling import LanguageModelingTask
-from fairseq_deq.models.decoding_cache import DecodingCache
 from models.builders import build, build_trellis, count_solves, dictionary, tokens
 
 from fairseq_deq.generation.generator import PrefillingGenerator
-from fairseq_deq.layers.cache import ContextCache
+from fairseq_deq.layers.layer import PreparedLayer
 from fairseq_deq.layers.memory import Memory
-from fairseq_deq.models import deq_decoder
+from fairseq_deq.layers.transformer.cache import KVCache
+from fairseq_deq.layers.transformer.layer import PreparedTransformer
+from fairseq_deq.models.decoding_cache import DecodingCache
 
 EOS, PAD = 2, 1
 
@@ -109,7 +110,7 @@ def test_left_padding_changes_nothing():
 
 def test_every_layer_that_can_be_bound_can_be_decoded(monkeypatch):
     model = _model()
-    monkeypatch.setattr(deq_decoder, "nothing_settled", lambda prepared, batch: ContextCache(prepared))
+    monkeypatch.setattr(PreparedTransformer, "new_cache", PreparedLayer.new_cache)
     source, state = tokens(3, 9), {}
     whole = _whole(model, source)
     for end in (4, 5, 6, 7, 8, 9):
@@ -213,14 +214,9 @@ def test_a_row_that_is_still_in_its_prompt_costs_one_evaluation():
 def test_the_cache_is_not_copied_within_the_prompts(monkeypatch):
     model = _model()
     copies = []
-    kind = type(
-        deq_decoder.nothing_settled(
-            model.decoder.layer.prepare(model.decoder.layer.draw(1, 1, 0, torch.ones(1))), 1
-        )
-    )
-    reorder = kind.reorder
+    reorder = KVCache.reorder
     monkeypatch.setattr(
-        kind, "reorder", lambda self, order: (copies.append(len(order)), reorder(self, order))
+        KVCache, "reorder", lambda self, order: (copies.append(len(order)), reorder(self, order))
     )
     source, state = tokens(2, 6), {}
     model.decoder.prefill(source, state)

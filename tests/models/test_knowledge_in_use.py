@@ -22,7 +22,7 @@ from models.builders import (
 from torch import nn
 
 from fairseq_deq.layers.layer import Layer, PreparedLayer
-from fairseq_deq.models import segment_decoder
+from fairseq_deq.models import incremental, segment_decoder
 from fairseq_deq.models.deq_config import DEQLanguageModelConfig
 from fairseq_deq.models.deq_decoder import DEQDecoder
 from fairseq_deq.models.deq_language_model import DEQLanguageModel
@@ -53,8 +53,8 @@ def _solving(model: Any, solver: str, budget: int, rtol: float = 1e-6) -> Any:
 def solves(monkeypatch) -> list[dict[str, Any]]:
     """What every solve of a decoder starts with and knows, from now on."""
     seen: list[dict[str, Any]] = []
-    for name in ("fixed_point", "solve"):
-        original = getattr(segment_decoder, name)
+    for module, name in ((segment_decoder, "fixed_point"), (incremental, "solve")):
+        original = getattr(module, name)
 
         def noted(f: Any, z0: torch.Tensor, *rest: Any, original: Any = original) -> Any:
             result = original(f, z0, *rest)
@@ -62,7 +62,7 @@ def solves(monkeypatch) -> list[dict[str, Any]]:
             seen.append({"z0": z0, "preconditioner": rest[-1], "nfe": inner.nfe, "shape": z0.shape})
             return result
 
-        monkeypatch.setattr(segment_decoder, name, noted)
+        monkeypatch.setattr(module, name, noted)
     return seen
 
 

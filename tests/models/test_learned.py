@@ -130,9 +130,9 @@ def test_rank_and_channels():
     assert LearnedPreconditioner(4, 32).left.shape == (4, 4)
     assert build(preconditioner_rank=5).decoder.knowledge.learned_preconditioner.left.shape == (16, 5)
     trellis = build_trellis(solver_scope="recurrence").decoder
-    assert trellis.knowledge.learned_preconditioner.channels == trellis.cell.own_dim == 24
+    assert trellis.knowledge.learned_preconditioner.channels == trellis.layer.own_dim == 24
     trellis = build_trellis(solver_scope="position").decoder
-    assert trellis.knowledge.learned_preconditioner.channels == trellis.cell.state_dim == 48
+    assert trellis.knowledge.learned_preconditioner.channels == trellis.layer.state_dim == 48
 
 
 def test_too_few_positions_make_no_preconditioner_and_no_start():

@@ -99,7 +99,7 @@ class Segment:
         return KeysValues.of(self.weights, z, injection)
 
     def with_context(self, own: KeysValues, context: KeysValues | None) -> tuple[Tensor, Tensor]:
-        """Keys and values, (B, H, columns, D): of the context, the segment, and those that stand for nothing."""
+        """Keys and values, (B, H, columns, D): the context's, the segment's, and what stands for nothing."""
         before = [] if context is None else [context]
         missing = self.columns - self.memory - self.length
         zeros = [own.keys.new_zeros(*own.keys.shape[:2], missing, own.keys.shape[3])] if missing else []
