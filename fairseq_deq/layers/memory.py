@@ -13,7 +13,7 @@ class Memory:
     """Equilibria and injections of the last positions, a row for each stream of text.
 
     Attributes:
-        state: equilibria, (B, M, C), detached.
+        state: what `recorded` says of the positions, (B, M, R), detached: their equilibria, for most layers.
         injection: their injections, (B, M, D), detached.
     """
 
@@ -29,7 +29,7 @@ class Memory:
         """This memory followed by new positions, cut to the last `keep`.
 
         Args:
-            state: new equilibria, (B, T, C).
+            state: what `recorded` says of new positions, (B, T, R).
             injection: their injections, (B, T, D).
             keep: positions to keep; everything before them is forgotten.
         Returns:

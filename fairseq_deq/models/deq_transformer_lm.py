@@ -6,6 +6,7 @@ from typing import Any
 from fairseq.models import register_model
 
 from ..errors import OptionError
+from ..layers.composition import compose
 from ..layers.transformer.layer import TransformerLayer
 from ..options import check_values, is_on, named_size, option, switch
 from .deq_config import DEQLanguageModelConfig
@@ -22,6 +23,7 @@ class DEQTransformerConfig(DEQLanguageModelConfig):
     decoder_attention_heads: int = option(8, "attention heads", valid="[1, 65536]")
     decoder_head_dim: int = option(0, "channels of a head; 0: width / heads", valid="[0, 65536]")
     decoder_normalize_before: str = switch(False, "normalise before attention and feed-forward (pre-norm)")
+    decoder_layers: int = option(1, "layers that f is made of, each with its own weights", valid="[1, 1000]")
     attention_dropout: float = option(
         0.0, "dropout of attention weights, held through a whole solve", valid="[0, 1)"
     )
@@ -30,7 +32,7 @@ class DEQTransformerConfig(DEQLanguageModelConfig):
 
 @register_model("deq_transformer_lm", dataclass=DEQTransformerConfig)
 class DEQTransformerLanguageModel(DEQLanguageModel):
-    """A Transformer language model of one layer at its equilibrium.
+    """A Transformer language model at the equilibrium of one layer, or of several in turn.
 
     Source: Bai, Kolter, Koltun (2019, arXiv 1909.01377).
     """
@@ -43,19 +45,22 @@ class DEQTransformerLanguageModel(DEQLanguageModel):
             ValueError: an option cannot work; the sentence names it and the valid values.
         """
         _check(cfg)
-        layer = TransformerLayer(
-            dim=cfg.decoder_embed_dim,
-            ffn_dim=cfg.decoder_ffn_embed_dim,
-            heads=cfg.decoder_attention_heads,
-            head_dim=cfg.decoder_head_dim or cfg.decoder_embed_dim // cfg.decoder_attention_heads,
-            pre_norm=is_on(cfg, "decoder_normalize_before"),
-            weight_norm=is_on(cfg, "wnorm"),
-            dropout=cfg.dropout,
-            attention_dropout=cfg.attention_dropout,
-            local_size=cfg.local_size,
-        )
+        layers = [
+            TransformerLayer(
+                dim=cfg.decoder_embed_dim,
+                ffn_dim=cfg.decoder_ffn_embed_dim,
+                heads=cfg.decoder_attention_heads,
+                head_dim=cfg.decoder_head_dim or cfg.decoder_embed_dim // cfg.decoder_attention_heads,
+                pre_norm=is_on(cfg, "decoder_normalize_before"),
+                weight_norm=is_on(cfg, "wnorm"),
+                dropout=cfg.dropout,
+                attention_dropout=cfg.attention_dropout,
+                local_size=cfg.local_size,
+            )
+            for _ in range(cfg.decoder_layers)
+        ]
         inputs = InputOptions(scale=cfg.decoder_embed_dim**0.5, dropout=cfg.dropout)
-        return cls.of(DEQDecoder(cfg, task.source_dictionary, layer, inputs), cfg, task)
+        return cls.of(DEQDecoder(cfg, task.source_dictionary, compose(layers), inputs), cfg, task)
 
 
 def _check(cfg: DEQTransformerConfig) -> None:

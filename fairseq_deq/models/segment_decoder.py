@@ -64,21 +64,34 @@ class SolvedSegment:
         prepared: the layer with the weights of this forward pass.
         embedded: embeddings of the tokens, (B, T, E).
         injection: u, (B, T, D).
-        record: what later positions need of these, (B, T, R).
+        solved: f and its equilibrium, for each subsequence.
         extra: what the solves came to.
     """
 
     prepared: PreparedLayer
     embedded: Tensor
     injection: Tensor
-    record: Tensor
+    solved: Solves
     extra: DecoderExtra
 
     @property
     def state(self) -> Tensor:
         """The equilibria, (B, T, C)."""
-        states = [equilibrium.state for equilibrium in self.extra["equilibria"]]
-        return torch.cat(states, 1) if len(states) > 1 else states[0]
+        return _joined([equilibrium.state for _, equilibrium in self.solved])
+
+    @property
+    def record(self) -> Tensor:
+        """What later positions need of these, (B, T, R)."""
+        return _record(self.solved)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Parts of a segment, (B, T', C) each, one after another."""
+    return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+
+
+def _record(solved: Solves) -> Tensor:
+    return _joined([recorded(f, equilibrium.state) for f, equilibrium in solved])
 
 
 class SegmentDecoder(FairseqIncrementalDecoder):
@@ -168,8 +181,7 @@ class SegmentDecoder(FairseqIncrementalDecoder):
         if memory is not None and before:
             context = prepared.context(memory.state, memory.injection, None)
         stats = SolveStats.empty(tokens.device), SolveStats.empty(tokens.device)
-        solved: list[tuple[Callable[[Tensor], Tensor], Equilibrium]] = []
-        records: list[Tensor] = []
+        solved: Solves = []
         step = length if self.pretraining or not self.subseq_len else self.subseq_len
         real = tokens.ne(self.padding_idx)
         seen = 0  # the first position, memory included, that a subsequence sees
@@ -180,25 +192,23 @@ class SegmentDecoder(FairseqIncrementalDecoder):
             part = real[:, start : start + step]
             own = (stats[0].at(part), stats[1].at(part))
             solved.append((f, self.find_equilibrium(f, z0[:, start : start + step], own)))
-            records.append(recorded(f, solved[-1][1].state))
             if start + step < length:
                 if self.subseq_forget:
                     context, seen = None, before + start
-                context = prepared.context(records[-1], u, context)
+                context = prepared.context(_record(solved[-1:]), u, context)
         report_solves([equilibrium for _, equilibrium in solved], real)
         if self.training and not self.pretraining and torch.is_grad_enabled():
             self.knowledge.collect(self.num_updates, solved, embedded, real, stats)
-        record = torch.cat(records, 1) if len(records) > 1 else records[0]
         # A convolution over the tokens needs the embeddings themselves; a linear map is not computed again.
         carried = embedded if self.injection.window > 1 else injection
         extra = decoder_extra(
             [equilibrium for _, equilibrium in solved],
             stats,
-            memory=self._remember(memory, record, carried),
+            memory=self._remember(memory, solved, carried),
             jacobian_penalty=self._jacobian_penalty(solved, real),
             spectral_radii=self._spectral_radii(solved, real),
         )
-        return SolvedSegment(prepared, embedded, injection, record, extra)
+        return SolvedSegment(prepared, embedded, injection, solved, extra)
 
     def _jacobian_penalty(self, solved: Solves, real: Tensor) -> JacobianPenalty | None:
         """The Jacobian penalty, in the updates that it counts in."""
@@ -255,13 +265,16 @@ class SegmentDecoder(FairseqIncrementalDecoder):
             return self.injection(apply_mask(embedded, mask), weight=weight)
         return self.injection(apply_mask(embedded, mask), apply_mask(before.to(embedded.dtype), mask), weight)
 
-    def _remember(self, memory: Memory | None, state: Tensor, carried: Tensor) -> Memory | None:
+    @torch.no_grad()
+    def _remember(self, memory: Memory | None, solved: Solves, carried: Tensor) -> Memory | None:
+        """The memory after a segment; what a segment's injections are made of is `carried`, (B, T, ...)."""
         keep = self.layer.memory_length(self.mem_len)
         if keep == 0:
             return None
+        record = _record(solved)
         if memory is None:
-            memory = Memory(state[:, :0], carried[:, :0])
-        return memory.extended(state, carried, keep).detached()
+            memory = Memory(record[:, :0], carried[:, :0])
+        return memory.extended(record, carried, keep).detached()
 
     def padding(self, tokens: Tensor, before: int) -> Tensor | None:
         """(B, M + T), True at padding; None where no row begins with it, since f looks back only."""
