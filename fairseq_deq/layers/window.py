@@ -128,7 +128,14 @@ class WindowSegment:
         """f at n positions, (n, C): `forward` over rows in multiples of 16, and zero at padding."""
         n, (window, width) = windows.shape[0], windows.shape[1:]
         states = pad_rows(windows.reshape(n, -1)).view(-1, window, width)
-        fz: Tensor = self.layer(states, pad_rows(injection))[:n]
+        fz: Tensor = self.layer(states, pad_rows(injection))
+        if fz.shape != (states.shape[0], width):
+            raise ValueError(
+                f"forward of {type(self.layer).__name__} gave {tuple(fz.shape)} for states "
+                f"{tuple(states.shape)}; it must give a state of the same shape for each row, "
+                f"{(states.shape[0], width)}"
+            )
+        fz = fz[:n]
         return fz if keep is None else fz * keep.unsqueeze(1)
 
 

@@ -1,0 +1,301 @@
+"""Whether a layer keeps the contracts of a model: each fault in a sentence that says what to change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..implicit import HasAdjoint
+from ..solvers import Restrictable
+from .layer import Layer, Map, PreparedLayer, recorded
+from .weight_norm import Initializer
+
+# Samples, positions, and where they are cut.
+_B, _T, _CUT = 3, 21, 8
+# Beyond this, relative to the size of f, a difference is no rounding of float64.
+_ROUNDING = 1e-9
+_STEP = 1e-6  # of finite differences
+_SLOPE = 1e-4  # how far a slope may be off, relative
+
+
+@dataclass(frozen=True)
+class Check:
+    """One contract and what became of it.
+
+    Attributes:
+        name: the contract.
+        fault: what is wrong and what to change; empty where it is kept.
+    """
+
+    name: str
+    fault: str
+
+
+def check_layer(make: Callable[[], Layer], seed: int = 0) -> list[Check]:
+    """Check the contracts of a layer, without solving for anything.
+
+    Args:
+        make: makes the layer, with the sizes to try; it is called twice.
+        seed: of its weights and of the states it is tried at.
+    Returns:
+        a `Check` for each contract, in the order in which they are best mended: a fault can cause later ones.
+    """
+    checks: list[Check] = []
+    subject = _Subject(make, seed)
+    for name, check in _CHECKS.items():
+        try:
+            fault = check(subject)
+        except Exception as error:  # a layer that is being written can fail in any way
+            fault = f"it raises {type(error).__name__}: {error}"
+        checks.append(Check(name, fault))
+        if fault and name == "shapes":
+            break  # nothing else can be tried
+    return checks
+
+
+def assert_layer_is_sound(make: Callable[[], Layer], seed: int = 0) -> None:
+    """For a test: raise AssertionError with the faults of a layer; arguments as for `check_layer`."""
+    faults = [f"{check.name}: {check.fault}" for check in check_layer(make, seed) if check.fault]
+    assert not faults, "\n".join(faults)
+
+
+class _Subject:
+    """A layer in evaluation mode and float64, states, injections, and f."""
+
+    def __init__(self, make: Callable[[], Layer], seed: int) -> None:
+        self.make, self.seed = make, seed
+        self.layer = self.layer_in(torch.float64)
+        self.prepared = self.prepared_of(self.layer)
+        self.z = self.draw(self.layer.state_dim, 1)
+        self.u = self.draw(self.layer.injection_dim, 2)
+
+    def layer_in(self, dtype: torch.dtype, training: bool = False) -> Layer:
+        torch.manual_seed(self.seed)
+        layer = self.make()
+        layer.initialize(Initializer("normal", 0.3, 1.0))
+        return layer.to(dtype).train(training)
+
+    def draw(self, channels: int, seed: int, length: int = _T) -> Tensor:
+        """Random numbers, (B, length, channels)."""
+        generator = torch.Generator().manual_seed(self.seed + 10 * seed)
+        return torch.randn(_B, length, channels, generator=generator, dtype=torch.float64)
+
+    @staticmethod
+    def prepared_of(layer: Layer, batch: int = _B) -> PreparedLayer:
+        like = next((p for p in layer.parameters()), torch.zeros(1, dtype=torch.float64))
+        return layer.prepare(layer.draw(batch, _T, 0, like))
+
+    def f(self, u: Tensor | None = None, **given: Any) -> Map:
+        return self.prepared.bind(self.u if u is None else u, None, **given)
+
+
+def _far(a: Tensor, b: Tensor) -> bool:
+    """Whether two values of f differ by more than rounding, or are not finite."""
+    return not bool(((a - b).abs() <= _ROUNDING * (1 + b.abs())).all())
+
+
+def _shapes(s: _Subject) -> str:
+    if not isinstance(s.layer, Layer):
+        return f"{type(s.layer).__name__} is no fairseq_deq.layers.layer.Layer; make it a subclass"
+    fz = s.f()(s.z)
+    if fz.shape != s.z.shape:
+        return f"f maps states {tuple(s.z.shape)} to {tuple(fz.shape)}; return a state of the same shape"
+    if not bool(torch.isfinite(fz).all()):
+        return "f is not finite at random states of size 1; look for a division or a logarithm"
+    features = s.layer.output(s.z)
+    if features.shape != (_B, _T, s.layer.output_dim):
+        return (
+            f"output gives {tuple(features.shape)}, and output_dim is {s.layer.output_dim}; make them agree"
+        )
+    return ""
+
+
+def _in_place(s: _Subject) -> str:
+    kept, f = s.z.clone(), s.f()
+    first = f(s.z).clone()
+    if not torch.equal(kept, s.z):
+        s.z = kept
+        return "f writes to the state it is given; write z = z + ..., not z += ..., and relu, not relu_"
+    if not torch.equal(first, f(s.z)):
+        return "f gives two results for one state; keep nothing on the layer from one evaluation to the next"
+    return ""
+
+
+def _dropout(s: _Subject) -> str:
+    layer = s.layer_in(torch.float64, training=True)
+    f = s.prepared_of(layer).bind(s.u, None)
+    if not torch.equal(f(s.z), f(s.z)):
+        return (
+            "in training f gives two results for one state; draw dropout masks in `draw`, once a forward "
+            "pass, instead of nn.Dropout or F.dropout in f"
+        )
+    return ""
+
+
+def _causality(s: _Subject) -> str:
+    t, before = 12, s.f()(s.z)
+    for changed, name in ((s.z.clone(), "states"), (s.u.clone(), "injections")):
+        changed[:, t] += 1.0
+        after = s.f()(changed) if name == "states" else s.f(changed)(s.z)
+        if not torch.equal(after[:, :t], before[:, :t]):
+            first = int((after != before).any(-1).any(0).nonzero()[0])
+            return (
+                f"position {first} changes with the {name} of position {t}, which comes later; "
+                "let a position see itself and those before it alone"
+            )
+    return ""
+
+
+def _batch(s: _Subject) -> str:
+    whole, others = s.f()(s.z), s.z.clone()
+    others[[0, 2]] += 1.0
+    if not torch.equal(s.f()(others)[1], whole[1]):
+        return "a row changes with the states of other rows; no mean or norm may run over the batch"
+    for dtype in (torch.float32, torch.float64):
+        layer = s.layer_in(dtype)
+        for length in (1, 2, 3, _T):
+            z, u = s.z[:, :length].to(dtype), s.u[:, :length].to(dtype)
+            alone = s.prepared_of(layer, 1).bind(u[1:2], None)(z[1:2])
+            together = s.prepared_of(layer).bind(u, None)(z)[1:2]
+            if not torch.equal(alone, together):
+                return (
+                    f"a row alone and the same row in a batch round differently ({dtype}, length {length}); "
+                    "use rowwise_linear of fairseq_deq.invariant_matmul, or make it a WindowLayer"
+                )
+    return ""
+
+
+def _right_padding(s: _Subject) -> str:
+    cut = s.prepared.bind(s.u[:, :_CUT], None)(s.z[:, :_CUT])
+    if _far(cut, s.f()(s.z)[:, :_CUT]):
+        return "a text changes with what follows it; let f depend on nothing but positions up to its own"
+    return ""
+
+
+def _left_padding(s: _Subject) -> str:
+    pad = 5
+    hidden = torch.zeros(_B, pad + _T, dtype=torch.bool)
+    hidden[:, :pad] = True
+    garbage = [torch.cat([s.draw(x.shape[-1], 3, pad), x], 1) for x in (s.z, s.u)]
+    padded = s.f(garbage[1], padding=hidden)
+    if _far(padded(garbage[0])[:, pad:], s.f()(s.z)):
+        # Zero is what stands before a text: a layer may make padding zero, and then see nothing in it.
+        garbage[0][:, :pad] = padded(garbage[0])[:, :pad]
+        if _far(padded(garbage[0])[:, pad:], s.f()(s.z)):
+            return (
+                "a text changes where padding stands before it; hide the positions that `padding` of bind "
+                "names, or make f zero there if zero is what stands before a text"
+            )
+    return ""
+
+
+def _restriction(s: _Subject) -> str:
+    f = s.f()
+    if not isinstance(f, Restrictable):
+        return ""
+    width, positions = s.z.shape[-1], torch.tensor([0, 3, 4, _T + 2, 2 * _T + 20])
+    rows = s.z.reshape(-1, width)[positions]
+    if _far(f.restrict(s.z, positions, None)(rows), f(s.z).reshape(-1, width)[positions]):
+        return "restrict(z, positions) differs from f at these positions; see WindowLayer for one that works"
+    moved = s.z.reshape(-1, width).index_copy(0, positions, rows + 0.5).view_as(s.z)
+    if _far(f.restrict(s.z, positions, None)(rows + 0.5), f(moved).reshape(-1, width)[positions]):
+        return "what restrict gives does not follow when its rows move together; others alone are held at z"
+    return ""
+
+
+def _memory(s: _Subject) -> str:
+    whole, first = s.f()(s.z), s.prepared.bind(s.u[:, :_CUT], None)
+    context = s.prepared.context(recorded(first, s.z[:, :_CUT]), s.u[:, :_CUT], None)
+    for begin, end in ((_CUT, _CUT + 2), (_CUT + 2, _T)):
+        f = s.prepared.bind(s.u[:, begin:end], context)
+        if _far(f(s.z[:, begin:end]), whole[:, begin:end]):
+            return (
+                "a text in segments differs from the text in one; `context` must keep all that later "
+                "positions see of a segment, and of the context before it"
+            )
+        context = s.prepared.context(recorded(f, s.z[:, begin:end]), s.u[:, begin:end], context)
+    return ""
+
+
+def _cache(s: _Subject) -> str:
+    whole, cache, order = s.f()(s.z), s.prepared.new_cache(_B), torch.tensor([2, 0, 0])
+    f = cache.bind(s.u[:, :_CUT], None)
+    cache.append(recorded(f, s.z[:, :_CUT]), s.u[:, :_CUT])
+    z, u = s.z, s.u
+    for t in range(_CUT, _T):
+        if t == _CUT + 3:  # beams
+            cache.reorder(order)
+            whole, z, u = whole[order], z[order], u[order]
+        f = cache.bind(u[:, t : t + 1], None)
+        if _far(f(z[:, t : t + 1]), whole[:, t : t + 1]):
+            when = " after `reorder`" if t >= _CUT + 3 else ""
+            return (
+                f"token {t} from the cache{when} differs from the whole text; `append` must keep, "
+                "and `bind` read, all that a new token sees of those behind"
+            )
+        cache.append(recorded(f, z[:, t : t + 1]), u[:, t : t + 1])
+        if cache.length != t + 1:
+            return f"cache.length is {cache.length} after {t + 1} tokens"
+    return ""
+
+
+def _slopes(s: _Subject) -> str:
+    """Autograd against finite differences: of z, of u, and of every parameter."""
+    weighting = s.draw(s.layer.state_dim, 4)
+    named = {"the state": s.z, "the injection": s.u, **dict(s.layer.named_parameters())}
+
+    def loss(z: Tensor, u: Tensor) -> Tensor:
+        return (s.prepared_of(s.layer).bind(u, None)(z) * weighting).sum()
+
+    z, u = s.z.clone().requires_grad_(), s.u.clone().requires_grad_()
+    leaves = [z, u, *s.layer.parameters()]
+    gradients = torch.autograd.grad(loss(z, u), leaves, allow_unused=True)
+    for (name, value), gradient in zip(named.items(), gradients):
+        torch.manual_seed(s.seed)
+        along = torch.randn_like(value)
+        told = 0.0 if gradient is None else float((gradient * along).sum())
+        with torch.no_grad():
+            ends = []
+            for sign in (1, -1):
+                kept = value.clone()
+                value.add_(along, alpha=sign * _STEP)
+                ends.append(float(loss(s.z, s.u)))
+                value.copy_(kept)
+        slope = (ends[0] - ends[1]) / (2 * _STEP)
+        if abs(told - slope) > _SLOPE * (1 + abs(slope)):
+            return (
+                f"the gradient of {name} is {told:.4g} where f has slope {slope:.4g}; look for detach, "
+                ".data, no_grad, or a backward of one's own"
+            )
+    return ""
+
+
+def _adjoint(s: _Subject) -> str:
+    f, grad, vector = s.f(), s.draw(s.layer.state_dim, 5), s.draw(s.layer.state_dim, 6)
+    if not isinstance(f, HasAdjoint):
+        return ""
+    z = s.z.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(f(z), z, vector)
+    if _far(f.adjoint(s.z, grad)(vector), expected + grad):
+        return "adjoint(z, grad)(v) is not J^T v + grad as autograd gives it; check it, or leave it out"
+    return ""
+
+
+_CHECKS: dict[str, Callable[[_Subject], str]] = {
+    "shapes": _shapes,
+    "nothing in place": _in_place,
+    "dropout held": _dropout,
+    "batch mates": _batch,
+    "causality": _causality,
+    "right padding": _right_padding,
+    "left padding": _left_padding,
+    "some positions": _restriction,
+    "memory": _memory,
+    "decoding": _cache,
+    "gradient": _slopes,
+    "adjoint": _adjoint,
+}
