@@ -3,6 +3,7 @@
 from . import anderson, broyden, gmres, picard  # noqa: F401  (each registers its solver)
 from .config import SolverConfig
 from .lanes import Restrictable, direction_of
+from .packing import StatePacking
 from .preconditioner import Preconditioner
 from .recurrence import Recurrent
 from .registry import Method, linear_solver_names, register_linear_solver, register_solver, solver_names
@@ -18,6 +19,7 @@ __all__ = [
     "Recurrent",
     "Restrictable",
     "SolverConfig",
+    "StatePacking",
     "Status",
     "check_state",
     "direction_of",

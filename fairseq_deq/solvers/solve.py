@@ -59,7 +59,10 @@ def solve(
 def check_state(z0: Tensor) -> None:
     """Raise ValueError unless `z0` can be the start of a solve: a floating-point tensor (samples, ..., C)."""
     if not isinstance(z0, Tensor):
-        raise ValueError(f"z0 must be a tensor (samples, ..., C), got {type(z0).__name__}")
+        several = (
+            "; several tensors are one state through StatePacking" if isinstance(z0, (tuple, list)) else ""
+        )
+        raise ValueError(f"z0 must be a tensor (samples, ..., C), got {type(z0).__name__}{several}")
     if not z0.is_floating_point():
         raise ValueError(f"z0 must be of a floating-point type, got {z0.dtype}")
     if z0.dim() < 2:
