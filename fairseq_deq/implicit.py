@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .adjoint import adjoint_map
+from .equilibrium import Equilibrium, SolveStats
 from .solvers import (
-    FixedPoint,
     Preconditioner,
-    Restrictable,
     SolverConfig,
     check_state,
-    direction_of,
     linear_solver_names,
     solve,
     solve_keeping_inverse,
@@ -70,98 +69,6 @@ class GradientConfig:
         return replace(
             self, solver=replace(forward, max_evals=evaluations, rtol=forward.rtol or 1e-3, atol=0.0)
         )
-
-
-@dataclass(frozen=True)
-class SolveStats:
-    """Sums over the lanes of one solve, as a tensor (5,) that a later backward pass can fill in.
-
-    The entries are: lanes, evaluations of f weighted by lanes, lane-evaluations computed, relative
-    residuals, converged lanes. All are zero while the solve has not run.
-
-    Attributes:
-        sums: the entries.
-        real: (B, T) bool, False at padding, which does not count; None: every lane counts.
-    """
-
-    ENTRIES: ClassVar[int] = 5
-
-    sums: Tensor
-    real: Tensor | None = None
-
-    @classmethod
-    def empty(cls, device: torch.device) -> SolveStats:
-        return cls(torch.zeros(cls.ENTRIES, device=device))
-
-    def at(self, real: Tensor) -> SolveStats:
-        """The same sums, to which the lanes count that are `real`."""
-        return SolveStats(self.sums, real)
-
-    def record(self, result: FixedPoint) -> None:
-        """Add the sums of `result`."""
-        mask, work = torch.ones_like(result.converged), torch.tensor(float(result.total_lane_nfe))
-        if self.real is not None:
-            mask = real_lanes(self.real, mask)
-            # The share of the work that is not at padding, by how long each lane was moving.
-            moving = result.lane_nfe.double()
-            work = result.total_lane_nfe * (moving * mask).sum() / moving.sum().clamp(min=1)
-        lanes = mask.sum().double()
-        residual = torch.nan_to_num(result.residual.float(), nan=1.0, posinf=1.0)
-        counts = (
-            lanes,
-            result.nfe * lanes,
-            work,
-            (residual * mask).sum(),
-            (result.converged & mask).sum(),
-        )
-        self.sums.add_(
-            torch.stack([torch.as_tensor(count, device=self.sums.device).float() for count in counts])
-        )
-
-
-def real_lanes(real: Tensor, lanes: Tensor) -> Tensor:
-    """Which lanes have a position that is not padding.
-
-    Args:
-        real: (B, T) bool, False at padding.
-        lanes: any tensor of the lanes' shape: (B, T), (B,) or (1,).
-    Returns:
-        bool, shaped as `lanes`.
-    """
-    if lanes.shape == real.shape:
-        return real
-    return real.any(1) if lanes.numel() == real.shape[0] else real.any().reshape(1)
-
-
-@dataclass(frozen=True)
-class Equilibrium:
-    """A fixed point that can be differentiated.
-
-    Attributes:
-        state: z*, shaped as z0; its gradient is the one that was asked for.
-        result: the forward solve; None after `unroll`, which solves nothing.
-        forward, backward: statistics of the two solves; `backward` fills when the backward pass runs.
-        taped: f(z*) with its graph, and the leaf z* it was evaluated at; None without gradients, and after
-            `unroll`.
-    """
-
-    state: Tensor
-    result: FixedPoint | None
-    forward: SolveStats
-    backward: SolveStats
-    taped: tuple[Tensor, Tensor] | None = None
-
-    def explain(self) -> str:
-        """What became of the forward solve, and of the linear solve once the backward pass has run."""
-        if self.result is None:
-            return "Forward: steps were unrolled, and nothing was solved. Backward: autograd through them."
-        lanes, _, _, residuals, converged = self.backward.sums.tolist()
-        backward = "not run, or no linear solve was needed."
-        if lanes:
-            backward = (
-                f"{converged:.0f} of {lanes:.0f} lanes converged, mean residual {residuals / lanes:.1e}."
-            )
-        return f"Forward: {self.result.explain()} Backward: {backward}"
 
 
 def fixed_point(
@@ -236,68 +143,6 @@ def _stepped(z: Tensor, fz: Tensor, damping: float) -> Tensor:
     return fz if damping == 1.0 else z + damping * (fz - z)
 
 
-@runtime_checkable
-class HasAdjoint(Protocol):
-    """A map that knows its transposed Jacobian."""
-
-    def __call__(self, z: Tensor) -> Tensor:
-        """f(z)."""
-
-    def adjoint(self, z: Tensor, grad: Tensor) -> Callable[[Tensor], Tensor]:
-        """lambda -> J^T lambda + grad, with J = df/dz at z; best as a `Restrictable`, or a `Recurrent`."""
-
-
-class _AdjointMap:
-    """lambda -> J^T lambda + grad, with J taken from one taped evaluation of f."""
-
-    def __init__(self, fz: Tensor, leaf: Tensor, grad: Tensor, direction: int = 0) -> None:
-        self.fz, self.leaf, self.grad, self.direction = fz, leaf, grad, direction
-
-    def __call__(self, adjoint: Tensor) -> Tensor:
-        return _vjp(self.fz, self.leaf, adjoint) + self.grad
-
-
-class _RestrictableAdjointMap(_AdjointMap):
-    """The same where f can be evaluated, and so taped again, at some positions only."""
-
-    def __init__(self, f: Restrictable, fz: Tensor, leaf: Tensor, grad: Tensor) -> None:
-        super().__init__(fz, leaf, grad, -direction_of(f))
-        self.f = f
-
-    def restrict(
-        self, adjoint: Tensor, positions: Tensor, value: Tensor | None
-    ) -> Callable[[Tensor], Tensor]:
-        """The map at `positions`: the share of the other positions is computed once, from `adjoint`."""
-        width, state = self.leaf.shape[-1], self.leaf.detach()
-        own = adjoint.reshape(-1, width).index_select(0, positions)
-        with torch.enable_grad():
-            leaf = state.reshape(-1, width).index_select(0, positions).requires_grad_()
-            fz = self.f.restrict(state, positions, None)(leaf)
-        if value is None:
-            value = self(adjoint).reshape(-1, width).index_select(0, positions)
-        return _AdjointMap(fz, leaf, value - _vjp(fz, leaf, own))
-
-
-def _adjoint_map(
-    f: Callable[[Tensor], Tensor], fz: Tensor, leaf: Tensor, grad: Tensor, solver: SolverConfig
-) -> Callable[[Tensor], Tensor]:
-    """lambda -> J^T lambda + grad with J = df/dz at `leaf`: f's own, or from the graph of fz."""
-    if isinstance(f, HasAdjoint):
-        return f.adjoint(leaf.detach(), grad)
-    if fz.grad_fn is None:  # activation checkpointing hands back values without their graph
-        with torch.enable_grad():
-            leaf = leaf.detach().requires_grad_()
-            fz = f(leaf)
-    if solver.active_set != "never" and isinstance(f, Restrictable):
-        return _RestrictableAdjointMap(f, fz, leaf, grad)
-    return _AdjointMap(fz, leaf, grad, -direction_of(f))
-
-
-def _vjp(out: Tensor, leaf: Tensor, vector: Tensor) -> Tensor:
-    (product,) = torch.autograd.grad(out, leaf, vector.to(out.dtype), retain_graph=True, allow_unused=True)
-    return torch.zeros_like(leaf) if product is None else product
-
-
 class _ImplicitGradient(torch.autograd.Function):
     """Passes z* on; turns its gradient g into the lambda of lambda = J^T lambda + g."""
 
@@ -341,7 +186,7 @@ class _ImplicitGradient(torch.autograd.Function):
             solver = replace(solver, max_evals=ctx.gradient.refine, policy="best")
         kind, precision, enabled = ctx.precision
         with torch.autocast(kind, dtype=precision, enabled=enabled):
-            adjoint = _adjoint_map(ctx.f, fz, leaf, grad, solver)
+            adjoint = adjoint_map(ctx.f, fz, leaf, grad, solver)
             if solver.solver in linear_solver_names():
                 # From zero its first evaluation gives the constant of the map; one Krylov space a sample.
                 start = torch.zeros_like(grad)

@@ -42,7 +42,7 @@ from fairseq.distributed import utils as distributed_utils
 from .errors import OptionError
 from .generation.scoring import SentenceScore, TextScorer, perplexity
 from .generation.text import in_buffers, read_lines
-from .models.solve_report import SolveReport
+from .solve_report import SolveReport
 
 _HEADER = (
     "# S: log_prob, tokens, perplexity, sentence, unknown\tW: log_prob, word, unknown\tT: log_prob, tokens, "

@@ -14,8 +14,8 @@ import torch
 from fairseq import checkpoint_utils, tasks
 from torch import Tensor
 
+from fairseq_deq.equilibrium import Equilibrium, SolveStats
 from fairseq_deq.errors import OptionError
-from fairseq_deq.implicit import Equilibrium, SolveStats
 from fairseq_deq.models import segment_decoder
 from fairseq_deq.solvers import Preconditioner
 from fairseq_deq.tools.probe import Probe, ProbedMap, replaced

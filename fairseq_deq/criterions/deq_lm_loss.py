@@ -15,7 +15,7 @@ from fairseq.logging import metrics
 from omegaconf import II
 from torch import Tensor, nn
 
-from ..implicit import real_lanes
+from ..equilibrium import real_lanes
 from ..solvers import Status
 from .watch import ConvergenceWatch
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
-from ..implicit import SolveStats
+from ..equilibrium import SolveStats
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from fairseq.dataclass.configs import GenerationConfig
 from fairseq.utils import set_torch_seed
 
 from ..errors import OptionError
-from ..models.solve_report import SolveReport
 from ..patches.checkpoints import wanting_language_models
+from ..solve_report import SolveReport
 from .scoring import TextScorer, perplexity
 from .text import TextEncoder, bound_lengths, check_length
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..implicit import HasAdjoint
+from ..adjoint import HasAdjoint
 from ..solvers import Restrictable
 from .layer import Layer, Map, PreparedLayer, recorded
 from .weight_norm import Initializer

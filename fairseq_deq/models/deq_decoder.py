@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..implicit import SolveStats
+from ..equilibrium import SolveStats
 from ..layers.dropout import apply_mask, variational_mask
 from ..layers.memory import Memory, MemoryCarrier
 from .decoding_cache import DecodingCache

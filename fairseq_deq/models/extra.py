@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypedDict
 
-from ..implicit import Equilibrium, SolveStats
+from ..equilibrium import Equilibrium, SolveStats
 from ..layers.memory import Memory
 from .stability import JacobianPenalty, PositionSpectralRadii
 

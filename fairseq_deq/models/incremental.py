@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..implicit import Equilibrium, SolveStats
+from ..equilibrium import Equilibrium, SolveStats
 from ..layers.layer import recorded
 from ..layers.memory import Memory
+from ..solve_report import report_solves
 from ..solvers import solve
 from .decoding_cache import DecodingCache, Prompt
 from .extra import DecoderExtra, decoder_extra
 from .segment_decoder import SegmentDecoder
-from .solve_report import report_solves
 
 
 class IncrementalDecoder:

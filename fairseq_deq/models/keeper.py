@@ -7,7 +7,7 @@ import logging
 import torch
 from torch import Tensor
 
-from ..implicit import SolveStats
+from ..equilibrium import SolveStats
 from .learned import Learned
 
 logger = logging.getLogger(__name__)

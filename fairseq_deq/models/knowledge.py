@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..implicit import Equilibrium, SolveStats
+from ..equilibrium import Equilibrium, SolveStats
 from ..layers.layer import Layer
 from ..options import is_on
 from ..solvers import Preconditioner

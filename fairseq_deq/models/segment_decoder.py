@@ -11,13 +11,15 @@ import torch.nn.functional as F
 from fairseq.models import FairseqIncrementalDecoder
 from torch import Tensor
 
-from ..implicit import Equilibrium, GradientConfig, SolveStats, fixed_point, unroll
+from ..equilibrium import Equilibrium, SolveStats
+from ..implicit import GradientConfig, fixed_point, unroll
 from ..layers.dropout import apply_mask, variational_mask
 from ..layers.injection import Injection
 from ..layers.layer import Layer, PreparedLayer, recorded
 from ..layers.memory import Memory
 from ..layers.weight_norm import Initializer
 from ..options import is_on
+from ..solve_report import report_solves
 from ..solvers import SolverConfig
 from .deq_config import (
     DEQLanguageModelConfig,
@@ -29,7 +31,6 @@ from .deq_config import (
 from .extra import DecoderExtra, decoder_extra
 from .knowledge import Knowledge
 from .precision import EarlyTolerance, clamp_tolerance
-from .solve_report import report_solves
 from .stability import JacobianPenalty, PositionSpectralRadii
 from .words import embedding, softmax
 

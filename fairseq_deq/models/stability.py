@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..implicit import Equilibrium
+from ..equilibrium import Equilibrium
 from ..jacobian import jacobian_penalty, spectral_radius
 from ..solvers import Restrictable
 

@@ -12,7 +12,7 @@ def reporting(function: Callable[..., Any]) -> Callable[..., Any]:
     A layer that was never finite keeps its start as equilibrium, and gives a perplexity, or a text, that
     looks like any other.
     """
-    from ..models.solve_report import SolveReport
+    from ..solve_report import SolveReport
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         with SolveReport() as report:

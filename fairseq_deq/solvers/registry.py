@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
 from .record import Array
-
-if TYPE_CHECKING:
-    from .config import SolverConfig
-    from .result import FixedPoint
+from .result import FixedPoint
 
 Named = TypeVar("Named")
 Precondition = Callable[[Tensor], Tensor]
@@ -29,8 +26,14 @@ class Method(Protocol):
 
     default_memory: int
 
-    def __init__(self, config: SolverConfig, like: Tensor, books: Array) -> None:
-        """Empty history for the lanes of `like`, (n, D); `books`, (n,), shows what kind of arrays to use."""
+    def __init__(self, config: Any, like: Tensor, books: Array) -> None:
+        """Empty history.
+
+        Args:
+            config: a `SolverConfig`, which looks up the names in this module.
+            like: states of the lanes, (n, D).
+            books: (n,), shows what kind of arrays to use.
+        """
 
     def observe(
         self, z: Tensor, g: Tensor, restarted: Array | None, precondition: Precondition
@@ -70,7 +73,8 @@ class Method(Protocol):
         """
 
 
-LinearSolver = Callable[[Callable[[Tensor], Tensor], Tensor, "SolverConfig"], "FixedPoint"]
+# From an affine map, a start (..., C) and a `SolverConfig`.
+LinearSolver = Callable[[Callable[[Tensor], Tensor], Tensor, Any], FixedPoint]
 
 _METHODS: dict[str, type[Method]] = {}
 _LINEAR: dict[str, LinearSolver] = {}

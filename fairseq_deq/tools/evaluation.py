@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import OptionError
 from ..generation.scoring import perplexity
-from ..models.solve_report import SolveReport
+from ..solve_report import SolveReport
 
 
 @dataclasses.dataclass

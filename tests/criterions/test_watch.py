@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fairseq_deq.criterions.watch import ConvergenceWatch
-from fairseq_deq.implicit import SolveStats
+from fairseq_deq.equilibrium import SolveStats
 
 
 def batch(share, lanes=100):

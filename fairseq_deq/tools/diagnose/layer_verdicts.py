@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from ...models.solve_report import ENOUGH
+from ...solve_report import ENOUGH
 from .measure import Measured
 from .spectra import LARGE_RADIUS
 from .verdict import Verdict, percent

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...implicit import _adjoint_map
+from ...adjoint import adjoint_map
 from ...solvers import FixedPoint, SolverConfig, linear_solver_names, solve
 from ..probe import Probe, ProbedMap
 from .subject import Layer, Subject
@@ -103,7 +103,7 @@ def backward_solve(layer: Layer, grad: Tensor, config: SolverConfig) -> FixedPoi
     with torch.enable_grad():
         leaf = layer.state.detach().requires_grad_()
         fz = layer.f(leaf)
-    adjoint = _adjoint_map(layer.f, fz, leaf, grad, config)
+    adjoint = adjoint_map(layer.f, fz, leaf, grad, config)
     start, known = grad, layer.preconditioner
     if config.solver in linear_solver_names():
         start = torch.zeros_like(grad)

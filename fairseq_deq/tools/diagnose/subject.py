@@ -14,9 +14,9 @@ from fairseq import checkpoint_utils
 from fairseq.data import encoders
 from torch import Tensor
 
+from ...equilibrium import Equilibrium, SolveStats
 from ...errors import OptionError
 from ...generation.text import TextEncoder, read_lines
-from ...implicit import Equilibrium, SolveStats
 from ...layers.memory import Memory, MemoryCarrier
 from ...solvers import FixedPoint, Preconditioner, SolverConfig, solve
 from ...tasks._streams import StreamBatches, StreamText

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ...models.solve_report import ENOUGH
+from ...solve_report import ENOUGH
 from ...solvers import Status
 from .layer_verdicts import judge_gradient, judge_invariances, judge_radius, judge_starts
 from .measure import Measured, Trial

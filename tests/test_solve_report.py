@@ -7,7 +7,7 @@ import torch
 from models.builders import build, dictionary
 
 from fairseq_deq.errors import OptionError
-from fairseq_deq.models.solve_report import SolveReport
+from fairseq_deq.solve_report import SolveReport
 
 PAD = dictionary().pad()
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import OptionError
-from ..implicit import Equilibrium, real_lanes
-from ..solvers import Status
+from .equilibrium import Equilibrium, real_lanes
+from .errors import OptionError
+from .solvers import Status
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,103 @@
+"""What a solve that can be differentiated comes to, and sums over many of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .solvers import FixedPoint
+
+
+@dataclass(frozen=True)
+class SolveStats:
+    """Sums over the lanes of one solve, as a tensor (5,) that a later backward pass can fill in.
+
+    The entries are: lanes, evaluations of f weighted by lanes, lane-evaluations computed, relative
+    residuals, converged lanes. All are zero while the solve has not run.
+
+    Attributes:
+        sums: the entries.
+        real: (B, T) bool, False at padding, which does not count; None: every lane counts.
+    """
+
+    ENTRIES: ClassVar[int] = 5
+
+    sums: Tensor
+    real: Tensor | None = None
+
+    @classmethod
+    def empty(cls, device: torch.device) -> SolveStats:
+        return cls(torch.zeros(cls.ENTRIES, device=device))
+
+    def at(self, real: Tensor) -> SolveStats:
+        """The same sums, to which the lanes count that are `real`."""
+        return SolveStats(self.sums, real)
+
+    def record(self, result: FixedPoint) -> None:
+        """Add the sums of `result`."""
+        mask, work = torch.ones_like(result.converged), torch.tensor(float(result.total_lane_nfe))
+        if self.real is not None:
+            mask = real_lanes(self.real, mask)
+            # The share of the work that is not at padding, by how long each lane was moving.
+            moving = result.lane_nfe.double()
+            work = result.total_lane_nfe * (moving * mask).sum() / moving.sum().clamp(min=1)
+        lanes = mask.sum().double()
+        residual = torch.nan_to_num(result.residual.float(), nan=1.0, posinf=1.0)
+        counts = (
+            lanes,
+            result.nfe * lanes,
+            work,
+            (residual * mask).sum(),
+            (result.converged & mask).sum(),
+        )
+        self.sums.add_(
+            torch.stack([torch.as_tensor(count, device=self.sums.device).float() for count in counts])
+        )
+
+
+def real_lanes(real: Tensor, lanes: Tensor) -> Tensor:
+    """Which lanes have a position that is not padding.
+
+    Args:
+        real: (B, T) bool, False at padding.
+        lanes: any tensor of the lanes' shape: (B, T), (B,) or (1,).
+    Returns:
+        bool, shaped as `lanes`.
+    """
+    if lanes.shape == real.shape:
+        return real
+    return real.any(1) if lanes.numel() == real.shape[0] else real.any().reshape(1)
+
+
+@dataclass(frozen=True)
+class Equilibrium:
+    """A fixed point that can be differentiated.
+
+    Attributes:
+        state: z*, shaped as z0; its gradient is the one that was asked for.
+        result: the forward solve; None after `unroll`, which solves nothing.
+        forward, backward: statistics of the two solves; `backward` fills when the backward pass runs.
+        taped: f(z*) with its graph, and the leaf z* it was evaluated at; None without gradients, and after
+            `unroll`.
+    """
+
+    state: Tensor
+    result: FixedPoint | None
+    forward: SolveStats
+    backward: SolveStats
+    taped: tuple[Tensor, Tensor] | None = None
+
+    def explain(self) -> str:
+        """What became of the forward solve, and of the linear solve once the backward pass has run."""
+        if self.result is None:
+            return "Forward: steps were unrolled, and nothing was solved. Backward: autograd through them."
+        lanes, _, _, residuals, converged = self.backward.sums.tolist()
+        backward = "not run, or no linear solve was needed."
+        if lanes:
+            backward = (
+                f"{converged:.0f} of {lanes:.0f} lanes converged, mean residual {residuals / lanes:.1e}."
+            )
+        return f"Forward: {self.result.explain()} Backward: {backward}"
