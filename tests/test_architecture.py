@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -111,3 +112,11 @@ def test_nobody_outside_of_a_family_asks_which_it_is():
                     kinds = ast.unparse(node.args[1])
                     assert "Transformer" not in kinds, name
                     assert "Trellis" not in kinds, name
+
+
+def test_every_file_that_the_page_of_the_house_names_is_there():
+    page = (PACKAGE / "README.md").read_text(encoding="utf-8")
+    for name in re.findall(r"`((?:\w+/)*\w+\.py)`", page):
+        assert list(PACKAGE.rglob(name)) or (PACKAGE.parent / name).is_file(), name
+    rooms = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()}
+    assert rooms <= set(re.findall(r"`(\w+)/`", page))
