@@ -7,7 +7,9 @@ from typing import Any
 from fairseq.modules import AdaptiveInput, AdaptiveSoftmax
 from torch import nn
 
-from .deq_config import DEQLanguageModelConfig, cutoffs, is_on
+from ..errors import OptionError
+from ..options import flag, is_on
+from .deq_config import DEQLanguageModelConfig, cutoffs
 
 
 def embedding(cfg: DEQLanguageModelConfig, dictionary: Any) -> nn.Module:
@@ -38,8 +40,16 @@ def softmax(
         dictionary: fairseq's dictionary.
         embed_tokens: what turns tokens into embeddings.
         dim: channels of the features.
+    Raises:
+        OptionError: the features do not have the width of the embeddings that they share.
     """
     size = len(dictionary)
+    for tied in ("share_decoder_input_output_embed", "tie_adaptive_weights"):
+        if is_on(cfg, tied) and dim != cfg.decoder_embed_dim:
+            raise OptionError(
+                f"{flag(tied)} ties the softmax to the embeddings, so --decoder-embed-dim "
+                f"{cfg.decoder_embed_dim} must be the channels that the softmax sees, {dim}; leave it out"
+            )
     if cfg.adaptive_softmax_cutoff:
         softmax = AdaptiveSoftmax(
             size,
