@@ -14,6 +14,7 @@ from .equilibrium import Equilibrium, SolveStats
 from .solvers import (
     Preconditioner,
     SolverConfig,
+    Trace,
     check_state,
     linear_solver_names,
     solve,
@@ -79,6 +80,7 @@ def fixed_point(
     forward: SolveStats | None = None,
     backward: SolveStats | None = None,
     preconditioner: Preconditioner | None = None,
+    trace: Trace | None = None,
 ) -> Equilibrium:
     """Solve z* = f(z*) and attach a gradient to it.
 
@@ -93,8 +95,11 @@ def fixed_point(
         gradient: how to differentiate; None: `ift`.
         forward, backward: statistics to add the two solves to; new ones where None.
         preconditioner: what is known of f beforehand, used by both solves; None: nothing.
+        trace: told each state of the forward solve, as in `solve`; not with `unroll` and `shine`.
     Returns:
         the `Equilibrium`.
+    Raises:
+        ValueError: z0 is no state, or the options do not go together.
     Source: Bai, Kolter, Koltun (2019, arXiv 1909.01377); phantom: Geng et al. (2021, arXiv 2111.05177);
         jfb: Fung et al. (2021, arXiv 2103.12803); shine: Ramzi et al. (2022, arXiv 2106.00553).
     """
@@ -103,13 +108,15 @@ def fixed_point(
     gradient = (gradient or GradientConfig()).following(solver)
     forward = forward or SolveStats.empty(z0.device)
     backward = backward or SolveStats.empty(z0.device)
+    if trace is not None and gradient.mode in ("unroll", "shine"):
+        raise ValueError(f"trace cannot follow gradient {gradient.mode}; use ift, phantom or jfb, or `solve`")
     if gradient.mode == "unroll":
         return Equilibrium(unroll(f, z0, solver.max_evals, solver.damping), None, forward, backward)
     inverse: Callable[[Tensor], Tensor] | None = None
     if gradient.mode == "shine" and torch.is_grad_enabled():
         result, inverse = solve_keeping_inverse(f, z0, solver, preconditioner)
     else:
-        result = solve(f, z0, solver, preconditioner)
+        result = solve(f, z0, solver, preconditioner, trace)
     forward.record(result)
     if not torch.is_grad_enabled():
         return Equilibrium(result.state, result, forward, backward)

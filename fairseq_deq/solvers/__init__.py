@@ -3,6 +3,7 @@
 from . import anderson, broyden, gmres, picard  # noqa: F401  (each registers its solver)
 from .config import SolverConfig
 from .lanes import Restrictable, direction_of
+from .loop import Trace
 from .packing import StatePacking
 from .preconditioner import Preconditioner
 from .recurrence import Recurrent
@@ -21,6 +22,7 @@ __all__ = [
     "SolverConfig",
     "StatePacking",
     "Status",
+    "Trace",
     "check_state",
     "direction_of",
     "linear_solver_names",

@@ -79,6 +79,11 @@ class ActiveLanes:
             return nullcontext()
         return torch.autocast(self._device, dtype=self._low, enabled=enabled)
 
+    def whole(self) -> Tensor:
+        """The state of all lanes, (..., C): of the active ones as it is, of the others as they left it."""
+        z = self.z if self.rows is None else self.all_z.index_copy(0, to_index(self.rows, self.z), self.z)
+        return self.lanes.unflatten(z.clone()).to(self.dtype)
+
     def renew_best(self, mask: Array) -> None:
         """The best state of the masked active lanes is z."""
         if self.on_host and not mask.any():

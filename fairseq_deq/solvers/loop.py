@@ -28,6 +28,10 @@ from .verdict import Measured, finite_rows, send_back, up_to_the_first_false, ve
 _ASK_EVERY = 4
 
 
+# Called with the number of evaluations so far and a state (..., C).
+Trace = Callable[[int, Tensor], object]
+
+
 class Loop:
     """One solve.
 
@@ -72,10 +76,12 @@ class Loop:
         self.rtol, self.damping = constant(config.rtol, tau), constant(config.damping, tau)
         self.frozen_histories: list[tuple[Array, Method]] | None = [] if keep_inverse else None
 
-    def run(self) -> FixedPoint:
-        """Solve."""
+    def run(self, trace: Trace | None = None) -> FixedPoint:
+        """Solve, and tell `trace` each state that f is to be evaluated at."""
         with self.active.autocast(False), np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             for k in range(self.config.max_evals):
+                if trace is not None and (k in self.rechecks or self.moving_count):
+                    trace(self.active.evaluations, self.active.whole())
                 if k in self.rechecks:
                     self._recheck(k)
                 elif self.moving_count:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from .config import SolverConfig
 from .lanes import LaneLayout
-from .loop import Loop
+from .loop import Loop, Trace
 from .preconditioner import Preconditioner
 from .recurrence import Recurrent, solve_recurrence
-from .registry import get_linear_solver
+from .registry import get_linear_solver, solver_names
 from .result import ConvergenceError, ConvergenceWarning, FixedPoint, Status
 
 Map = Callable[[Tensor], Tensor]
@@ -26,6 +26,7 @@ def solve(
     z0: Tensor,
     config: SolverConfig | None = None,
     preconditioner: Preconditioner | None = None,
+    trace: Trace | None = None,
 ) -> FixedPoint:
     """Find z with z = f(z), lane by lane.
 
@@ -36,12 +37,14 @@ def solve(
         z0: starting state, (..., C); dimension 0 indexes independent samples.
         config: solver, budget, tolerance, scope, policy; None: the defaults.
         preconditioner: what is known of f beforehand; None: nothing. Linear solvers do without.
+        trace: called before each evaluation of f with the number of those behind and the state, (..., C), of
+            lanes that are not evaluated as they left it; None: nobody looks on.
     Returns:
         the `FixedPoint`; its state is detached and finite wherever z0 is.
     Raises:
         ConvergenceError: policy `raise`, and some lane did not converge.
-        ValueError: z0 is no state, f is no map of a state to one of its shape, or scope `recurrence` and f is
-            no `Recurrent`.
+        ValueError: z0 is no state, f is no map of a state to one of its shape, scope `recurrence` and f is no
+            `Recurrent`, or a `trace` of a linear solver or a recurrence.
     """
     config = config or SolverConfig()
     check_state(z0)
@@ -53,7 +56,7 @@ def solve(
         )
     if z0.numel() == 0:
         return _nothing(z0, config)
-    return _apply_policy(_solve(f, z0, config, preconditioner), f, config, preconditioner)
+    return _apply_policy(_solve(f, z0, config, preconditioner, trace), f, config, preconditioner)
 
 
 def check_state(z0: Tensor) -> None:
@@ -77,13 +80,22 @@ def _nothing(z0: Tensor, config: SolverConfig) -> FixedPoint:
 
 
 def _solve(
-    f: Map | Recurrent, z0: Tensor, config: SolverConfig, preconditioner: Preconditioner | None
+    f: Map | Recurrent,
+    z0: Tensor,
+    config: SolverConfig,
+    preconditioner: Preconditioner | None,
+    trace: Trace | None = None,
 ) -> FixedPoint:
     linear = get_linear_solver(config.solver)
+    if trace is not None and (linear is not None or config.scope == "recurrence"):
+        raise ValueError(
+            f"trace cannot follow solver {config.solver} in scope {config.scope}; use "
+            f"{', '.join(solver_names())} in scope position, sample or batch"
+        )
     if linear is not None:
         return linear(f, z0, config)  # type: ignore[arg-type]
     if config.scope != "recurrence":
-        return Loop(f, z0, config, preconditioner).run()  # type: ignore[arg-type]
+        return Loop(f, z0, config, preconditioner).run(trace)  # type: ignore[arg-type]
     if not isinstance(f, Recurrent):
         raise ValueError("scope recurrence needs a map with `own`, `order` and `column`: see Recurrent")
     return solve_recurrence(f, z0, config, preconditioner)
