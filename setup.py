@@ -30,6 +30,10 @@ FAIRSEQ = [
     'fairseq-fixed==0.12.3.1; python_version >= "3.13"',
 ]
 
+# fairseq_deq/tools/entry.py has a function for each.
+TOOLS = ["anytime", "average", "benchmark", "benchmark-generation", "convert", "diagnose", "plot", "prepare"]
+TOOLS += ["score", "unigram"]
+
 setup(
     name="fairseq-deq",
     version=VERSION,
@@ -40,9 +44,13 @@ setup(
     license_files=["LICENSE"],
     packages=find_packages(include=["fairseq_deq", "fairseq_deq.*"]),
     package_data={"fairseq_deq.tools.diagnose": ["page.css", "page.js"]},
-    entry_points={"console_scripts": ["fairseq-deq-diagnose = fairseq_deq.tools.diagnose.command:cli_main"]},
+    entry_points={
+        "console_scripts": [
+            f"fairseq-deq-{name} = fairseq_deq.tools.entry:{name.replace('-', '_')}" for name in TOOLS
+        ]
+    },
     python_requires=">=3.10",
-    install_requires=[f"torch>={TORCH}", "numpy"],
+    install_requires=[f"torch>={TORCH}", "numpy", "tqdm"],
     extras_require={
         "fairseq": FAIRSEQ,
         "text": ["sacremoses", "sentencepiece", "subword-nmt"],

@@ -13,7 +13,7 @@ import torch
 from .errors import OptionError
 from .zip_file import find_damage
 
-CONVERT = "python -m fairseq_deq.convert_checkpoint"
+CONVERT = "fairseq-deq-convert"
 
 # What a run wrote to or met at. Nobody reads these from a file, and their addresses are left out.
 _PLACES_OF_THE_RUN = ("distributed_init_method", "save_dir", "restore_file", "finetune_from_model")

@@ -43,7 +43,7 @@ step() {
         [ -n "$LIVE" ] || tail -n "${KEEP:-15}" "$PARTS/$name.log" | cut -c1-400
         [ "$code" = 0 ] || [ "$code" = 124 ] || grep -v Warning "$PARTS/$name.err" | tail -n 6 | cut -c1-400
     } | tee -a "$text"
-    python3 scripts/gpu_check.py merge 2>/dev/null
+    python3 -m fairseq_deq.tools gpu-check merge 2>/dev/null
 }
 training() { # NAME OPTION...: fairseq-train for a minute
     local name=$1 cpu=
@@ -73,19 +73,19 @@ aside() { if [ "$SLOW" = 1 ]; then "$@" & waiting+=($!); else "$@"; fi; }
 tests=(python3 -m pytest -q -p no:cacheprovider --timeout=120 --tb=line -rfE --device "$DEVICE")
 KEEP=25 aside step 110 tests "${tests[@]}" -n "${WORKERS:-6}" tests/gpu/test_solves.py tests/gpu/test_models.py
 KEEP=12 aside step 90 tests-training "${tests[@]}" tests/gpu/test_training.py
-KEEP=2 aside step 90 warm python3 scripts/gpu_check.py warm
+KEEP=2 aside step 90 warm python3 -m fairseq_deq.tools gpu-check warm
 if [ -n "$DATA" ]; then
     aside training fp32
     aside training bf16 --bf16
     [ "$DEVICE" = cpu ] || aside training fp16 --fp16
 fi
 [ ${#waiting[@]} = 0 ] || wait "${waiting[@]}"
-LIVE=1 step 15 curves python3 scripts/gpu_check.py curves "$PARTS"/train-*.log
+LIVE=1 step 15 curves python3 -m fairseq_deq.tools gpu-check curves "$PARTS"/train-*.log
 
 # 2. Fast: one after another.
-LIVE=1 step 20 machine python3 scripts/gpu_check.py machine
-LIVE=1 step 130 steps-700 python3 scripts/gpu_check.py steps 700
-LIVE=1 step 100 steps-512 python3 scripts/gpu_check.py steps 512
+LIVE=1 step 20 machine python3 -m fairseq_deq.tools gpu-check machine
+LIVE=1 step 130 steps-700 python3 -m fairseq_deq.tools gpu-check steps 700
+LIVE=1 step 100 steps-512 python3 -m fairseq_deq.tools gpu-check steps 512
 models=()
 [ -n "$DATA" ] && [ -n "$CHECKPOINTS" ] && models=("$CHECKPOINTS"/*.pt)
 only=(--only "anderson+ift" --only "torchdeq broyden+ift" --only "stack of 12" --only "stack of 24")
@@ -94,25 +94,26 @@ toy=(); contexts=(64 512 2048)
 for path in "${models[@]}"; do
     [ -e "$path" ] || continue
     name=$(basename "$path" .pt)
-    KEEP=9 step 50 "benchmark-$name" python3 scripts/benchmark.py "$DATA" --path "$path" --rounds 3 \
+    KEEP=9 step 50 "benchmark-$name" python3 -m fairseq_deq.tools benchmark "$DATA" --path "$path" --rounds 3 \
         --device "$DEVICE" "${only[@]}" "${toy[@]}" --out "$PARTS/benchmark-$name"
 done
 decoding() { # NAME CONTEXT...: tokens a second against a transformer_lm of 12 layers
     local name=$1 cpu=()
     shift
     [ "$DEVICE" = cpu ] && cpu=(--cpu)
-    [ -e "${models[0]}" ] && LIVE=1 step 70 "$name" python3 scripts/benchmark_generation.py "$DATA" --path "${models[0]}" \
-        --contexts "$@" --batches 1 8 --beams 1 --tokens 16 --turns 3 --uncached-tokens 0 "${cpu[@]}" --out "$PARTS/$name"
+    [ -e "${models[0]}" ] && LIVE=1 step 70 "$name" python3 -m fairseq_deq.tools benchmark-generation "$DATA" \
+        --path "${models[0]}" --contexts "$@" --batches 1 8 --beams 1 --tokens 16 --turns 3 --uncached-tokens 0 \
+        "${cpu[@]}" --out "$PARTS/$name"
 }
 decoding generation "${contexts[@]}"
-LIVE=1 step 60 steps-128 python3 scripts/gpu_check.py steps 128
+LIVE=1 step 60 steps-128 python3 -m fairseq_deq.tools gpu-check steps 128
 export FAIRSEQ_DEQ_FUSE=1  # once more with the rules of solves compiled
 decoding generation-compiled "${contexts[1]}"
 for path in "${models[@]:0:1}"; do
     [ -e "$path" ] || continue
-    KEEP=6 step 50 benchmark-compiled python3 scripts/benchmark.py "$DATA" --path "$path" --rounds 3 \
+    KEEP=6 step 50 benchmark-compiled python3 -m fairseq_deq.tools benchmark "$DATA" --path "$path" --rounds 3 \
         --device "$DEVICE" --only "anderson+ift" "${toy[@]}" --out "$PARTS/benchmark-compiled"
 done
-python3 scripts/gpu_check.py merge
+python3 -m fairseq_deq.tools gpu-check merge
 tar -czf "$OUT/logs.tar.gz" -C "$PARTS" . 2>/dev/null
 tell "done at $(passed) s"

@@ -15,7 +15,7 @@ copy it. Running the script again reuses what is there; a run that was stopped g
 
 Environment:
   QUICKSTART_DIR   output folder (default: quickstart in the project)
-  TEXT_OPTIONS     other text, as options of scripts/prepare_text.py (paths from the project's folder), like
+  TEXT_OPTIONS     other text, as options of fairseq-deq-prepare (paths from the project's folder), like
                    TEXT_OPTIONS="--input /home/me/book.txt --paragraphs blank --document-paragraphs 20"
   PROMPTS          file of prompts to continue, one a line (default: three beginnings of sentences)
   PRETRAIN_STEPS   updates as a shallow stack of tied layers, before the equilibrium (default: 1500)
@@ -162,7 +162,7 @@ if ((${#text_options[@]} == 0)); then
     fi
 fi
 stage prepare "$dir/text/prepared.json" p \
-    python scripts/prepare_text.py "${text_options[@]}" --out "$dir/text"
+    fairseq-deq-prepare "${text_options[@]}" --out "$dir/text"
 
 say "3. Turn it into fairseq's binary form"
 stage preprocess "$dir/bin/dict.txt" 's/^.*\| //; s/^INFO:[^:]*://; /sents|Wrote/p' \
@@ -184,7 +184,7 @@ stage train "$dir/checkpoints/checkpoint_last.pt" "$progress" \
 
 say "5. Evaluate on the test text, beside a unigram model"
 stage unigram "$dir/logs/unigram.log" p \
-    python scripts/unigram.py "$dir/bin"
+    fairseq-deq-unigram "$dir/bin"
 stage evaluate "$dir/logs/evaluate.log" 's/^.*[|:] ?(Evaluated|Loss)/\1/; T; p' \
     fairseq-eval-lm "$dir/bin" --user-dir fairseq_deq --path "$dir/checkpoints/checkpoint_last.pt" \
     --gen-subset test --tokens-per-sample 64 --batch-size 32 --num-workers 0
@@ -206,7 +206,7 @@ stage generate "$dir/logs/generate.log" 's/^D-[0-9]+\t[^\t]*\t/\n/; T; p' \
 
 say "7. Draw the learning curves"
 stage plot "$dir/training.png" p \
-    python scripts/plot_training.py "$dir/tensorboard" --out "$dir/training.png"
+    fairseq-deq-plot "$dir/tensorboard" --out "$dir/training.png"
 
 number() { sed -n -E "s/^.*Perplexity: ([0-9.]+).*\$/\1/p" "$dir/logs/$1.log" | tail -n 1; }
 say "Results, after $((SECONDS - seconds_before)) seconds"

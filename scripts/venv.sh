@@ -31,7 +31,7 @@ _venv_supports() {
 
 # What the environment must have been made from: the requirements, the place (scripts hold absolute paths).
 _venv_fingerprint() {
-    { cat "$1/setup.py" "$1/constraints.txt" "$1/scripts/venv.sh"; echo "$2"; } | cksum
+    { cat "$1/setup.py" "$1/scripts/constraints.txt" "$1/scripts/venv.sh"; echo "$2"; } | cksum
 }
 
 _venv_is_complete() {
@@ -49,9 +49,9 @@ _venv_install() {
     rm -rf "$venv" || { _venv_fail "cannot remove the incomplete environment $venv; remove it by hand."; return 1; }
     "$python" -m venv "$venv" || { _venv_fail "$python -m venv $venv failed; see the lines above."; return 1; }
     set -- "$venv/bin/python" -m pip --disable-pip-version-check --no-input install
-    "$@" -c "$root/constraints.txt" "$(grep '^torch==' "$root/constraints.txt")" >&2 \
+    "$@" -c "$root/scripts/constraints.txt" "$(grep '^torch==' "$root/scripts/constraints.txt")" >&2 \
         || { _venv_fail "torch could not be installed; see pip's lines above, then run the same command again."; return 1; }
-    "$@" -c "$root/constraints.txt" -e "$root[fairseq,text,test,plot]" >&2 \
+    "$@" -c "$root/scripts/constraints.txt" -e "$root[fairseq,text,test,plot]" >&2 \
         || { _venv_fail "the requirements could not be installed; see pip's lines above, then run the same command again."; return 1; }
     _venv_fingerprint "$root" "$venv" >"$venv/.fairseq_deq_stamp"
 }

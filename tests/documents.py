@@ -18,7 +18,7 @@ class Command:
 
     Attributes:
         document: the file that it stands in.
-        tool: `fairseq-train` and the like, or the path of a Python script of the project.
+        tool: `fairseq-train` and the like, ours among them, or the path of a Python script of the project.
         arguments: what follows.
     """
 

@@ -1,4 +1,4 @@
-"""What several tests ask of a run of fairseq's tools, and of a script of this project."""
+"""What several tests ask of a run of fairseq's tools, and of a script of an example."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from types import ModuleType
 from typing import Any
 
 import torch
-
-SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 
 
 def load_script(path: Path) -> ModuleType:

@@ -9,11 +9,10 @@ import sys
 import pytest
 import torch
 from conftest import run_in_process
-from runs import SCRIPTS, load_script
 
-from fairseq_deq import score
 from fairseq_deq.errors import OptionError
 from fairseq_deq.models.deq_transformer_lm import DEQTransformerLanguageModel
+from fairseq_deq.tools import anytime, score
 
 EVALUATION = ("--task", "language_modeling", "--tokens-per-sample", "32", "--num-workers", "0", "--cpu")
 SEARCH = ("--beam", "2", "--max-len-a", "1", "--max-len-b", "3", "--batch-size", "4")
@@ -63,15 +62,13 @@ def _train(data, path, folder):
 
 def _score(data, path, folder):
     (folder / "text.txt").write_text(PROMPTS)
-    sys.argv = ["score", str(data), "--path", str(path), "--input", str(folder / "text.txt"), "--cpu"]
-    score.cli_main()
+    score.run([str(data), "--path", str(path), "--input", str(folder / "text.txt"), "--cpu"])
 
 
 def _json(data, path, folder):
     (folder / "text.txt").write_text(PROMPTS)
     text = ("--input", str(folder / "text.txt"), "--cpu", "--json")
-    sys.argv = ["score", str(data), "--path", str(path), *text]
-    score.cli_main()
+    score.run([str(data), "--path", str(path), *text])
 
 
 def _hub(data, path, folder):
@@ -79,9 +76,7 @@ def _hub(data, path, folder):
 
 
 def _anytime(data, path, folder):
-    load_script(SCRIPTS / "anytime.py").run(
-        [str(data), "--path", str(path), "--gen-subset", "valid", *EVALUATION]
-    )
+    anytime.run([str(data), "--path", str(path), "--gen-subset", "valid", *EVALUATION])
 
 
 TOOLS = {

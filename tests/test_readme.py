@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -12,8 +12,9 @@ import pytest
 from documents import README as DOCUMENT
 from documents import RECIPES, ROOT, commands
 from fairseq import options
+from runs import load_script
 
-from fairseq_deq.tools.diagnose.command import parse as diagnose_options
+from fairseq_deq.tools import entry
 
 README = DOCUMENT.read_text(encoding="utf-8")
 PARSERS = {
@@ -52,29 +53,32 @@ def test_each_command_is_understood(command, monkeypatch):
         assert parsed.criterion == "deq_lm_loss"
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.tool not in PARSERS], ids=str)
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.tool.startswith("fairseq-deq-")], ids=str)
+def test_each_tool_of_ours_understands_its_arguments(command):
+    tool = entry.TOOLS[command.tool.removeprefix("fairseq-deq-")]
+    arguments = list(command.arguments)
+    if "--user-dir" in arguments:
+        arguments[arguments.index("--user-dir") + 1] = str(ROOT / "fairseq_deq")
+    assert importlib.import_module(f"fairseq_deq.tools.{tool}").parse(arguments)
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.tool.endswith(".py")], ids=str)
 def test_each_script_understands_its_arguments(command, monkeypatch):
-    if command.tool == "fairseq-deq-diagnose":
-        assert diagnose_options(list(command.arguments)).out.suffix == ".html"
-        return
-    script = ROOT / command.tool
-    spec = importlib.util.spec_from_file_location(script.stem, script)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, script.stem, module)
-    spec.loader.exec_module(module)
+    module = load_script(ROOT / command.tool)
     parse_args = argparse.ArgumentParser.parse_args
 
     def stop(self, *given, **named):
         raise _Parsed(parse_args(self, *given, **named))
 
-    monkeypatch.setattr(sys, "argv", [str(script), *command.arguments])
-    if script.stem == "anytime":  # reads fairseq's options, which come in several steps
-        sys.argv[sys.argv.index("--user-dir") + 1] = str(ROOT / "fairseq_deq")
-        module.parse(None)
-        return
+    monkeypatch.setattr(sys, "argv", [command.tool, *command.arguments])
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
     with pytest.raises(_Parsed):
         module.main()
+
+
+def test_every_command_is_looked_at():
+    others = [c.tool for c in COMMANDS if c.tool not in PARSERS and not c.tool.endswith(".py")]
+    assert [tool for tool in others if tool.removeprefix("fairseq-deq-") not in entry.TOOLS] == []
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.value("--path")], ids=str)

@@ -190,7 +190,7 @@ def test_what_needs_fairseq_says_what_to_type_without_it(module):
 
 
 def test_the_command_that_scores_says_what_to_type_without_it():
-    program = "import runpy; runpy.run_module('fairseq_deq.score', run_name='__main__')"
+    program = "from fairseq_deq.tools.entry import run; run('score', [])"
     done = run_without_fairseq(program)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import run_in_process
-from runs import SCRIPTS, load_script
 
-from fairseq_deq import score
 from fairseq_deq.errors import OptionError
 from fairseq_deq.models.deq_transformer_lm import DEQTransformerLanguageModel
+from fairseq_deq.tools import anytime, score
 
 
 class Calls:
@@ -86,8 +85,7 @@ def _train(data, path, folder):
 def _score(data, path, folder):
     text = folder / "text.txt"
     text.write_text("the people\n")
-    sys.argv = ["score", str(data), "--path", str(path), "--input", str(text), "--cpu"]
-    score.cli_main()
+    score.run([str(data), "--path", str(path), "--input", str(text), "--cpu"])
 
 
 def _hub(data, path, folder):
@@ -96,7 +94,7 @@ def _hub(data, path, folder):
 
 def _anytime(data, path, folder):
     arguments = [str(data), "--path", str(path), "--gen-subset", "valid", *EVALUATION]
-    load_script(SCRIPTS / "anytime.py").run(arguments)
+    anytime.run(arguments)
 
 
 SKIPPING = ("--batch-size", "4", "--skip-invalid-size-inputs-valid-test")

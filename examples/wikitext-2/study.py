@@ -29,7 +29,6 @@ from pathlib import Path
 from fairseq import checkpoint_utils
 from fairseq_cli import eval_lm, train
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import fairseq_deq
 from fairseq_deq.tools.probe import peak_mib
 

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Perplexity of a trained DEQ language model against the budget of iterations, and the words that need most.
 
 Takes the options of fairseq-eval-lm and evaluates the same tokens once for each budget (`--budgets`; by
@@ -7,8 +6,10 @@ one line a budget: the perplexity, the relative residual reached (mean over posi
 that converged, and the evaluations of f that a position took. Then it lists the words (types of the
 dictionary) at which the solve with the largest budget took the most evaluations. `--plot` draws the curve.
 
-    python scripts/anytime.py data-bin/wikitext-103 --path checkpoints/checkpoint_best.pt --gen-subset test \\
+    fairseq-deq-anytime data-bin/wikitext-103 --path checkpoints/checkpoint_best.pt --gen-subset test \\
         --tokens-per-sample 150 --batch-size 8 --plot anytime.png
+    fairseq-deq-anytime quickstart/bin --path quickstart/checkpoints/checkpoint_last.pt --gen-subset valid \\
+        --tokens-per-sample 64 --batch-size 32 --budgets 2,4,8,16,40 --json anytime.json
 
 For a memory carried from block to block add --task deq_language_modeling --batch-size 1.
 """
@@ -19,8 +20,8 @@ import argparse
 import ast
 import dataclasses
 import json
-import os
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,23 @@ import torch
 from fairseq import checkpoint_utils, options, tasks, utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
-import fairseq_deq  # noqa: F401  (registers the models)
-from fairseq_deq.errors import OptionError
-from fairseq_deq.tools.evaluation import Evaluation, budgets_up_to, evaluate, hardest, require_equilibrium
+from ..errors import OptionError
+from .command import describe, ended, progress, quiet, tell, written_whole
+from .evaluation import Evaluation, budgets_up_to, evaluate, hardest, require_equilibrium
+
+PROGRAM = "fairseq-deq-anytime"
+# The first point is left out of the axis where it is so many times the range of the others above them.
+_TOO_HIGH = 1.0
 
 
-def draw(evaluations: Sequence[Evaluation], out: Path) -> None:
-    """Draw perplexity and residual against the budget into a PNG."""
+def draw(evaluations: Sequence[Evaluation], title: str, out: Path) -> None:
+    """Draw perplexity and residual against the budget into a PNG.
+
+    Args:
+        evaluations: one a budget, the smallest first.
+        title: the conditions that they hold under.
+        out: the picture.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -43,23 +54,46 @@ def draw(evaluations: Sequence[Evaluation], out: Path) -> None:
 
     lines = [evaluation.summary() for evaluation in evaluations]
     budgets = [line["budget"] for line in lines]
-    figure, left = pyplot.subplots(figsize=(6, 4))
+    perplexities = [line["perplexity"] for line in lines]
+    figure, left = pyplot.subplots(figsize=(7, 4.4), layout="constrained")
     right = left.twinx()
-    left.plot(budgets, [line["perplexity"] for line in lines], "o-", color="C0")
-    right.plot(budgets, [line["residual"] for line in lines], "s--", color="C1")
+    left.plot(budgets, perplexities, "o-", color="C0", zorder=3)
+    right.plot(budgets, [line["residual"] for line in lines], "s--", color="C1", alpha=0.8)
     left.set_xscale("log", base=2)
     left.set_xticks(budgets, [str(budget) for budget in budgets])
-    left.set_yscale("log")
+    left.minorticks_off()
     right.set_yscale("log")
+    top = axis_top(perplexities)
+    if top is not None:
+        # Of the first point only the value is shown, so that the others can be told apart.
+        low = min(perplexities[1:])
+        left.set_ylim(low - 0.08 * (top - low), top)
+        left.annotate(
+            f"↑ {perplexities[0]:,.4g}",
+            (budgets[0], top),
+            xytext=(4, -14),
+            textcoords="offset points",
+            color="C0",
+        )
     left.set_xlabel("evaluations of f at most")
     left.set_ylabel("perplexity", color="C0")
-    right.set_ylabel("relative residual", color="C1")
-    left.grid(True, alpha=0.3, which="both")
-    figure.tight_layout()
-    partial = out.with_name(f".{out.name}.partial")
-    figure.savefig(partial, format="png", dpi=110)
+    right.set_ylabel("relative residual, mean over positions", color="C1")
+    left.grid(True, alpha=0.3)
+    title = "\n".join(textwrap.fill(line, 100) for line in title.splitlines())
+    figure.suptitle(title, fontsize="small")
+    with written_whole(out) as partial:
+        figure.savefig(partial, format="png", dpi=110)
     pyplot.close(figure)
-    os.replace(partial, out)
+
+
+def axis_top(values: Sequence[float]) -> float | None:
+    """Where the axis ends so that the first value does not flatten the others; None where it does not."""
+    rest = values[1:]
+    if len(rest) < 2:
+        return None
+    spread = max(max(rest) - min(rest), 1e-3 * max(rest))
+    top = max(rest) + 0.15 * spread
+    return top if values[0] > max(rest) + _TOO_HIGH * spread else None
 
 
 def load(cfg: Any) -> tuple[Any, Any]:
@@ -69,7 +103,7 @@ def load(cfg: Any) -> tuple[Any, Any]:
         ValueError: the options cannot work; the sentence says why.
     """
     if cfg.eval_lm.context_window > 0:
-        raise OptionError("anytime.py has no --context-window; use --task deq_language_modeling")
+        raise OptionError(f"{PROGRAM} has no --context-window; use --task deq_language_modeling")
     if not cfg.common_eval.path:
         raise OptionError("--path is needed: the checkpoint to evaluate")
     task = tasks.setup_task(cfg.task)
@@ -105,11 +139,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     Raises:
         ValueError: one of ours is wrong.
     """
-    parser = options.get_eval_lm_parser()
-    description, _, details = (__doc__ or "").partition("\n\n")
-    parser.prog, parser.description, parser.epilog = "anytime.py", description, details
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    ours = parser.add_argument_group("anytime.py")
+    parser = describe(options.get_eval_lm_parser(), PROGRAM, __doc__)
+    ours = parser.add_argument_group(PROGRAM)
     ours.add_argument("--budgets", metavar="N,N", help="evaluations of f to allow (default: 1, 2, 4, ...)")
     ours.add_argument("--plot", type=Path, metavar="PNG", help="draw perplexity and residual")
     ours.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
@@ -130,32 +161,60 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def run(argv: Sequence[str] | None) -> None:
-    """Evaluate, print, and draw."""
+def conditions(cfg: Any, model: Any, tokens: int) -> dict[str, Any]:
+    """What the perplexities hold under."""
+    solver = model.decoder.solver
+    return {
+        "checkpoint": cfg.common_eval.path,
+        "data": cfg.task.data,
+        "subset": cfg.dataset.gen_subset,
+        "tokens": tokens,
+        "tokens_per_sample": cfg.task.tokens_per_sample,
+        "task": cfg.task._name,
+        "solver": solver.solver,
+        "rtol": solver.rtol,
+        "atol": solver.atol,
+    }
+
+
+def sentence_of(found: dict[str, Any]) -> str:
+    """The conditions in words, on two lines."""
+    return (
+        f"{found['checkpoint']}, {found['subset']} text of {found['data']}\n"
+        f"{found['tokens']:,} tokens in blocks of {found['tokens_per_sample']} ({found['task']}); "
+        f"{found['solver']}, relative tolerance {found['rtol']:g}, absolute {found['atol']:g}"
+    )
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    """Evaluate, print, and draw.
+
+    Args:
+        argv: the arguments; those of the process if None.
+    Raises:
+        OptionError: something cannot work; the sentence says why.
+    """
     args = parse(argv)
     cfg = convert_namespace_to_omegaconf(args)
     model, task = load(cfg)
-    solver = model.decoder.solver
-    print(
-        f"{cfg.common_eval.path}, {cfg.dataset.gen_subset}: {solver.solver}, relative tolerance "
-        f"{solver.rtol:g}, absolute {solver.atol:g}, blocks of {cfg.task.tokens_per_sample}"
-    )
-    print("budget  perplexity  residual  converged  evaluations", flush=True)
-    evaluations = []
-    for budget in args.budgets or budgets_up_to(solver.max_evals):
-        evaluation = evaluate(model, batches_of(cfg, task, model), budget, task.dictionary.pad())
+    evaluations: list[Evaluation] = []
+    for budget in args.budgets or budgets_up_to(model.decoder.solver.max_evals):
+        batches = progress(batches_of(cfg, task, model), f"budget {budget}")
+        evaluation = evaluate(model, batches, budget, task.dictionary.pad())
+        if not evaluations:
+            found = conditions(cfg, model, evaluation.loss.numel())
+            tell(f"{sentence_of(found)}\nbudget  perplexity  residual  converged  evaluations")
         line = evaluation.summary()
-        print(
+        tell(
             f"{budget:6d}  {line['perplexity']:10.2f}  {line['residual']:8.2e}  {line['converged']:9.4f}  "
-            f"{line['evaluations']:11.2f}",
-            flush=True,
+            f"{line['evaluations']:11.2f}"
         )
         evaluations.append(evaluation)
     last = evaluations[-1]
     words = hardest(last, task.source_dictionary, args.words, args.occurrences)
     print(
-        f"\n{last.loss.numel():,} tokens. Words read at least {args.occurrences} times, those with the most "
-        f"evaluations first (budget {last.budget}):\nevaluations  residual  loss (nats)  times  word"
+        f"\nWords read at least {args.occurrences} times, those with the most evaluations first "
+        f"(budget {last.budget}):\nevaluations  residual  loss (nats)  times  word"
     )
     for word in words:
         print(
@@ -163,10 +222,12 @@ def run(argv: Sequence[str] | None) -> None:
         )
     if args.json is not None:
         summaries = [evaluation.summary() for evaluation in evaluations]
-        numbers = {"budgets": summaries, "words": [dataclasses.asdict(word) for word in words]}
-        args.json.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+        listed = [dataclasses.asdict(word) for word in words]
+        numbers = {"conditions": found, "budgets": summaries, "words": listed}
+        with written_whole(args.json) as partial:
+            partial.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     if args.plot is not None:
-        draw(evaluations, args.plot)
+        draw(evaluations, sentence_of(found), args.plot)
         print(f"\n{args.plot}")
 
 
@@ -175,17 +236,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Args:
         argv: the arguments; those of the process if None.
-
     Returns:
-        The exit status: 0, or 1 after one sentence that says what is wrong.
+        the exit status: 0, or 1 after one sentence that says what is wrong.
     """
-    try:
-        run(argv)
-    except (OptionError, OSError) as error:
-        print(f"anytime.py: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    with quiet():
+        return ended(PROGRAM, lambda: run(argv))

@@ -1,6 +1,7 @@
 """Turn a checkpoint that holds more than data into one of data alone.
 
-    python -m fairseq_deq.convert_checkpoint OLD.pt NEW.pt [--i-trust-its-author]
+    fairseq-deq-convert OLD.pt NEW.pt                         # says what loading OLD would call
+    fairseq-deq-convert OLD.pt NEW.pt --i-trust-its-author    # calls it, and writes NEW
 
 Checkpoints of older fairseq hold numpy numbers, objects of omegaconf or classes of their own, and loading
 such a file can run any code that its author put there. Without `--i-trust-its-author` nothing is loaded: the
@@ -14,37 +15,48 @@ from __future__ import annotations
 import argparse
 import enum
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from .checkpoint_file import check_file, read_checkpoint
-from .errors import OptionError
+from ..checkpoint_file import CONVERT as PROGRAM
+from ..checkpoint_file import check_file, read_checkpoint
+from ..errors import OptionError
+from .command import describe, ended, written_whole
 
 _FOR_TEXT = ("bpe", "tokenizer")
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command.
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
 
     Args:
-        arguments: what follows its name; those of the process if None.
+        argv: the arguments; those of the process if None.
+    Returns:
+        the exit status: 0, or 1 after one sentence that says what is wrong.
     """
-    parser = argparse.ArgumentParser(
-        "python -m fairseq_deq.convert_checkpoint",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("old", help="the checkpoint, which is left as it is")
-    parser.add_argument("new", help="the file to write")
+    return ended(PROGRAM, lambda: _run(argv))
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options.
+
+    Raises:
+        OptionError: one is wrong.
+    """
+    parser = describe(argparse.ArgumentParser(), PROGRAM, __doc__)
+    parser.add_argument("old", metavar="OLD", help="the checkpoint, which is left as it is")
+    parser.add_argument("new", metavar="NEW", help="the file to write")
     parser.add_argument("--i-trust-its-author", action="store_true", help="load OLD, and run what it calls")
-    options = parser.parse_args(arguments)
-    try:
-        convert(options.old, options.new, options.i_trust_its_author)
-    except OptionError as error:
-        raise SystemExit(f"error: {error}") from None
+    return parser.parse_args(argv)
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    args = parse(argv)
+    convert(args.old, args.new, args.i_trust_its_author)
 
 
 def convert(old: str, new: str, trusted: bool) -> None:
@@ -76,14 +88,9 @@ def convert(old: str, new: str, trusted: bool) -> None:
         if isinstance(cfg, dict) and cfg.get(name) is not None:
             cfg[name] = None
             print(f"left out: the options of {name}")
-    unfinished = f"{new}.tmp{os.getpid()}"
-    try:
+    with written_whole(Path(new)) as unfinished:
         torch.save(state, unfinished)
         read_checkpoint(unfinished)
-        os.replace(unfinished, new)
-    finally:
-        if os.path.exists(unfinished):
-            os.remove(unfinished)
     print(f"{new} holds data alone")
 
 
@@ -120,7 +127,3 @@ def plain(value: Any) -> Any:
         f"the checkpoint holds a {type(value).__module__}.{type(value).__qualname__}, which no tensor, "
         "number, string or container can stand for"
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,8 @@
 """Log-probabilities of raw text, sentence by sentence and word by word.
 
-    python -m fairseq_deq.score DATA --path CHECKPOINT --input text.txt [--bpe ... --tokenizer ...] [--json]
+    fairseq-deq-score quickstart/bin --path quickstart/checkpoints/checkpoint_last.pt --input text.txt \\
+        --bpe sentencepiece --sentencepiece-model quickstart/text/sentencepiece.model
+    echo "We must work together." | fairseq-deq-score DATA --path CHECKPOINT --json
 
 takes the options of fairseq-interactive, and reads one sentence a line. Each is scored by itself, its end
 included. It prints, with natural logarithms and tabs between, a header line that begins with # and names the
@@ -10,60 +12,88 @@ columns, and then
     W-0   log-probability   word   unknown pieces in it
     ...
     T     log-probability   tokens   perplexity a token   words   perplexity a word   unknown words
-          share of the positions that converged   mean residual
+          share of the positions that converged   mean residual   bits per byte
 
 where W lines come once a word (its pieces added up) and T last, on one line, over all sentences; with
-`--json`, one object a line. Tokens are the pieces of a sentence and its end.
+`--json`, one object a line. Tokens are the pieces of a sentence and its end. Bits per byte do not depend on
+the pieces, so that models of different dictionaries compare by them: -log2 of the probability over the bytes
+of the text in UTF-8, of which the end of a sentence is one.
 """
 
 from __future__ import annotations
 
 import ast
 import json
-import logging
 import math
-import os
 import sys
-import warnings
-from argparse import ArgumentParser
+from argparse import Namespace
+from collections.abc import Sequence
 from typing import Any, TextIO
 
 import torch
-
-from ._requirements import require_fairseq_or_exit
-
-if __name__ == "__main__":
-    require_fairseq_or_exit()
-
 from fairseq import checkpoint_utils, options, tasks, utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.distributed import utils as distributed_utils
 
-from .errors import OptionError
-from .generation.scoring import SentenceScore, TextScorer, perplexity
-from .generation.text import in_buffers, read_lines
-from .solve_report import SolveReport
+from ..errors import OptionError
+from ..generation.scoring import SentenceScore, TextScorer, perplexity
+from ..generation.text import in_buffers, read_lines
+from ..solve_report import SolveReport
+from .command import describe, ended, progress, quiet
+
+PROGRAM = "fairseq-deq-score"
 
 _HEADER = (
     "# S: log_prob, tokens, perplexity, sentence, unknown\tW: log_prob, word, unknown\tT: log_prob, tokens, "
-    "perplexity, words, word_perplexity, unknown, converged, residual"
+    "perplexity, words, word_perplexity, unknown, converged, residual, bits_per_byte"
 )
 
 # Sentences read before any of them is scored, so that batches can hold sentences of like length.
 _READ_AHEAD = 256
 
 
-def cli_main() -> None:
-    """Score what `--input` names."""
-    parser: ArgumentParser = options.get_interactive_generation_parser(default_task="language_modeling")
-    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
-    parser.add_argument("--no-eos", action="store_true", help="leave out the end of a sentence")
-    arguments = options.parse_args_and_arch(parser)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the arguments; those of the process if None.
+    Returns:
+        the exit status: 0, or 1 after one sentence that says what is wrong.
+    """
+    with quiet():
+        return ended(PROGRAM, lambda: run(argv))
+
+
+def parse(argv: Sequence[str] | None = None) -> Namespace:
+    """The options: those of fairseq-interactive, and ours.
+
+    Raises:
+        OptionError: one is wrong.
+    """
+    parser = describe(
+        options.get_interactive_generation_parser(default_task="language_modeling"), PROGRAM, __doc__
+    )
+    ours = parser.add_argument_group(PROGRAM)
+    ours.add_argument("--json", action="store_true", help="print one JSON object a line")
+    ours.add_argument("--no-eos", action="store_true", help="leave out the end of a sentence")
+    args: Namespace = options.parse_args_and_arch(parser, list(sys.argv[1:] if argv is None else argv))
+    return args
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    """Score what `--input` names.
+
+    Args:
+        argv: the arguments; those of the process if None.
+    Raises:
+        OptionError, SystemExit: something cannot work; the sentence says why.
+    """
+    arguments = parse(argv)
     cfg = convert_namespace_to_omegaconf(arguments)
-    distributed_utils.call_main(cfg, main, as_json=arguments.json, eos=not arguments.no_eos)
+    distributed_utils.call_main(cfg, score, as_json=arguments.json, eos=not arguments.no_eos)
 
 
-def main(cfg: Any, as_json: bool = False, eos: bool = True, out: TextIO | None = None) -> None:
+def score(cfg: Any, as_json: bool = False, eos: bool = True, out: TextIO | None = None) -> None:
     """Score the sentences of `cfg.interactive.input`.
 
     Args:
@@ -86,10 +116,10 @@ def main(cfg: Any, as_json: bool = False, eos: bool = True, out: TextIO | None =
         max_tokens=cfg.dataset.max_tokens or 4096,
         eos=eos,
     )
-    write = _Writer(out or sys.stdout, as_json)
+    write = _Writer(out or sys.stdout, as_json, eos)
     name = cfg.interactive.input
     with SolveReport() as solves:
-        for sentences in in_buffers(read_lines(name), _READ_AHEAD):
+        for sentences in in_buffers(progress(read_lines(name), "sentences"), _READ_AHEAD):
             for score in scorer.score(sentences):
                 write.sentence(score)
     if write.tokens == 0:
@@ -117,9 +147,9 @@ def _models(cfg: Any, task: Any) -> list[Any]:
 class _Writer:
     """Prints scores as they come, and what they add up to."""
 
-    def __init__(self, out: TextIO, as_json: bool) -> None:
-        self.out, self.as_json = out, as_json
-        self.sentences = self.tokens = self.words = self.unknown = 0
+    def __init__(self, out: TextIO, as_json: bool, eos: bool) -> None:
+        self.out, self.as_json, self.eos = out, as_json, eos
+        self.sentences = self.tokens = self.words = self.unknown = self.bytes = 0
         self.log_prob = 0.0
         if not as_json:
             print(_HEADER, file=out)
@@ -130,6 +160,7 @@ class _Writer:
         self.tokens += count
         self.words += len(score.words)
         self.unknown += len(score.unknown)
+        self.bytes += len(score.text.encode()) + self.eos
         self.log_prob += score.log_prob
         if self.as_json:
             pieces = [[piece, value] for piece, value in zip(score.pieces, score.log_probs.tolist())]
@@ -155,6 +186,7 @@ class _Writer:
     def total(self, solves: SolveReport) -> None:
         a_token = perplexity(self.log_prob, self.tokens)
         a_word = perplexity(self.log_prob, self.words)
+        bits_per_byte = -self.log_prob / math.log(2) / self.bytes if self.bytes else math.nan
         if self.as_json:
             self._line(
                 {
@@ -167,12 +199,14 @@ class _Writer:
                     "unknown": self.unknown,
                     "converged": solves.share,
                     "residual": solves.residual,
+                    "bytes": self.bytes,
+                    "bits_per_byte": bits_per_byte,
                 }
             )
             return
         self._row(
             *("T", f"{self.log_prob:.4f}", self.tokens, f"{a_token:.2f}", self.words, f"{a_word:.2f}"),
-            *(self.unknown, f"{solves.share:.4f}", f"{solves.residual:.1e}"),
+            *(self.unknown, f"{solves.share:.4f}", f"{solves.residual:.1e}", f"{bits_per_byte:.4f}"),
         )
 
     def _row(self, *cells: Any) -> None:
@@ -182,11 +216,3 @@ class _Writer:
         # JSON has no word for NaN and infinity.
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         print(json.dumps(finite, ensure_ascii=False, allow_nan=False), file=self.out)
-
-
-if __name__ == "__main__":
-    # What is printed is the result: no news of fairseq's and no advice of hydra's beside it.
-    os.environ.setdefault("LOGLEVEL", "WARNING")
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s", force=True)
-    warnings.filterwarnings("ignore", module="hydra|runpy")
-    cli_main()

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Perplexity of a unigram model, to read the perplexity of fairseq-eval-lm against.
 
 The unigram model gives every token the same probability everywhere, from how often it occurs in the training
@@ -10,26 +9,30 @@ where n(w) counts w in the training text, N is the length of that text and V the
 (additive smoothing; alpha 1 is Laplace's). As in fairseq-eval-lm, every token of the test text is scored, the
 </s> at the end of each line included, over the whole dictionary; the loss is in bits (base 2) per token, and
 the perplexity is 2 to its power.
+
+    fairseq-deq-unigram quickstart/bin
+    fairseq-deq-unigram data-bin/wikitext-2 --gen-subset valid --json
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from fairseq_deq.errors import OptionError
+import numpy
+from fairseq.data import Dictionary, data_utils
+
+from ..errors import OptionError
+from .command import describe, ended, progress, quiet
+
+PROGRAM = "fairseq-deq-unigram"
 
 
-class InputError(Exception):
-    """What is wrong with the input, in one sentence for the person who gave it."""
-
-
-def count_tokens(data: Path, subset: str, dictionary) -> list[int]:
+def count_tokens(data: Path, subset: str, dictionary: Any) -> list[int]:
     """Count the tokens of a text that fairseq-preprocess wrote.
 
     Args:
@@ -41,25 +44,23 @@ def count_tokens(data: Path, subset: str, dictionary) -> list[int]:
         How often each token of the dictionary occurs, by its index.
 
     Raises:
-        InputError: the text is missing, empty, or was written with another dictionary.
+        OptionError: the text is missing, empty, or was written with another dictionary.
     """
-    import numpy
-    from fairseq.data import data_utils
-
     dataset = data_utils.load_indexed_dataset(str(data / subset), dictionary)
     if dataset is None:
-        raise InputError(f"There is no {data / subset}.idx; give a folder that fairseq-preprocess wrote.")
+        raise OptionError(f"There is no {data / subset}.idx; give a folder that fairseq-preprocess wrote.")
     counts = numpy.zeros(len(dictionary), dtype=numpy.int64)
-    for index in range(len(dataset)):
+    for index in progress(range(len(dataset)), f"{subset} text"):
         line = numpy.bincount(dataset[index].numpy(), minlength=len(counts))
         if len(line) > len(counts):
-            raise InputError(
+            raise OptionError(
                 f"{data / subset} has tokens that its dictionary of {len(counts)} does not have."
             )
         counts += line
     if not counts.any():
-        raise InputError(f"The {subset} text in {data} is empty.")
-    return counts.tolist()
+        raise OptionError(f"The {subset} text in {data} is empty.")
+    found: list[int] = counts.tolist()
+    return found
 
 
 def unigram_loss(train: Sequence[int], test: Sequence[int], alpha: float = 1.0) -> float:
@@ -85,7 +86,7 @@ def unigram_loss(train: Sequence[int], test: Sequence[int], alpha: float = 1.0) 
     return bits / sum(test)
 
 
-def evaluate(data: Path, train_subset: str, gen_subset: str, alpha: float) -> dict:
+def evaluate(data: Path, train_subset: str, gen_subset: str, alpha: float) -> dict[str, Any]:
     """Evaluate the unigram model of a folder that fairseq-preprocess wrote.
 
     Args:
@@ -99,14 +100,10 @@ def evaluate(data: Path, train_subset: str, gen_subset: str, alpha: float) -> di
         and <unk> (`unk`).
 
     Raises:
-        InputError: something is missing.
+        OptionError: something is missing.
     """
-    try:
-        from fairseq.data import Dictionary
-    except ImportError as error:
-        raise InputError(f"fairseq cannot be imported ({error}); source scripts/venv.sh first.") from None
     if not (data / "dict.txt").is_file():
-        raise InputError(f"There is no {data / 'dict.txt'}; give a folder that fairseq-preprocess wrote.")
+        raise OptionError(f"There is no {data / 'dict.txt'}; give a folder that fairseq-preprocess wrote.")
     dictionary = Dictionary.load(str(data / "dict.txt"))
     train = count_tokens(data, train_subset, dictionary)
     test = count_tokens(data, gen_subset, dictionary)
@@ -129,13 +126,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, or 1 after one sentence that says what is wrong.
     """
-    description, _, details = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="unigram.py",
-        description=description,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    with quiet():
+        return ended(PROGRAM, lambda: _run(argv))
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options.
+
+    Raises:
+        OptionError: one is wrong.
+    """
+    parser = describe(argparse.ArgumentParser(), PROGRAM, __doc__)
     parser.add_argument("data", type=Path, metavar="DATA", help="the folder that fairseq-preprocess wrote")
     parser.add_argument("--train-subset", default="train", help="text to count (default: train)")
     parser.add_argument("--gen-subset", default="test", help="text to score (default: test)")
@@ -144,14 +145,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a sentence")
     args = parser.parse_args(argv)
-    try:
-        logging.getLogger("fairseq").setLevel(logging.WARNING)
-        if not 0 <= args.alpha < math.inf:
-            raise InputError(f"--alpha must be 0 or more, not {args.alpha:g}.")
-        result = evaluate(args.data, args.train_subset, args.gen_subset, args.alpha)
-    except (InputError, OptionError) as error:
-        print(f"unigram.py: {error}", file=sys.stderr)
-        return 1
+    if not 0 <= args.alpha < math.inf:
+        raise OptionError(f"--alpha must be 0 or more, not {args.alpha:g}.")
+    return args
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    args = parse(argv)
+    result = evaluate(args.data, args.train_subset, args.gen_subset, args.alpha)
     if args.json:
         print(json.dumps(result))
     else:
@@ -160,8 +161,3 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"Perplexity: {result['perplexity']:.2f} over {result['tokens']:,} tokens "
             f"({result['eos']:,} </s>, {result['unk']:,} <unk>)"
         )
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
 
-from fairseq_deq import score
+from fairseq_deq.tools import score
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
 
@@ -41,10 +40,9 @@ def test_the_python_example_is_ten_lines_and_runs(quickstart, capsys):
     assert float(perplexity) > 1
 
 
-def test_the_command_that_scores_text_runs(quickstart, capsys, monkeypatch):
-    (command,) = re.findall(r"    python -m fairseq_deq.score (.*)", README.replace(" \\\n       ", ""))
+def test_the_command_that_scores_text_runs(quickstart, capsys):
+    (command,) = re.findall(r"    fairseq-deq-score (.*)", README.replace(" \\\n       ", ""))
     (quickstart / "text.txt").write_text("We must work together.\n", encoding="utf-8")
-    monkeypatch.setattr(sys, "argv", ["score", *shlex.split(command), "--cpu"])
-    score.cli_main()
+    assert score.main([*shlex.split(command), "--cpu"]) == 0
     _, *lines = capsys.readouterr().out.splitlines()
     assert [line.split("\t")[2] for line in lines[1:-1]] == ["We", "must", "work", "together.", "</s>"]

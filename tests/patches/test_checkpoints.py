@@ -49,7 +49,7 @@ def test_numpy_numbers_are_saved_as_plain_ones(tiny_checkpoint, tmp_path, number
 @pytest.mark.parametrize("value", [SomeObject(), np.float64(1), np.zeros(2), OmegaConf.create({"a": 1})])
 def test_what_is_more_than_data_is_refused_in_a_sentence(tiny_checkpoint, tmp_path, value):
     path = with_extra(tiny_checkpoint, tmp_path / "object.pt", value)
-    with pytest.raises(OptionError, match=r"holds more than data \(.*convert_checkpoint") as refused:
+    with pytest.raises(OptionError, match=r"holds more than data \(.*fairseq-deq-convert") as refused:
         checkpoint_utils.load_checkpoint_to_cpu(path)
     assert "\n" not in str(refused.value)
 

@@ -1,4 +1,4 @@
-"""scripts/anytime.py: perplexity against the budget, and the words that need most of it."""
+"""fairseq-deq-anytime: perplexity against the budget, and the words that need most of it."""
 
 import json
 import math
@@ -7,14 +7,8 @@ import re
 import pytest
 import torch
 from matplotlib import image
-from runs import SCRIPTS, load_script
 
-SCRIPT = SCRIPTS / "anytime.py"
-
-
-@pytest.fixture(scope="module")
-def anytime():
-    return load_script(SCRIPT)
+from fairseq_deq.tools import anytime
 
 
 @pytest.fixture
@@ -26,13 +20,13 @@ def options(data_bin, deq_checkpoint):
     )
 
 
-def test_budgets_double_up_to_the_last(anytime):
+def test_budgets_double_up_to_the_last():
     assert anytime.budgets_up_to(30) == [1, 2, 4, 8, 16, 30]
     assert anytime.budgets_up_to(8) == [1, 2, 4, 8]
     assert anytime.budgets_up_to(1) == [1]
 
 
-def test_the_table_is_that_of_fairseq_eval_lm(anytime, options, in_process, capsys, tmp_path):
+def test_the_table_is_that_of_fairseq_eval_lm(options, in_process, capsys, tmp_path):
     numbers, picture = tmp_path / "anytime.json", tmp_path / "anytime.png"
     assert anytime.main([*options, "--json", str(numbers), "--plot", str(picture), "--words", "4"]) == 0
     printed = capsys.readouterr().out
@@ -55,7 +49,7 @@ def test_the_table_is_that_of_fairseq_eval_lm(anytime, options, in_process, caps
     assert image.imread(picture).ndim == 3
 
 
-def test_words_are_ranked_by_their_mean(anytime, data_bin):
+def test_words_are_ranked_by_their_mean(data_bin):
     from fairseq.data import Dictionary
 
     words = Dictionary()
@@ -84,18 +78,18 @@ def test_words_are_ranked_by_their_mean(anytime, data_bin):
         (("--budgets", "0,4"), "--budgets must be numbers of at least 1 with commas between, like 1,2,4,30"),
         (("--budgets", "few"), "--budgets must be numbers of at least 1 with commas between, like 1,2,4,30"),
         (("--plot", "curve.pdf"), "--plot curve.pdf: the picture is a PNG, so its name must end in .png"),
-        (("--context-window", "8"), "anytime.py has no --context-window"),
+        (("--context-window", "8"), "fairseq-deq-anytime has no --context-window"),
         (("--model-overrides", "{'gradient': 'unroll'}"), "is a stack of layers, not an equilibrium"),
         (("--model-overrides", "{'pretrain_steps': 9}"), "is a stack of layers, not an equilibrium"),
     ],
 )
-def test_bad_input_is_one_sentence(anytime, options, more, sentence, capsys):
+def test_bad_input_is_one_sentence(options, more, sentence, capsys):
     assert anytime.main([*options, *more]) == 1
     error = capsys.readouterr().err.strip().splitlines()
-    assert error[-1].startswith("anytime.py: ")
+    assert error[-1].startswith("fairseq-deq-anytime: ")
     assert sentence in error[-1]
 
 
-def test_a_model_without_a_solver_is_refused(anytime, options, tiny_checkpoint, capsys):
+def test_a_model_without_a_solver_is_refused(options, tiny_checkpoint, capsys):
     assert anytime.main([*options, "--path", str(tiny_checkpoint)]) == 1
     assert "is a TransformerLanguageModel, which has no solver" in capsys.readouterr().err

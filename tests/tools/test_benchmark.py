@@ -1,24 +1,17 @@
-"""scripts/benchmark.py on a tiny trained model: what its rows must say of methods whose merits are known."""
+"""fairseq-deq-benchmark on a tiny trained model: what its rows must say of methods whose merits are known."""
 
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 import torch
 from models.builders import build_trellis, tokens
-from runs import SCRIPTS, load_script
 
 from fairseq_deq.implicit import GradientConfig
 from fairseq_deq.solvers import Recurrent, SolverConfig
 from fairseq_deq.tools import probe
-
-SCRIPT = SCRIPTS / "benchmark.py"
-benchmark = load_script(SCRIPT)
-step_layer, step_methods = (  # beside the script, which makes them findable
-    sys.modules[name] for name in ("step_layer", "step_methods")
-)
+from fairseq_deq.tools.benchmark import command, layer, measure, methods
 
 ROWS = ("anderson+ift", "anderson+gmres", "anderson+jfb", "stack of 12", "stack of 12, checkpointed")
 
@@ -27,13 +20,11 @@ ROWS = ("anderson+ift", "anderson+gmres", "anderson+jfb", "stack of 12", "stack 
 def outcome(data_bin, deq_checkpoint, tmp_path_factory):
     """The figures, what was printed, and the picture."""
     out = tmp_path_factory.mktemp("benchmark") / "tiny"
-    command = [str(SCRIPT), str(data_bin), "--path", str(deq_checkpoint), "--tokens", "12", "--batch", "3"]
-    command += ["--rounds", "2", "--rtol", "1e-5", "--out", str(out)]
+    words = [str(data_bin), "--path", str(deq_checkpoint), "--tokens", "12", "--batch", "3"]
+    words += ["--rounds", "2", "--rtol", "1e-5", "--out", str(out)]
     for row in ROWS:
-        command += ["--only", row]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", command)
-        benchmark.main()
+        words += ["--only", row]
+    assert command.main(words) == 0
     return json.loads(out.with_suffix(".json").read_text()), out.with_suffix(".png")
 
 
@@ -68,11 +59,11 @@ def test_checkpointing_saves_memory_and_changes_no_gradient(outcome):
     assert saved["gradient_error"] == pytest.approx(plain["gradient_error"], rel=1e-3)
 
 
-def test_a_text_too_short_is_refused_in_one_sentence(data_bin, deq_checkpoint, monkeypatch):
-    command = [str(SCRIPT), str(data_bin), "--path", str(deq_checkpoint), "--tokens", "5000"]
-    monkeypatch.setattr(sys, "argv", command)
-    with pytest.raises(SystemExit, match="lower --batch or --tokens"):
-        benchmark.main()
+def test_a_text_too_short_is_refused_in_one_sentence(data_bin, deq_checkpoint, capsys):
+    assert command.main([str(data_bin), "--path", str(deq_checkpoint), "--tokens", "5000"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("fairseq-deq-benchmark: --split valid has ")
+    assert error.endswith("lower --batch or --tokens\n")
 
 
 def test_a_recurrence_under_a_probe_is_still_one():
@@ -89,13 +80,13 @@ def test_a_recurrence_under_a_probe_is_still_one():
 def test_a_step_in_subsequences_is_probed_as_a_whole():
     decoder = build_trellis(dtype=torch.float64).decoder.eval()
     x = tokens(2, 6)
-    layer = step_layer.Layer(decoder, x, None, torch.randn(2, 6, decoder.dim).double())
+    model = layer.Layer(decoder, x, None, torch.randn(2, 6, decoder.dim).double())
     config = SolverConfig(solver="anderson", scope="sample", max_evals=200, rtol=1e-12, atol=0.0)
-    method = step_methods.our_method(config, GradientConfig(solver=config))
-    _, _, whole = benchmark.probed_step(layer, method, 2 * 6 * decoder.layer.state_dim)
-    chunked = step_layer.InSubsequences(method, 4)
-    _, probe, gradients = benchmark.probed_step(layer, chunked, 2 * 6 * decoder.layer.state_dim)
-    found = benchmark.residuals(layer, chunked, probe)
+    method = methods.our_method(config, GradientConfig(solver=config))
+    _, _, whole = measure.probed_step(model, method, 2 * 6 * decoder.layer.state_dim)
+    chunked = layer.InSubsequences(method, 4)
+    _, probe, gradients = measure.probed_step(model, chunked, 2 * 6 * decoder.layer.state_dim)
+    found = measure.residuals(model, chunked, probe)
     assert [len(probe.phases[phase].states) for phase in "fb"] == [2, 2]
     assert probe.final.shape == (2, 6, decoder.layer.state_dim)
     assert found["f_sample"] < 1e-11

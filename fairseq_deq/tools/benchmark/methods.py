@@ -7,14 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from step_layer import InSubsequences, Layer, Map, Method
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from fairseq_deq.implicit import GradientConfig, fixed_point
-from fairseq_deq.layers.trellis.layer import TrellisLayer
-from fairseq_deq.solvers import Preconditioner, SolverConfig
-from fairseq_deq.tools.probe import Probe, ProbedMap
+from ...implicit import GradientConfig, fixed_point
+from ...layers.trellis.layer import TrellisLayer
+from ...solvers import Preconditioner, SolverConfig
+from ..probe import Probe, ProbedMap
+from .layer import InSubsequences, Layer, Map, Method
 
 try:
     import torchdeq

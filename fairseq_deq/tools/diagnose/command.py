@@ -13,39 +13,27 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import logging
 import math
 import os
-import sys
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from fairseq.data.encoders import BPE_REGISTRY, TOKENIZER_REGISTRY
+from tqdm import tqdm
 
-from ..._requirements import require_fairseq_or_exit
+from ...errors import OptionError
+from ...literals import literal
+from ..command import describe, ended, quiet, written_whole
+from .measure import STAGES, Measured, measure
+from .page import refusal_page, report_page
+from .subject import Subject, load, rows_not_finite
+from .verdict import Verdict, exit_status
+from .verdicts import judge
 
-require_fairseq_or_exit()
-
-from ...registration import register  # noqa: E402
-
-register()
-
-from fairseq.data.encoders import BPE_REGISTRY, TOKENIZER_REGISTRY  # noqa: E402
-from tqdm import tqdm  # noqa: E402
-
-from ...errors import OptionError  # noqa: E402
-from ...literals import literal  # noqa: E402
-from .measure import STAGES, Measured, measure  # noqa: E402
-from .page import refusal_page, report_page  # noqa: E402
-from .subject import Subject, load, rows_not_finite  # noqa: E402
-from .verdict import Verdict, exit_status  # noqa: E402
-from .verdicts import judge  # noqa: E402
-
-_PROGRAM = "fairseq-deq-diagnose"
+PROGRAM = "fairseq-deq-diagnose"
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -54,13 +42,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     Raises:
         OptionError: one is wrong.
     """
-    description, _, details = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        _PROGRAM,
-        description=description,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = describe(argparse.ArgumentParser(), PROGRAM, __doc__)
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", help="of a DEQ language model")
     add("data", metavar="DATA", help="data folder of fairseq-preprocess, with its dictionary")
@@ -123,9 +105,9 @@ def run(args: argparse.Namespace) -> int:
     status = exit_status(verdicts)
     seconds = time.perf_counter() - begin
     page = report_page(subject, measured, verdicts, status, seconds, found[1] if len(found) > 1 else None)
-    write(args.out, page)
+    _write(args.out, page)
     if args.json is not None:
-        write(args.json, json.dumps(_numbers(found, status, seconds), indent=1, allow_nan=False) + "\n")
+        _write(args.json, json.dumps(_numbers(found, status, seconds), indent=1, allow_nan=False) + "\n")
     for verdict in verdicts:
         print(f"{verdict.level:>4}  {verdict.title}. {verdict.sentence}")
     print(f"\n{args.out}")
@@ -153,14 +135,12 @@ def _refuse(args: argparse.Namespace, path: str, sentence: str) -> None:
         verdicts = [
             Verdict("bad", "The weights are not finite", f"{sentence}. What is not finite: {rows}.", "")
         ]
-    write(args.out, refusal_page(path, verdicts))
+    _write(args.out, refusal_page(path, verdicts))
 
 
-def write(path: Path, text: str) -> None:
-    """Write a file as a whole, or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+def _write(path: Path, text: str) -> None:
+    with written_whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def _numbers(
@@ -189,23 +169,6 @@ def _plain(value: Any) -> Any:
     return value
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No news of fairseq's beside the bar and the verdicts, for as long as the command runs."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setLevel(logging.WARNING)
-    root.handlers = [handler]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        root.handlers = handlers
-        root.setLevel(level)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -214,14 +177,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         the exit status: 0 healthy, 1 something to look at, 2 could not run, and a sentence said why.
     """
-    try:
-        with _quiet(), torch.no_grad():
-            return run(parse(argv))
-    except (OptionError, OSError) as error:
-        print(f"{_PROGRAM}: {error}", file=sys.stderr)
-        return 2
-
-
-def cli_main() -> None:
-    """The entry point."""
-    sys.exit(main())
+    with quiet(), torch.no_grad():
+        return ended(PROGRAM, lambda: run(parse(argv)), failure=2)

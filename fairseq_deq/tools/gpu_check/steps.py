@@ -1,139 +1,27 @@
-#!/usr/bin/env python
-"""Parts of scripts/gpu_check.sh: training steps at true size, what a machine can do, loss curves, one report.
-
-    python scripts/gpu_check.py steps 700 512     # of random layers of these widths
-    python scripts/gpu_check.py warm              # compiles what solves run on the device
-    python scripts/gpu_check.py curves LOG...     # of fairseq-train with --log-format json
-    python scripts/gpu_check.py merge             # all parts as OUT/gpu_check.json
-
-Every part is a file in the folder PARTS that is written after each entry; entries that are there are not
-measured again. DEVICE=cpu rehearses it at toy sizes.
-A step is the forward solve, the backward solve and the gradients of the layer's parameters, after a memory of
-as many positions; embeddings, softmax and optimizer are left out.
-"""
+"""Training steps through random layers of true size: ours, TorchDEQ's, and of stacks."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import statistics
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from fairseq_deq.implicit import GradientConfig, fixed_point
-from fairseq_deq.layers.transformer.layer import TransformerLayer
-from fairseq_deq.layers.transformer.weights import DropoutMasks
-from fairseq_deq.layers.weight_norm import Initializer
-from fairseq_deq.solvers import SolverConfig, active, fused, record, solve
+from ...implicit import GradientConfig, fixed_point
+from ...layers.transformer.layer import TransformerLayer
+from ...layers.transformer.weights import DropoutMasks
+from ...layers.weight_norm import Initializer
+from ...solvers import SolverConfig, fused, solve
+from .visit import CUDA, DEVICE, Part, launches, milliseconds, precision, wait
 
-DEVICE = os.environ.get("DEVICE", "cuda")
-OUT = Path(os.environ.get("OUT", "gpu_check"))
-PARTS = Path(os.environ.get("PARTS", OUT / "parts"))
-CUDA = DEVICE == "cuda"
 # name -> width, feed-forward width, heads, width of a head.
 SIZES = {"128": (128, 512, 4, 32), "512": (512, 2048, 8, 64), "700": (700, 48000, 10, 70)}
 ROWS, TOKENS = 14, 150
 if not CUDA:
     SIZES = {"128": (16, 32, 2, 8), "512": (24, 48, 2, 12), "700": (32, 96, 2, 16)}
     ROWS, TOKENS = 2, 10
-    record.books_on_host = active.books_on_host = lambda device: False  # as on a device
-
-
-class Part:
-    """A file of results that grows."""
-
-    def __init__(self, name: str) -> None:
-        self.path = PARTS / f"{name}.json"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.found: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
-
-    def put(self, key: str, value: Any) -> None:
-        """Keep an entry."""
-        self.found[key] = value
-        partial = self.path.with_suffix(".tmp")
-        partial.write_text(json.dumps(self.found, indent=1, default=str))
-        partial.replace(self.path)
-
-    def measure(self, key: str, seconds: int, run: Callable[[], dict[str, Any]]) -> None:
-        """Keep and print what `run` finds within so many seconds, or why it found nothing."""
-        if "error" not in self.found.get(key, {"error": ""}):
-            return
-        try:
-            with limited(seconds):
-                entry = run()
-        except Exception as error:
-            entry = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
-        self.put(key, entry)
-        text = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in entry.items())
-        print(f"{key:34s} {text}", flush=True)
-
-
-@contextmanager
-def limited(seconds: int) -> Iterator[None]:
-    """Raise TimeoutError after so many seconds."""
-
-    def late(*_: Any) -> None:
-        raise TimeoutError(f"over {seconds} s")
-
-    signal.signal(signal.SIGALRM, late)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-
-
-def wait() -> None:
-    """For the device."""
-    if CUDA:
-        torch.cuda.synchronize()
-
-
-def milliseconds(run: Callable[[], object], times: int = 3) -> float:
-    """Median time of a call."""
-    spent = []
-    for _ in range(times):
-        wait()
-        begin = time.perf_counter()
-        run()
-        wait()
-        spent.append(1e3 * (time.perf_counter() - begin))
-    return statistics.median(spent)
-
-
-def launches(run: Callable[[], object]) -> dict[str, int]:
-    """Kernels started and waits for the device of a call; nothing on a CPU."""
-    if not CUDA:
-        return {}
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
-        run()
-    found = {"launches": 0, "waits": 0}
-    for event in recorded.key_averages():
-        found["launches"] += event.count * event.key.startswith(("cudaLaunch", "cuLaunch", "cudaGraphLaunch"))
-        found["waits"] += event.count * event.key.startswith("Memcpy DtoH")
-    return found
-
-
-@contextmanager
-def precision(name: str) -> Iterator[None]:
-    """fp32, tf32, or bf16 by autocast."""
-    torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
-    try:
-        with torch.autocast(DEVICE, torch.bfloat16, enabled=name == "bf16"):
-            yield
-    finally:
-        torch.set_float32_matmul_precision("highest")
 
 
 class RandomLayer:
@@ -295,72 +183,3 @@ def iteration_entry(layer: RandomLayer, compiled: bool) -> dict[str, Any]:
         entry["launches beside f"] = found["launches"] / result.nfe - own["launches"]
         entry["waits"] = found["waits"] / result.nfe
     return entry
-
-
-def warm() -> None:
-    """Compile the rules once, so that later processes find them in torch's cache."""
-    layer = RandomLayer("512")
-    entry = step_entry(layer, "tf32", lambda facts: our_step(layer, "never", facts), compiled=True)
-    Part("warm").put("compiling", entry)
-    print(entry)
-
-
-def machine() -> None:
-    """Versions, and the rates of products and copies."""
-    part = Part("machine")
-    part.put("versions", {"torch": torch.__version__, "python": sys.version.split()[0]})
-    if CUDA:
-        about = torch.cuda.get_device_properties(0)
-        part.put("device", {"name": about.name, "MiB": about.total_memory // 2**20})
-    n = 4096 if CUDA else 64
-    for kind in ("fp32", "tf32"):
-        with precision(kind):
-            a = torch.randn(n, n, device=DEVICE)
-            part.put(f"TFLOP/s {kind}", 2e-9 * n**3 / milliseconds(lambda: a @ a, 6))  # noqa: B023
-    print(part.found)
-
-
-def curves(logs: list[str]) -> None:
-    """Loss by update of trainings."""
-    part = Part("curves")
-    for log in map(Path, logs):
-        text = log.read_text(errors="replace") if log.exists() else ""
-        lines = [json.loads(line[line.index("{") :]) for line in text.splitlines() if '{"epoch"' in line]
-        rows = [
-            {
-                k: float(line[k])
-                for k in ("num_updates", "loss", "f_nfe", "f_conv", "b_conv", "ups")
-                if k in line
-            }
-            for line in lines
-            if "loss" in line
-        ]
-        part.put(log.stem, rows)
-        shown = rows[:: max(1, len(rows) // 6)] + rows[-1:]
-        print(log.stem, " ".join(f"{r['num_updates']:.0f}:{r['loss']:.3f}" for r in shown))
-        if rows:
-            print("   last:", rows[-1])
-
-
-def merge() -> None:
-    """One file of all parts."""
-    parts = {path.stem: json.loads(path.read_text()) for path in sorted(PARTS.glob("*.json"))}
-    OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / "gpu_check.json").write_text(json.dumps(parts, indent=1))
-
-
-def main(command: str, *arguments: str) -> None:
-    """Run one part."""
-    if command == "steps":
-        for size in arguments:
-            steps(size)
-    elif command == "curves":
-        curves(list(arguments))
-    else:
-        {"warm": warm, "machine": machine, "merge": merge}[command]()
-
-
-if __name__ == "__main__":
-    if len(sys.argv) < 2 or sys.argv[1] not in ("steps", "warm", "machine", "curves", "merge"):
-        raise SystemExit(__doc__)
-    main(*sys.argv[1:])

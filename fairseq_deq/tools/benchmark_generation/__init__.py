@@ -1,0 +1,1 @@
+"""Generation from cached equilibria, beside a stack of layers."""

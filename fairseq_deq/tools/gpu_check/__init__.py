@@ -1,0 +1,1 @@
+"""What scripts/gpu_check.sh measures on a GPU."""

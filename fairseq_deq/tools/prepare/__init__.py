@@ -1,0 +1,1 @@
+"""Plain text, made ready for fairseq-preprocess."""
