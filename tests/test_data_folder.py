@@ -205,7 +205,7 @@ def test_a_large_text_is_read_once_and_again_when_it_changes(monkeypatch, folder
     monkeypatch.setattr(data_folder, "_LARGE", 100)
     passes = []
     whole = data_folder._pass_over
-    monkeypatch.setattr(data_folder, "_pass_over", lambda *args: passes.append(args) or whole(*args))
+    monkeypatch.setattr(data_folder, "_pass_over", lambda *args: passes.append(args) or whole(*args))  # type: ignore[func-returns-value]
     check_text(str(folder / "test"), words)
     check_text(str(folder / "test"), words)
     assert len(passes) == 1

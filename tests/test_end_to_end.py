@@ -168,7 +168,7 @@ def _penalty(path: Path, data_bin: Path) -> float:
     sample = task.dataset("valid").collater([task.dataset("valid")[i] for i in range(4)])
     torch.manual_seed(0)
     _, extra = models[0].eval()(**sample["net_input"])
-    values = [jacobian_penalty(*e.taped, probes=4) for e in extra["equilibria"]]
+    values = [jacobian_penalty(*e.taped, probes=4) for e in extra["equilibria"]]  # type: ignore[misc]
     return torch.stack(values).mean().item()
 
 

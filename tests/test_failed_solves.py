@@ -41,7 +41,7 @@ def _interactive(data, path, folder):
 
 def _generate(data, path, folder):
     options = ("--sample-break-mode", "eos", "--gen-subset", "valid", *SEARCH)
-    options = (*options, "--skip-invalid-size-inputs-valid-test", "--required-batch-size-multiple", "1")
+    options = (*options, "--skip-invalid-size-inputs-valid-test", "--required-batch-size-multiple", "1")  # type: ignore[assignment]
     return run_in_process("fairseq-generate", data, "--path", path, *EVALUATION, *options)
 
 

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def versions(monkeypatch):
     """Sets what pip lists: distribution and version, or None where there is none of that name."""
     real = importlib.metadata.version
-    found = {}
+    found = {}  # type: ignore[var-annotated]
 
     def version(name):
         if name not in found:
@@ -42,7 +42,7 @@ def fairseq_at(monkeypatch, tmp_path):
         (path if path.suffix else path.with_suffix(".cpython-311-x86_64-linux-gnu.so")).touch()
     module = types.ModuleType("fairseq")
     module.__file__ = str(tmp_path / "fairseq" / "__init__.py")
-    module.__version__ = "0.12.3"
+    module.__version__ = "0.12.3"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "fairseq", module)
     return tmp_path / "fairseq"
 
@@ -92,7 +92,7 @@ def test_fairseq_that_is_missing(monkeypatch):
 
 
 def test_fairseq_that_is_too_old(fairseq_at, versions):
-    sys.modules["fairseq"].__version__ = "0.10.2"
+    sys.modules["fairseq"].__version__ = "0.10.2"  # type: ignore[attr-defined]
     versions.update({"fairseq": "0.10.2", "ve-fairseq": None, "fairseq-fixed": None})
     with pytest.raises(
         ImportError, match=r"needs fairseq 0\.12\.2 or newer, and found 0\.10\.2 .*uninstall -y fairseq;"

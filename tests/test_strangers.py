@@ -138,7 +138,7 @@ def test_no_code_of_a_stranger_runs(monkeypatch, tiny_checkpoint, data_bin, tmp_
 def test_what_the_calls_would_do(tmp_path):
     """The canary sings where a file is loaded without care."""
     canary = tmp_path / "canary"
-    state = {"cfg": {}, "extra_state": {}}
+    state = {"cfg": {}, "extra_state": {}}  # type: ignore[var-annotated]
     STRANGERS["a call in the options"](state, canary)
     torch.save(state, tmp_path / "stranger.pt")
     torch.load(tmp_path / "stranger.pt", weights_only=False)

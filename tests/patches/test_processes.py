@@ -59,7 +59,7 @@ def launcher(deq_training, tmp_path):
         assert started.poll() is None, log.read_text()[-3000:]
         assert time.time() < deadline, log.read_text()[-3000:]
         time.sleep(0.2)
-    started.log = log
+    started.log = log  # type: ignore[attr-defined]
     yield started
     for pid in processes_of(started.pid):
         os.kill(pid, signal.SIGKILL)

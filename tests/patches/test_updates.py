@@ -49,11 +49,11 @@ class Model:
         vars(self).update(attributes, announced=[])
 
     def set_num_updates(self, number):
-        self.announced.append(number)
+        self.announced.append(number)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("attributes", "announced"), [({}, []), ({"counts_finished_updates": True}, [8])])
 def test_only_models_that_count_finished_updates_are_told(attributes, announced):
     model = Model(**attributes)
     CarefulTask(argparse.Namespace()).optimizer_step(Optimizer(), model=model, update_num=7)
-    assert model.announced == announced
+    assert model.announced == announced  # type: ignore[attr-defined]

@@ -74,7 +74,7 @@ def test_a_recurrence_under_a_probe_is_still_one():
     z = torch.zeros(2, 5, decoder.layer.state_dim)
     probed = probe.ProbedMap(f, probe.Probe(z.numel()))
     assert isinstance(probed, Recurrent)
-    assert isinstance(probed.adjoint(z, z), Recurrent)
+    assert isinstance(probed.adjoint(z, z), Recurrent)  # type: ignore[attr-defined]
 
 
 def test_a_step_in_subsequences_is_probed_as_a_whole():

@@ -133,4 +133,5 @@ def _loss(decoder: Any, x: Tensor, targets: Tensor) -> Tensor:
         return torch.nn.functional.cross_entropy(logits, targets.flatten())
     outputs, clusters = decoder.adaptive_softmax(x, targets.flatten())
     pairs = [(o, t) for o, t in zip(outputs, clusters) if t is not None]
-    return sum(torch.nn.functional.cross_entropy(o, t, reduction="sum") for o, t in pairs) / targets.numel()
+    sums = [torch.nn.functional.cross_entropy(o, t, reduction="sum") for o, t in pairs]
+    return torch.stack(sums).sum() / targets.numel()

@@ -92,8 +92,8 @@ def true_gradients(layer: Layer, exact: Layer) -> list[Tensor]:
 
 def gradient_error(gradients: list[Tensor], truth: list[Tensor]) -> float:
     """|g - g*| / |g*| over all parameters of the layer."""
-    difference = sum((g.double() - t).pow(2).sum() for g, t in zip(gradients, truth))
-    return (difference / sum(t.pow(2).sum() for t in truth)).sqrt().item()
+    found, true = (torch.cat([part.double().flatten() for part in parts]) for parts in (gradients, truth))
+    return ((found - true).norm() / true.norm()).item()
 
 
 def measure(args: argparse.Namespace, layer: Layer, truth: list[Tensor]) -> dict[str, dict[str, float]]:

@@ -158,7 +158,6 @@ def methods(args: argparse.Namespace, layer: Layer) -> dict[str, Any]:
     forward = SolverConfig(max_evals=args.f_thres, rtol=args.rtol, atol=0.0)
     backward = SolverConfig(max_evals=args.b_thres, rtol=args.rtol, atol=0.0)
     loose = args.rtol * args.lane_factor
-    sample = {"scope": "sample", "memory": 0}
     ours: dict[str, tuple[SolverConfig, GradientConfig]] = {
         "anderson+ift": (forward, GradientConfig(solver=backward)),
         f"anderson+ift, lanes at {loose:g}": (
@@ -172,8 +171,8 @@ def methods(args: argparse.Namespace, layer: Layer) -> dict[str, Any]:
             GradientConfig(solver=replace(backward, scope="sample", memory=8)),
         ),
         "broyden+ift, sample scope": (
-            replace(forward, solver="broyden", **sample),
-            GradientConfig(solver=replace(backward, solver="broyden", **sample)),
+            replace(forward, solver="broyden", scope="sample", memory=0),
+            GradientConfig(solver=replace(backward, solver="broyden", scope="sample", memory=0)),
         ),
         "anderson+shine5": (forward, GradientConfig("shine", backward, refine=5)),
         "anderson+phantom5": (forward, GradientConfig("phantom", backward, steps=5)),

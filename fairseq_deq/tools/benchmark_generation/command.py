@@ -119,7 +119,7 @@ def setting(args: argparse.Namespace, deq: Any, stack: Any, context: Tensor, bea
         generate(stack, context, beam, args.tokens, begin_theirs, kept["stack"])
         if turn and uncached:
             generate_without_cache(deq, context, beam, uncached, kept["uncached"])
-    return summary(*context.shape[::-1], beam, rates)
+    return summary(context.shape[1], context.shape[0], beam, rates)
 
 
 def run(argv: Sequence[str] | None = None) -> None:

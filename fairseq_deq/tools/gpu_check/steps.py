@@ -67,6 +67,7 @@ def our_step(layer: RandomLayer, active: str, facts: dict[str, Any]) -> Step:
 
     def run() -> Any:
         found = fixed_point(layer.bound(), layer.z0, forward, GradientConfig(solver=backward))
+        assert found.result is not None
         facts["state"], facts["nfe"] = found.state.detach(), found.result.nfe
         return layer.gradients(found.state)
 
