@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from conftest import TRAINING
 
 from fairseq_deq.tools.benchmark_generation import command
 from fairseq_deq.tools.benchmark_generation.decoding import Search
@@ -32,6 +33,46 @@ def test_one_run_prints_writes_and_counts(capsys, tmp_path, data_bin, deq_checkp
         assert entry["speed_over_stack"] == pytest.approx(sum(ratios) / 2)
     pytest.importorskip("matplotlib")
     assert out.with_suffix(".png").stat().st_size > 1000
+
+
+def test_a_trellisnet_keeps_one_state_of_its_text(tmp_path, data_bin, in_process):
+    sizes = (
+        "--decoder-embed-dim",
+        "16",
+        "--nhid",
+        "16",
+        "--f-thres",
+        "8",
+        "--b-thres",
+        "8",
+        "--mem-len",
+        "0",
+    )
+    options = (
+        "--task",
+        "language_modeling",
+        "--arch",
+        "deq_trellisnet_lm_tiny",
+        "--criterion",
+        "deq_lm_loss",
+    )
+    training = ("--tokens-per-sample", "32", *TRAINING, "--max-update", "1", "--disable-validation")
+    in_process("fairseq-train", data_bin, *options, *sizes, *training, "--save-dir", tmp_path)
+    small = "--contexts 6 20 --batches 2 --beams 1 --tokens 3 --turns 1 --layers 2 --cpu".split()
+    words = [
+        str(data_bin),
+        "--path",
+        str(tmp_path / "checkpoint_last.pt"),
+        *small,
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert command.main(words) == 0
+    six, twenty = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["results"]
+    # The bytes of the whole cache do not grow with the text: per token they become fewer.
+    whole = [entry["ours"]["cache_bytes"] * (entry["context"] + 3 - 1) for entry in (six, twenty)]
+    assert 0 < whole[0] == pytest.approx(whole[1])
+    assert six["stack"]["cache_bytes"] == twenty["stack"]["cache_bytes"] == 2 * 2 * 16 * 4
 
 
 def test_the_search_keeps_the_best_continuations():

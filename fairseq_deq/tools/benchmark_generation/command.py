@@ -45,7 +45,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """
     parser = describe(argparse.ArgumentParser(), PROGRAM, __doc__)
     parser.add_argument("data", help="folder made by fairseq-preprocess")
-    parser.add_argument("--path", required=True, help="checkpoint of a DEQ-Transformer")
+    parser.add_argument("--path", required=True, help="checkpoint of a DEQ language model")
     parser.add_argument(
         "--contexts", type=int, nargs="+", default=[32, 128, 512], help="tokens before the first"
     )

@@ -150,16 +150,21 @@ def begin_stack(model: Any) -> Begin:
 
 
 def build_stack(deq: Any, task: Any, layers: int) -> Any:
-    """fairseq's transformer_lm of the width, feed-forward part, heads and softmax of `deq`."""
+    """fairseq's transformer_lm of the width, feed-forward part, heads and softmax of `deq`.
+
+    Of a layer without attention it has the width and the softmax; inside four times the width, and heads of
+    32 or a little more.
+    """
     decoder = deq.decoder
-    cell = decoder.layer
+    ffn_in = getattr(decoder.layer, "ffn_in", None)
+    about_32 = next(heads for heads in range(max(1, decoder.dim // 32), 0, -1) if decoder.dim % heads == 0)
     options = Namespace(
         decoder_layers=layers,
         decoder_embed_dim=decoder.dim,
         decoder_input_dim=decoder.dim,
         decoder_output_dim=decoder.dim,
-        decoder_ffn_embed_dim=cell.ffn_in.weight_v.shape[0],
-        decoder_attention_heads=cell.heads,
+        decoder_ffn_embed_dim=4 * decoder.dim if ffn_in is None else ffn_in.weight_v.shape[0],
+        decoder_attention_heads=getattr(decoder.layer, "heads", about_32),
         decoder_normalize_before=True,
         share_decoder_input_output_embed=decoder.adaptive_softmax is None,
         adaptive_softmax_cutoff=None,
