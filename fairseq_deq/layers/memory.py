@@ -54,24 +54,35 @@ class MemoryCarrier:
 
     Every batch has a carrier of its own, linked to that of the batch before. So batches may be fetched long
     before they are run, and a batch that is run twice (as fairseq does after an overflow) starts twice from
-    the same memory. A batch that was never run leaves nothing.
+    the same memory. A batch that was never run leaves nothing. The models of an ensemble run the same batches,
+    each with a memory of its own.
 
     Args:
         previous: the carrier of the batch before; None at the start of a pass.
         after: what the model leaves, for a carrier that stands for batches run earlier.
     Attributes:
-        after: what the model left; the model sets it.
+        after: what the model left, of an ensemble the one that ran last.
     """
 
     def __init__(self, previous: MemoryCarrier | None = None, after: Memory | None = None) -> None:
         self._previous = previous
-        self._before: Memory | None = None
+        self._before: dict[int | None, Memory | None] = {}  # by the id of the model; None: of any
+        self._left: dict[int | None, Memory | None] = {}
         self.after = after
 
-    def before(self, device: torch.device) -> Memory | None:
-        """What the batch before left, on `device`."""
+    def before(self, device: torch.device, model: object = None) -> Memory | None:
+        """What the batch before left, on `device`.
+
+        Args:
+            device: where the memory goes.
+            model: the one of an ensemble that asks; it gets what it left itself.
+        """
         if self._previous is not None:
-            memory = self._previous.after
-            self._before = memory if memory is None else memory.to(device)
+            self._before = {None: self._previous.after, **self._previous._left}
             self._previous = None  # or every batch of a pass would be kept
-        return self._before
+        memory = self._before.get(id(model), self._before.get(None))
+        return None if memory is None else memory.to(device)
+
+    def leave(self, memory: Memory | None, model: object) -> None:
+        """Keep what a model leaves for its next batch."""
+        self._left[id(model)] = self.after = memory

@@ -61,13 +61,13 @@ class DEQDecoder(SegmentDecoder):
         """The equilibria, (B, T, C), ready for the softmax; arguments and extra as in `forward`."""
         carrier: MemoryCarrier | None = None
         if isinstance(memory, MemoryCarrier):
-            carrier, memory = memory, memory.before(prev_output_tokens.device)
+            carrier, memory = memory, memory.before(prev_output_tokens.device, self)
         if incremental_state is not None:
             return self._decode(prev_output_tokens, incremental_state, memory)
         padding = self.padding(prev_output_tokens, memory.length if memory is not None else 0)
         solved = self.solve_segment(prev_output_tokens, memory, padding)
         if carrier is not None:
-            carrier.after = solved.extra["memory"]
+            carrier.leave(solved.extra["memory"], self)
         x = self.layer.output(solved.state)
         mask = variational_mask(x, (x.shape[0], 1, x.shape[2]), self.dropout, self.training)
         return apply_mask(x, mask), solved.extra
@@ -112,7 +112,7 @@ class DEQDecoder(SegmentDecoder):
             memory: what the text before the prompts left, or its carrier.
         """
         if isinstance(memory, MemoryCarrier):
-            memory = memory.before(tokens.device)
+            memory = memory.before(tokens.device, self)
         if not self.pretraining:
             cache, _ = IncrementalDecoder(self).begin(tokens, memory)
             self.set_incremental_state(incremental_state, "cache", cache)

@@ -101,24 +101,26 @@ def test_what_training_leaves_out_is_said(whole):
     assert left_out < 8 * 32
 
 
-def _by_hand(path: Path, data_bin: Path, split: str, rows: int, block: int, **overrides: Any):
-    """Number of tokens and perplexity of a text in `rows` streams, each solved alone."""
-    (model,), _, task = checkpoint_utils.load_model_ensemble_and_task(
-        [str(path)], arg_overrides={"data": str(data_bin), **overrides}
+def _by_hand(paths: list[Path], data_bin: Path, split: str, rows: int, block: int, **overrides: Any):
+    """Number of tokens and perplexity of a text in `rows` streams, each solved alone by every model."""
+    models, _, task = checkpoint_utils.load_model_ensemble_and_task(
+        [str(path) for path in paths], arg_overrides={"data": str(data_bin), **overrides}
     )
-    model.eval()
     sentences = data_utils.load_indexed_dataset(str(data_bin / split), task.dictionary)
     tokens = torch.cat(
         [torch.tensor([task.dictionary.eos()]), *(sentences[i] for i in range(len(sentences)))]
     ).long()
     total, loss = len(tokens) - 1, 0.0
     for places in torch.tensor_split(torch.arange(total), rows):
-        memory = None
+        memories = [None] * len(models)
         for at in places.split(block):
-            with torch.no_grad():
-                logits, extra = model(tokens[at][None], memory=memory)
-            memory = extra["memory"]
-            loss -= logits.double().log_softmax(-1)[0].gather(-1, tokens[at + 1][:, None]).sum().item()
+            probabilities = 0.0
+            for i, model in enumerate(models):
+                with torch.no_grad():
+                    logits, extra = model.eval()(tokens[at][None], memory=memories[i])
+                memories[i] = extra["memory"]
+                probabilities += logits.double().softmax(-1)[0] / len(models)
+            loss -= probabilities.log().gather(-1, tokens[at + 1][:, None]).sum().item()
     return total, math.exp(loss / total)
 
 
@@ -130,11 +132,22 @@ def test_evaluation_is_what_the_model_says_of_each_stream_alone(rows, whole, in_
         "fairseq-eval-lm", data_bin, *EVALUATION, "--path", path, "--gen-subset", "test", *options
     )
     tokens, perplexity = read_perplexity(output.text)
-    expected_tokens, expected = _by_hand(path, data_bin, "test", rows or 1, 32)
+    expected_tokens, expected = _by_hand([path], data_bin, "test", rows or 1, 32)
     assert tokens == expected_tokens
     assert perplexity == pytest.approx(expected, abs=0.01)
     # each row starts without a memory, and that is the only difference
-    assert rows is None or perplexity != pytest.approx(_by_hand(path, data_bin, "test", 1, 32)[1], abs=0.01)
+    assert rows is None or perplexity != pytest.approx(_by_hand([path], data_bin, "test", 1, 32)[1], abs=0.01)
+
+
+def test_models_of_an_ensemble_have_memories_of_their_own(whole, in_process, data_bin, tmp_path):
+    _train(in_process, data_bin, tmp_path, "--seed", "7", "--lr", "0.02", "--max-update", "3")
+    paths = [whole[0] / "checkpoint_last.pt", tmp_path / "checkpoint_last.pt"]
+    _, expected = _by_hand(paths, data_bin, "test", 1, 32)
+    names = ":".join(map(str, paths))
+    output = in_process("fairseq-eval-lm", data_bin, *EVALUATION, "--path", names, "--gen-subset", "test")
+    assert read_perplexity(output.text)[1] == pytest.approx(expected, abs=0.01)
+    assert abs(expected - _by_hand(paths[:1], data_bin, "test", 1, 32)[1]) > 1
+    assert abs(expected - _by_hand(paths[1:], data_bin, "test", 1, 32)[1]) > 1
 
 
 def test_lengths_can_be_changed_at_evaluation(whole, in_process, data_bin):
@@ -144,7 +157,7 @@ def test_lengths_can_be_changed_at_evaluation(whole, in_process, data_bin):
         "fairseq-eval-lm", data_bin, *EVALUATION, "--path", path, "--gen-subset", "test",
         *("--batch-size", "3", "--tokens-per-sample", "20", "--model-overrides", str(overrides)),
     )  # fmt: skip
-    expected_tokens, expected = _by_hand(path, data_bin, "test", 3, 20, **overrides)
+    expected_tokens, expected = _by_hand([path], data_bin, "test", 3, 20, **overrides)
     assert read_perplexity(output.text) == (expected_tokens, pytest.approx(expected, abs=0.01))
 
 
@@ -178,7 +191,7 @@ def test_the_same_model_is_evaluated_without_streams(whole, in_process, data_bin
     path = whole[0] / "checkpoint_last.pt"
     stateless = ("--task", "language_modeling", *EVALUATION[2:], "--path", path, "--gen-subset", "test")
     tokens, perplexity = read_perplexity(in_process("fairseq-eval-lm", data_bin, *stateless).text)
-    assert (tokens, pytest.approx(perplexity, abs=0.01)) == _by_hand(path, data_bin, "test", 1, 32, mem_len=0)
+    assert (tokens, pytest.approx(perplexity, abs=0.01)) == _by_hand([path], data_bin, "test", 1, 32, mem_len=0)
 
 
 def test_interactive_continues_prompts(whole, in_process, data_bin, monkeypatch):
