@@ -175,6 +175,37 @@ def ignored(cfg: Any, dataclass_of_options: type) -> Iterator[tuple[str, str]]:
                 break
 
 
+def valid_values(dataclass_of_options: type, one: Field[Any]) -> str:
+    """What `check_values` accepts for a field, in words; empty where any text may be valid.
+
+    Args:
+        dataclass_of_options: the dataclass that has the field.
+        one: the field.
+    """
+    valid = _metadata(dataclass_of_options, one.name, "valid")
+    if valid is not None:
+        return f"{'whole, ' if one.type in (int, 'int') else ''}{valid}"
+    if isinstance(one.type, type) and issubclass(one.type, Enum):
+        return ", ".join(str(choice.value) for choice in one.type)
+    return "true, false" if _metadata(dataclass_of_options, one.name, "argparse_const") == "true" else ""
+
+
+def meaning(dataclass_of_options: type, one: Field[Any]) -> str:
+    """The help of a field, and which other options it counts with.
+
+    Args:
+        dataclass_of_options: the dataclass that has the field.
+        one: the field.
+    """
+    text = str(_metadata(dataclass_of_options, one.name, "help") or "").removesuffix(" (true or false)")
+    conditions = _metadata(dataclass_of_options, one.name, "counts_with") or {}
+    needed = [
+        f"{flag(other)}{'' if values == '*' else ' ' + values.replace(',', ' or ')}"
+        for other, values in conditions.items()
+    ]
+    return f"{text} (counts with {' and '.join(needed)})" if needed else text
+
+
 def _metadata(dataclass_of_options: type, name: str, key: str) -> Any:
     """What a field says; where a named size gives it another default, what the field before said."""
     for owner in dataclass_of_options.__mro__:

@@ -114,12 +114,12 @@ def _by_hand(paths: list[Path], data_bin: Path, split: str, rows: int, block: in
     for places in torch.tensor_split(torch.arange(total), rows):
         memories = [None] * len(models)
         for at in places.split(block):
-            probabilities = 0.0
+            probabilities = torch.zeros(())
             for i, model in enumerate(models):
                 with torch.no_grad():
                     logits, extra = model.eval()(tokens[at][None], memory=memories[i])
                 memories[i] = extra["memory"]
-                probabilities += logits.double().softmax(-1)[0] / len(models)
+                probabilities = probabilities + logits.double().softmax(-1)[0] / len(models)
             loss -= probabilities.log().gather(-1, tokens[at + 1][:, None]).sum().item()
     return total, math.exp(loss / total)
 
@@ -191,7 +191,9 @@ def test_the_same_model_is_evaluated_without_streams(whole, in_process, data_bin
     path = whole[0] / "checkpoint_last.pt"
     stateless = ("--task", "language_modeling", *EVALUATION[2:], "--path", path, "--gen-subset", "test")
     tokens, perplexity = read_perplexity(in_process("fairseq-eval-lm", data_bin, *stateless).text)
-    assert (tokens, pytest.approx(perplexity, abs=0.01)) == _by_hand([path], data_bin, "test", 1, 32, mem_len=0)
+    assert (tokens, pytest.approx(perplexity, abs=0.01)) == _by_hand(
+        [path], data_bin, "test", 1, 32, mem_len=0
+    )
 
 
 def test_interactive_continues_prompts(whole, in_process, data_bin, monkeypatch):
