@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.sdist import sdist
 
 HERE = Path(__file__).parent
 
@@ -16,6 +17,18 @@ def said_in(file: str, name: str) -> str:
 
 VERSION, TORCH = said_in("__init__.py", "__version__"), said_in("_requirements.py", "TORCH_MINIMUM")
 README = HERE / "README.md"
+
+
+class SourceDistribution(sdist):
+    """The package with what its tests need: they read the documents and run the scripts."""
+
+    def make_distribution(self) -> None:
+        """Write the archive."""
+        for folder in ("tests", "examples", "scripts"):
+            self.filelist.graft(folder)
+        self.filelist.global_exclude("*.py[cod]")
+        super().make_distribution()
+
 
 # Several distributions provide the module `fairseq` and overwrite each other's files, and no marker can say
 # "unless another one is there"; so fairseq is an extra, and one provider is named for each Python.
@@ -43,7 +56,9 @@ setup(
     license="MIT",
     license_files=["LICENSE"],
     packages=find_packages(include=["fairseq_deq", "fairseq_deq.*"]),
-    package_data={"fairseq_deq.tools.diagnose": ["page.css", "page.js"]},
+    package_data={"fairseq_deq": ["py.typed"], "fairseq_deq.tools.diagnose": ["page.css", "page.js"]},
+    cmdclass={"sdist": SourceDistribution},
+    project_urls={"Paper": "https://arxiv.org/abs/1909.01377"},
     entry_points={
         "console_scripts": [
             f"fairseq-deq-{name} = fairseq_deq.tools.entry:{name.replace('-', '_')}" for name in TOOLS

@@ -11,7 +11,7 @@ from runs import read_perplexity
 from fairseq_deq.checkpoint_file import read_checkpoint
 from fairseq_deq.tools.average import checkpoints_of, main
 
-WEIGHT = "decoder.cell.qkv.weight_v"
+WEIGHT = "decoder.layer.qkv.weight_v"
 LEARNED = "decoder.knowledge.learned_preconditioner.left"
 
 
