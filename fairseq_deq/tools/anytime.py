@@ -37,6 +37,7 @@ from .evaluation import Evaluation, budgets_up_to, evaluate, hardest, require_eq
 PROGRAM = "fairseq-deq-anytime"
 # The first point is left out of the axis where it is so many times the range of the others above them.
 _TOO_HIGH = 1.0
+_TOLERANCES = (("rtol", "relative"), ("atol", "absolute"))
 
 
 def draw(evaluations: Sequence[Evaluation], title: str, out: Path) -> None:
@@ -179,10 +180,11 @@ def conditions(cfg: Any, model: Any, tokens: int) -> dict[str, Any]:
 
 def sentence_of(found: dict[str, Any]) -> str:
     """The conditions in words, on two lines."""
+    tolerances = [f"{found[name]:g} {kind}" for name, kind in _TOLERANCES if found[name]]
     return (
         f"{found['checkpoint']}, {found['subset']} text of {found['data']}\n"
         f"{found['tokens']:,} tokens in blocks of {found['tokens_per_sample']} ({found['task']}); "
-        f"{found['solver']}, relative tolerance {found['rtol']:g}, absolute {found['atol']:g}"
+        f"{found['solver']}, tolerance {' + '.join(tolerances)}"
     )
 
 

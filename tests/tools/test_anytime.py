@@ -72,6 +72,47 @@ def test_words_are_ranked_by_their_mean(data_bin):
     assert passed.perplexity == pytest.approx(math.exp(17 / 5))
 
 
+def test_the_first_point_does_not_flatten_the_others():
+    assert anytime.axis_top([1e4, 220.0, 210.0, 208.0]) == pytest.approx(221.8)
+    assert anytime.axis_top([232.0, 231.0, 224.0, 223.7]) is None
+    assert anytime.axis_top([1e4, 210.0]) is None
+    top = anytime.axis_top([1e4, 210.0, 210.0, 210.0])
+    assert top is not None
+    assert 210 < top < 211
+
+
+def test_the_picture_says_its_conditions_and_what_the_first_point_is(monkeypatch, tmp_path):
+    from matplotlib.figure import Figure
+
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: (figures.append(figure), path.touch()))
+    none, empty = torch.zeros(2, dtype=torch.bool), torch.zeros(2, 0)
+    passes = [
+        anytime.Evaluation(
+            budget,
+            none.long(),
+            torch.full((2,), loss),
+            none + 0.1,
+            none.long(),
+            none,
+            none.byte(),
+            empty,
+            empty,
+        )
+        for budget, loss in ((1, 9.0), (2, 5.0), (4, 4.9), (8, 4.88))
+    ]
+    found = {"checkpoint": "a.pt", "data": "bin", "subset": "test", "tokens": 1234, "tokens_per_sample": 64}
+    found |= {"task": "language_modeling", "solver": "anderson", "rtol": 1e-3, "atol": 0.0}
+    anytime.draw(passes, anytime.sentence_of(found), tmp_path / "x.png")
+    (figure,) = figures
+    assert "a.pt, test text of bin" in figure._suptitle.get_text()
+    assert "1,234 tokens in blocks of 64" in figure._suptitle.get_text()
+    assert "tolerance 0.001 relative" in figure._suptitle.get_text()
+    left = figure.axes[0]
+    assert 148.4 < left.get_ylim()[1] < 160  # the second point is at exp(5)
+    assert [text.get_text() for text in left.texts] == ["↑ 8,103"]
+
+
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [

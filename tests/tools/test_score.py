@@ -54,6 +54,21 @@ def test_it_prints_sentences_and_words_and_what_they_add_up_to(
     assert float(total[1]) == pytest.approx(sum(float(row[1]) for row in sentences.values()), abs=1e-2)
 
 
+@pytest.mark.parametrize(("options", "ends"), [((), 3), (("--no-eos",), 0)])
+def test_bits_per_byte_are_over_the_text_and_its_ends(
+    monkeypatch, capsys, deq_checkpoint, data_bin, tmp_path, options, ends
+):
+    (tmp_path / "text.txt").write_text("the café\n\nwe people\n", encoding="utf-8")
+    output = _run(monkeypatch, capsys, data_bin, deq_checkpoint, tmp_path / "text.txt", "--json", *options)
+    total = json.loads(output.splitlines()[-1])
+    assert total["bytes"] == len("the caf") + 2 + len("we people") + ends
+    assert total["bits_per_byte"] == pytest.approx(-total["log_prob"] / math.log(2) / total["bytes"])
+    row = _run(monkeypatch, capsys, data_bin, deq_checkpoint, tmp_path / "text.txt", *options).splitlines()[
+        -1
+    ]
+    assert float(row.split("\t")[-1]) == pytest.approx(total["bits_per_byte"], abs=1e-4)
+
+
 @pytest.mark.parametrize("bpe", ["sentencepiece", "subword_nmt"])
 def test_pieces_are_joined_to_words(monkeypatch, capsys, pieces, lines, bpe):
     trained = pieces(bpe)
