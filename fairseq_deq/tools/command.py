@@ -38,6 +38,21 @@ def describe(parser: argparse.ArgumentParser, program: str, text: str | None) ->
     return parser
 
 
+def add_user_dir(parser: argparse.ArgumentParser) -> None:
+    """Add `--user-dir`, of which `import_user_dir` makes use."""
+    parser.add_argument(
+        "--user-dir", metavar="DIR", help="folder that registers the model, if it is not ours"
+    )
+
+
+def import_user_dir(args: argparse.Namespace) -> None:
+    """Import the plugin that `--user-dir` names, if it names one."""
+    if args.user_dir:
+        from fairseq.utils import import_user_module  # not every command needs fairseq
+
+        import_user_module(args)
+
+
 def ended(program: str, run: Callable[[], int | None], failure: int = 1) -> int:
     """Run a command, and turn an error that has an explanation into one sentence on standard error.
 

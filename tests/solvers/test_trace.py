@@ -27,12 +27,14 @@ def test_it_is_every_state_that_f_is_evaluated_at(family, solver, active_set):
     if active_set == "never":
         called: list[torch.Tensor] = []
 
-        def spied(z: torch.Tensor) -> torch.Tensor:
-            called.append(z.clone())
-            return f(z)
+        class Spied:
+            direction = f.direction
 
-        spied.direction = f.direction
-        solve(spied, z0, config)
+            def __call__(self, z: torch.Tensor) -> torch.Tensor:
+                called.append(z.clone())
+                return f(z)
+
+        solve(Spied(), z0, config)
         assert all(torch.equal(state, z) for (_, state), z in zip(seen, called, strict=True))
 
 

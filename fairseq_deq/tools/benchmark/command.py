@@ -23,10 +23,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from fairseq import utils
 
 from ...errors import OptionError
-from ..command import describe, ended, quiet, written_whole
+from ..command import add_user_dir, describe, ended, import_user_dir, quiet, written_whole
 from .layer import load_layer
 from .measure import measure, true_gradients
 from .output import plot, table
@@ -42,7 +41,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """
     parser = describe(argparse.ArgumentParser(), PROGRAM, __doc__)
     parser.add_argument("data", help="folder made by fairseq-preprocess")
-    parser.add_argument("--user-dir", help="folder of a plugin that registers the model, if it is not ours")
+    add_user_dir(parser)
     parser.add_argument("--path", required=True, help="checkpoint of a model of this package")
     parser.add_argument("--split", default="valid", help="text to take the segment from")
     parser.add_argument("--tokens", type=int, default=64, help="positions of the segment")
@@ -83,8 +82,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler measures memory, and need not say so
     if args.threads:
         torch.set_num_threads(args.threads)
-    if args.user_dir:
-        utils.import_user_module(args)
+    import_user_dir(args)
     layer, exact = load_layer(args)
     truth = true_gradients(layer, exact)
     rows = measure(args, layer, truth)

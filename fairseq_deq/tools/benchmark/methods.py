@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -11,8 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ...implicit import GradientConfig, fixed_point
-from ...layers.trellis.layer import TrellisLayer
-from ...solvers import Preconditioner, SolverConfig
+from ...solvers import Preconditioner, Recurrent, SolverConfig, direction_of
 from ..probe import Probe, ProbedMap
 from .layer import InSubsequences, Layer, Map, Method
 
@@ -32,29 +32,22 @@ def without(method: Method, *parts: str) -> Method:
 
     def run(f: Map, z0: Tensor, known: Preconditioner | None) -> Tensor:
         if "order" in parts:
-            f = _Unordered(f)
+            f = _unordered(f)
         z0 = torch.zeros_like(z0) if "start" in parts else z0
         return method(f, z0, None if "preconditioner" in parts else known)
 
     return run
 
 
-class _Unordered:
-    """f and its adjoint without word of which positions come first, so that no lane is final early."""
-
-    direction = 0
-
-    def __init__(self, f: Any) -> None:
-        self.f = f
-
-    def __call__(self, z: Tensor) -> Tensor:
-        return self.f(z)
-
-    def restrict(self, *arguments: Any) -> Map:
-        return self.f.restrict(*arguments)
-
-    def adjoint(self, *arguments: Any) -> _Unordered:
-        return _Unordered(self.f.adjoint(*arguments))
+def _unordered(f: Any) -> Any:
+    """f, and its adjoint, without word of which positions come first, so that no lane is final early."""
+    if direction_of(f) == 0:
+        return f
+    silent = copy.copy(f)
+    silent.direction = 0
+    if hasattr(f, "adjoint"):
+        silent.adjoint = lambda *arguments: _unordered(f.adjoint(*arguments))
+    return silent
 
 
 def stack(layers: int, checkpointed: bool) -> Method:
@@ -195,7 +188,7 @@ def methods(args: argparse.Namespace, layer: Layer) -> dict[str, Any]:
         }
     else:
         print("torchdeq is not installed: its rows are left out (pip install --no-deps torchdeq)")
-    if isinstance(layer.decoder.layer, TrellisLayer):
+    if isinstance(layer.bound()[0], Recurrent):
         found = trellis_methods(args) | found
     for layers in (12, 24):
         for checkpointed in (False, True):

@@ -30,7 +30,16 @@ from fairseq.data import data_utils
 from torch import Tensor
 
 from ...errors import OptionError
-from ..command import describe, ended, progress, quiet, tell, written_whole
+from ..command import (
+    add_user_dir,
+    describe,
+    ended,
+    import_user_dir,
+    progress,
+    quiet,
+    tell,
+    written_whole,
+)
 from .decoding import Rate, begin_deq, begin_stack, build_stack, generate, generate_without_cache
 from .output import HEADER, plot, row, summary
 
@@ -62,6 +71,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, default=Path("benchmark_generation"), help="where to write OUT.json and OUT.png"
     )
+    add_user_dir(parser)
     args = parser.parse_args(argv)
     for name in ("contexts", "batches", "beams", "tokens", "turns", "layers", "threads"):
         given = getattr(args, name)
@@ -132,6 +142,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     """
     args = parse(argv)
     torch.set_num_threads(args.threads)
+    import_user_dir(args)
     with torch.no_grad():
         results = measure(args)
     settings = {key: str(value) for key, value in vars(args).items()} | {"torch": torch.__version__}

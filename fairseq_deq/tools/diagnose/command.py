@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from ...errors import OptionError
 from ...literals import literal
-from ..command import describe, ended, quiet, written_whole
+from ..command import add_user_dir, describe, ended, import_user_dir, quiet, written_whole
 from .measure import STAGES, Measured, measure
 from .page import refusal_page, report_page
 from .subject import Subject, load, rows_not_finite
@@ -60,6 +60,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--rows", type=int, default=8, metavar="N", help="rows that they are read in (default: 8)")
     add("--tokens-per-sample", type=int, default=0, metavar="N", help="of a block (default: as in training)")
     add("--model-overrides", default="{}", metavar="DICT", help="options of the model to change")
+    add_user_dir(parser)
     args = parser.parse_args(argv)
     for name, low in (("tokens", 2), ("rows", 1), ("tokens_per_sample", 0)):
         if getattr(args, name) < low:
@@ -85,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
         OptionError: it could not be measured; where the checkpoint is why, the page says so too.
     """
     begin = time.perf_counter()
+    import_user_dir(args)
     paths = [args.checkpoint] + ([args.compare] if args.compare else [])
     for path in paths:
         if not os.path.isfile(path):
