@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 from dataclasses import replace
 from typing import Any
 
@@ -43,8 +42,8 @@ def _unordered(f: Any) -> Any:
     """f, and its adjoint, without word of which positions come first, so that no lane is final early."""
     if direction_of(f) == 0:
         return f
-    silent = copy.copy(f)
-    silent.direction = 0
+    silent = object.__new__(type(f))
+    vars(silent).update(vars(f), direction=0)
     if hasattr(f, "adjoint"):
         silent.adjoint = lambda *arguments: _unordered(f.adjoint(*arguments))
     return silent
