@@ -53,7 +53,7 @@ def test_padding_is_left_out_of_the_backward_solve_and_of_subsequences():
 
 def test_each_step_of_decoding_is_counted(model):
     model.eval()
-    state = {}
+    state = {}  # type: ignore[var-annotated]
     with SolveReport() as report, torch.no_grad():
         model.decoder.prefill(tokens(4, 2), state)
         for length in (1, 2, 3, 4):

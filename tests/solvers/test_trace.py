@@ -31,7 +31,7 @@ def test_it_is_every_state_that_f_is_evaluated_at(family, solver, active_set):
             called.append(z.clone())
             return f(z)
 
-        spied.direction = f.direction
+        spied.direction = f.direction  # type: ignore[attr-defined]
         solve(spied, z0, config)
         assert all(torch.equal(state, z) for (_, state), z in zip(seen, called, strict=True))
 
