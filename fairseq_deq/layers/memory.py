@@ -54,8 +54,8 @@ class MemoryCarrier:
 
     Every batch has a carrier of its own, linked to that of the batch before. So batches may be fetched long
     before they are run, and a batch that is run twice (as fairseq does after an overflow) starts twice from
-    the same memory. A batch that was never run leaves nothing. The models of an ensemble run the same
-    batches, each with a memory of its own.
+    the same memory. A batch that was never run leaves nothing. Each model of an ensemble finds what it left
+    itself.
 
     Args:
         previous: the carrier of the batch before; None at the start of a pass.

@@ -119,8 +119,8 @@ class TorchDEQ:
         return self.deq(f, torch.zeros_like(z0))[0][-1]
 
 
-def trellis_methods(args: argparse.Namespace) -> dict[str, Any]:
-    """What only TrellisNets offer, the solves of their paper, and the stack that it compares with."""
+def recurrent_methods(args: argparse.Namespace, f: Any) -> dict[str, Any]:
+    """What only recurrences offer, the solves of the paper of TrellisNets, and the stack that it has."""
     forward = SolverConfig(scope="recurrence", memory=2, max_evals=args.f_thres, rtol=args.rtol, atol=0.0)
     backward = replace(forward, max_evals=args.b_thres)
     found: dict[str, Any] = {}
@@ -134,9 +134,10 @@ def trellis_methods(args: argparse.Namespace) -> dict[str, Any]:
     )
     sweep = replace(forward, scope="sample", memory=6)
     gradient = GradientConfig(solver=replace(sweep, max_evals=args.b_thres, memory=8))
-    found["anderson+ift, cells scanned, sample scope"] = lambda f, z0, known: (
-        fixed_point(scanned(f), z0, sweep, gradient).state
-    )
+    if hasattr(getattr(f, "segment", None), "gates"):
+        found["anderson+ift, cells scanned, sample scope"] = lambda f, z0, known: (
+            fixed_point(scanned(f), z0, sweep, gradient).state
+        )
     chunks = replace(forward, scope="sample", memory=5)
     chunked = our_method(chunks, GradientConfig(solver=replace(chunks, max_evals=args.b_thres)))
     for length in (4, 16):
@@ -187,8 +188,9 @@ def methods(args: argparse.Namespace, layer: Layer) -> dict[str, Any]:
         }
     else:
         print("torchdeq is not installed: its rows are left out (pip install --no-deps torchdeq)")
-    if isinstance(layer.bound()[0], Recurrent):
-        found = trellis_methods(args) | found
+    f = layer.bound()[0]
+    if isinstance(f, Recurrent):
+        found = recurrent_methods(args, f) | found
     for layers in (12, 24):
         for checkpointed in (False, True):
             name = f"stack of {layers}" + (", checkpointed" if checkpointed else "")
