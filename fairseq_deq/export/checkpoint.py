@@ -11,7 +11,7 @@ from typing import Any
 from ..checkpoint_file import read_checkpoint
 from ..errors import OptionError
 from ..options import flag, is_on
-from .remote.decoder_deq import ModelOptions
+from .remote.options_deq import ModelOptions
 from .weights import Weights, exported_weights
 
 # The options of a model that count in an export, with what an older checkpoint means that lacks them.

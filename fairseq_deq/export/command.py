@@ -104,7 +104,9 @@ def export(
             if file.stem != "tokenization_deq" or pieces is not None:
                 shutil.copyfile(file, unfinished / file.name)
         weights = {f"model.{name}": tensor for name, tensor in exported.weights.tensors.items()}
-        save_file(weights, str(unfinished / "model.safetensors"), metadata={"format": "pt"})
+        file = unfinished / "model.safetensors"
+        save_file(weights, str(file), metadata={"format": "pt"})
+        file.chmod((unfinished / "config.json").stat().st_mode)  # it made one for its owner alone
         if folder.exists():
             folder.rmdir()
         os.replace(unfinished, folder)

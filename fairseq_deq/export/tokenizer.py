@@ -95,10 +95,10 @@ def write_tokenizer(folder: Path, words: list[str], pieces: str | None, begins_w
             "--sentencepiece-model: no word of the dictionary is a piece of sentencepiece; leave it out"
         )
     first = BOS if begins_with_bos else EOS
+    # `<unk>` is a word like any other: what is special is left out of a text that was generated.
     settings: dict[str, Any] = {
         "bos_token": SYMBOLS[first],
         "eos_token": SYMBOLS[EOS],
-        "unk_token": SYMBOLS[UNK],
         "pad_token": SYMBOLS[PAD],
         "padding_side": "left",
         "clean_up_tokenization_spaces": False,
@@ -125,7 +125,7 @@ def _whole_words(words: list[str], first: int) -> dict[str, Any]:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": i, "content": symbol, **special} for i, symbol in enumerate(SYMBOLS)],
+        "added_tokens": [{"id": i, "content": SYMBOLS[i], **special} for i in (BOS, PAD, EOS)],
         "normalizer": None,
         "pre_tokenizer": {"type": "WhitespaceSplit"},
         "post_processor": {

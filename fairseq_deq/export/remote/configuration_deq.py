@@ -10,13 +10,13 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from .decoder_deq import ModelOptions
+from .options_deq import ModelOptions
 
 DEFAULTS = {f.name: f.default for f in fields(ModelOptions) if f.default is not MISSING}
 
 
 class DEQConfig(PretrainedConfig):
-    """The options of `decoder_deq.ModelOptions`, as attributes, and those of every model of transformers.
+    """The options of `options_deq.ModelOptions`, as attributes, and those of every model of transformers.
 
     Those of the solve may be changed where a model is loaded: `from_pretrained(..., f_eps=1e-4, f_thres=60)`.
 

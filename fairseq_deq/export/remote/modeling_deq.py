@@ -15,8 +15,14 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import logging
 
+# transformers copies the files that this one names, and not those that they name: all must stand here.
 from .configuration_deq import DEQConfig
-from .decoder_deq import DEQDecoder, ModelOptions, TextCache
+from .decoder_deq import DEQDecoder, TextCache
+from .options_deq import ModelOptions
+from .solve_deq import Solved  # noqa: F401
+from .transformer_deq import TransformerLayer  # noqa: F401
+from .trellis_deq import TrellisLayer  # noqa: F401
+from .words_deq import Table  # noqa: F401
 
 logger = logging.get_logger(__name__)
 

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .options_deq import SolveOptions
+
 # A position whose residual exceeds its best by this factor goes back to its best state.
 GROWTH_LIMIT = 1e3
 # Evaluations without a new best residual after which a position goes back, and how often one may.
@@ -23,33 +25,6 @@ MOVED = 0.01
 RIDGE = 1e-3
 # Positions at rest are evaluated again from this iteration on, then at these distances at least.
 FIRST_RECHECK, RECHECK_GAP, RECHECK_SHARE = 12, 5, 0.25
-
-
-@dataclass(frozen=True)
-class SolveOptions:
-    """Options of a solve; a position has converged when |f(z) - z| <= atol*sqrt(C) + rtol*|f(z)|.
-
-    Attributes:
-        solver: `anderson` or `picard`.
-        max_evals: evaluations of f at most.
-        rtol, atol: tolerance.
-        memory: states that Anderson keeps, at least 2.
-        damping: step length in (0, 1].
-    """
-
-    solver: str
-    max_evals: int
-    rtol: float
-    atol: float
-    memory: int
-    damping: float
-
-    def within_reach(self, dtype: torch.dtype) -> SolveOptions:
-        """The same, with a tolerance that rounding lets f in `dtype` reach."""
-        eps = torch.finfo(dtype).eps
-        rtol = max(self.rtol, eps) if self.rtol else 0.0
-        atol = self.atol if self.rtol else max(self.atol, eps)
-        return SolveOptions(self.solver, self.max_evals, rtol, atol, self.memory, self.damping)
 
 
 @dataclass(frozen=True)

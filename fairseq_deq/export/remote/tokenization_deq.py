@@ -13,6 +13,8 @@ import sentencepiece
 from transformers import PreTrainedTokenizer
 
 FILES = {"model_file": "sentencepiece.model", "words_file": "dict.txt"}
+# What a piece is that the dictionary does not have. It is no special token: those are left out of a text.
+UNKNOWN = "<unk>"
 
 
 class DEQTokenizer(PreTrainedTokenizer):
@@ -50,10 +52,10 @@ class DEQTokenizer(PreTrainedTokenizer):
         return self.pieces.encode(text, out_type=str)
 
     def _convert_token_to_id(self, token: str) -> int:
-        return self.numbers.get(token, self.numbers[str(self.unk_token)])
+        return self.numbers.get(token, self.numbers[UNKNOWN])
 
     def _convert_id_to_token(self, index: int) -> str:
-        return self.words[index] if index < len(self.words) else str(self.unk_token)
+        return self.words[index] if index < len(self.words) else UNKNOWN
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """The text of pieces."""
