@@ -97,7 +97,8 @@ def scores(
     with torch.no_grad():
         for end in (*steps, tokens.shape[1]):
             found = decoder.extract(tokens[:, begin:end], real[:, begin:end], cache)
-            parts.append(decoder.softmax(found.features, decoder.embedding).float().log_softmax(-1))
+            logits = decoder.softmax(found.features, decoder.embedding)
+            parts.append((logits.float() if logits.dtype == torch.bfloat16 else logits).log_softmax(-1))
             begin = end
     return torch.cat(parts, 1), cache
 
