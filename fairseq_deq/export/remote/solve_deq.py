@@ -191,9 +191,10 @@ class _Solve:
                 self.history.skip()
             if bool(self.final.all()) if coupled else not bool(self.moving.any()):
                 break
+        size = torch.where(self.best_size > 1e-30, self.best_size, 1e-30)
         return Solved(
             state=self.best.to(self.dtype).view(self.shape),
-            residual=(self.best_distance / self.best_size.clamp(min=1e-30)).float().view(self.shape[:-1]),
+            residual=(self.best_distance / size).float().view(self.shape[:-1]),
             evaluations=self.evaluations.view(self.shape[:-1]),
             converged=(self.real & ~self.moving & ~self.abandoned).view(self.shape[:-1]),
         )
