@@ -38,7 +38,7 @@ def check_scores(model, expected):
     assert abs(float(output.loss + picked.mean())) < CLOSE
     assert output.evaluations.shape == output.converged.shape == output.residual.shape == tokens.shape
     assert int(output.evaluations.min()) >= 1
-    assert float(output.converged_share) == 1.0
+    assert abs(float(output.converged_share) - expected["converged"]) < 0.02
     assert torch.allclose(model(tokens, logits_to_keep=1).logits, output.logits[:, -1:], atol=1e-5)
     assert torch.equal(model(tokens, return_dict=False)[0], output.logits)
     return parity
@@ -58,7 +58,8 @@ def check_cache(model, expected):
         parts.append(model(tokens[:, t : t + 1], past_key_values=cache).logits)
     assert (torch.cat(parts, 1).log_softmax(-1) - theirs).abs().max() < CLOSE
     assert cache.get_seq_length() == tokens.shape[1]
-    assert cache.converged_share == 1.0
+    assert cache.positions == tokens.numel()
+    assert cache.converged_share > 0.98 * expected["converged"]
 
 
 def check_generation(model, prompts, pad):
@@ -87,7 +88,7 @@ def check_generation(model, prompts, pad):
     output = model.generate(ids, attention_mask=mask, max_new_tokens=4, return_dict_in_generate=True)
     cache = cache_of(output)
     assert cache.positions >= sum(map(len, prompts))
-    assert cache.converged_share == 1.0
+    assert 0.98 < cache.converged_share <= 1.0
     return round(cache.evaluations / cache.positions, 2)
 
 

@@ -34,7 +34,7 @@ EXPORTS = {
         TIED | {"tie_adaptive_proj": "true", "decoder_normalize_before": "true", "local_size": 5},
     ),
     "trellisnet": ("trellisnet", TIED | {"teach": True, "ksize": 3}),
-    "side-by-side": ("trellisnet", ADAPTIVE | {"solver_scope": "position", "init_std": 0.1}),
+    "side-by-side": ("trellisnet", ADAPTIVE | {"solver_scope": "position", "init_std": 0.05, "f_thres": 400}),
 }
 
 
@@ -77,6 +77,8 @@ def _exported(one, out: Path, data: Path, *options: str, begin: int = 2, encode=
     source = tokens(3, 21)
     source[:, 0] = 2
     expected = one.log_probs(source)
+    with torch.no_grad():
+        (equilibrium,) = one.model(source)[1]["equilibria"]
     types = len(one.model.decoder.dictionary)
     cut = TextEncoder(one.model.decoder.dictionary, encode)
     texts = []
@@ -87,10 +89,9 @@ def _exported(one, out: Path, data: Path, *options: str, begin: int = 2, encode=
         texts.append((text, [begin, *numbers], decoded))
     one.model.bfloat16()
     distance = float((one.log_probs(source).float() - expected).abs().mean())
-    torch.save(
-        {"tokens": source, "log_probs": expected, "types": types, "texts": texts, "bfloat16": distance},
-        out / "expected.pt",
-    )
+    figures = {"bfloat16": distance, "converged": float(equilibrium.result.converged.float().mean())}
+    values = {"tokens": source, "log_probs": expected, "types": types, "texts": texts}
+    torch.save(values | figures, out / "expected.pt")
     return out
 
 
