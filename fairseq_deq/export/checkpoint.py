@@ -55,7 +55,10 @@ TRELLISNET: dict[str, Any] = SHARED | {
     "wnorm": "true",
     "solver_scope": "recurrence",
 }
-FAMILIES = {"deq_transformer_lm": ("transformer", TRANSFORMER), "deq_trellisnet_lm": ("trellisnet", TRELLISNET)}
+FAMILIES = {
+    "deq_transformer_lm": ("transformer", TRANSFORMER),
+    "deq_trellisnet_lm": ("trellisnet", TRELLISNET),
+}
 
 
 @dataclass(frozen=True)
@@ -209,4 +212,3 @@ def _options(chosen: SimpleNamespace, family: str, weights: Weights) -> ModelOpt
 def cutoffs(text: str | None) -> tuple[int, ...]:
     """The numbers of a cut-off option; none where there is none."""
     return tuple(int(number) for number in text.split(",")) if text else ()
-

@@ -60,7 +60,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--json", action="store_true", help="print the numbers as one JSON object")
     args = parser.parse_args(argv)
     args.model_overrides = literal(args.model_overrides)
-    if not isinstance(args.model_overrides, dict) or not all(isinstance(k, str) for k in args.model_overrides):
+    if not isinstance(args.model_overrides, dict) or not all(
+        isinstance(k, str) for k in args.model_overrides
+    ):
         raise OptionError("--model-overrides must be a dictionary, like \"{'f_thres': 60}\"")
     return args
 
@@ -170,15 +172,17 @@ def sentences(numbers: dict[str, Any]) -> str:
     """The same in words."""
     tied = numbers["tied"]
     twice = f"; {', '.join(tied)}: tied, and used for the softmax too" if tied else "; no weights are tied"
-    learned = [f"a preconditioner of rank {numbers['preconditioner_rank']}"] * bool(numbers["preconditioner_rank"])
+    learned = [f"a preconditioner of rank {numbers['preconditioner_rank']}"] * bool(
+        numbers["preconditioner_rank"]
+    )
     learned += ["a learned start"] * numbers["learned_start"]
     return (
         f"{numbers['folder']}: a {numbers['family']} of {numbers['updates']:,} updates, with "
         f"{numbers['types']:,} types\n"
         f"parameters: {numbers['parameters_stored']:,} stored (unique), "
         f"{numbers['parameters_in_effect']:,} in effect{twice}\n"
-        f"solves: {' and '.join(learned) or 'nothing learned of them'}; tolerance {numbers['f_eps']:g}, at most "
-        f"{numbers['f_thres']} evaluations"
+        f"solves: {' and '.join(learned) or 'nothing learned of them'}; tolerance {numbers['f_eps']:g}, "
+        f"at most {numbers['f_thres']} evaluations"
     )
 
 

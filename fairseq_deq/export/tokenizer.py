@@ -33,7 +33,9 @@ def find_dictionary(data: str | None, of_training: str, checkpoint: str) -> Path
         path = Path(folder or ".") / "dict.txt"
         if path.is_file() and folder:
             return path
-    named = f"--data {data}" if data is not None else f"the data folder of the training, {of_training or 'none'},"
+    named = (
+        f"--data {data}" if data is not None else f"the data folder of the training, {of_training or 'none'},"
+    )
     raise OptionError(f"{named} has no dict.txt; name the folder that fairseq-preprocess wrote with --data")
 
 
@@ -56,7 +58,9 @@ def read_dictionary(path: Path, types: int) -> list[str]:
                     word, count = word.rsplit(" ", 1)
                 int(count)
                 if word in known and not may_repeat:
-                    raise OptionError(f"{path} has {word!r} twice; take the one that fairseq-preprocess wrote")
+                    raise OptionError(
+                        f"{path} has {word!r} twice; take the one that fairseq-preprocess wrote"
+                    )
                 words.append(word)
                 known.add(word)
     except (UnicodeDecodeError, ValueError) as error:

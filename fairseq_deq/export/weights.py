@@ -50,9 +50,7 @@ class Weights:
 LEARNED = ("preconditioner.", "start.")
 
 
-def exported_weights(
-    state: Mapping[str, Tensor], chosen: SimpleNamespace, family: str, path: Any
-) -> Weights:
+def exported_weights(state: Mapping[str, Tensor], chosen: SimpleNamespace, family: str, path: Any) -> Weights:
     """Rename, with every weight norm multiplied out.
 
     Args:
@@ -111,7 +109,9 @@ class _Source:
     def take_tied(self, name: str, other: Tensor) -> None:
         """Take what the options say is `other`."""
         if not torch.equal(self.take(name), other):
-            raise OptionError(f"{self.path}: {_PREFIX}{name} is not what its options tie it to; it is damaged")
+            raise OptionError(
+                f"{self.path}: {_PREFIX}{name} is not what its options tie it to; it is damaged"
+            )
 
     def finish(self) -> None:
         """Refuse what nobody asked for."""

@@ -73,9 +73,7 @@ def small(folder: Path, family: str, teach: bool = False, seed: int = 0, **optio
     return Small(model, path)
 
 
-def save(
-    path: Path, net: Any, name: str, config: Any, updates: int = 9, **changed: Any
-) -> None:
+def save(path: Path, net: Any, name: str, config: Any, updates: int = 9, **changed: Any) -> None:
     """Write what fairseq-train would, as far as an export reads it; `changed` replaces parts of it."""
     values = {key: v.value if isinstance(v, Enum) else v for key, v in asdict(config).items()}
     state = {

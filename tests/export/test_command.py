@@ -66,9 +66,11 @@ def test_neither_the_command_nor_the_code_it_writes_needs_fairseq(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
     for path in REMOTE.glob("*_deq.py"):
         text = path.read_text(encoding="utf-8")
-        assert "fairseq" not in text.replace("fairseq_deq exported", "").replace("train with fairseq_deq", "")\
-            .replace("fairseq_deq's options", "").replace("fairseq's dictionary", "")\
-            .replace("goes on in fairseq_deq", "")
+        assert "fairseq" not in text.replace("fairseq_deq exported", "").replace(
+            "train with fairseq_deq", ""
+        ).replace("fairseq_deq's options", "").replace("fairseq's dictionary", "").replace(
+            "goes on in fairseq_deq", ""
+        )
         assert "from .." not in text
 
 

@@ -57,7 +57,13 @@ OF_A_TRELLISNET = BOTH | {
         {"solver_scope": "recurrence", "teach": True, "f_eps": 1e-2},
     ],
 }
-REFUSED = {"solver_scope", "subseq_forget", "solver_policy", "gradient", "pretrain_steps"}  # see test_refusals
+REFUSED = {
+    "solver_scope",
+    "subseq_forget",
+    "solver_policy",
+    "gradient",
+    "pretrain_steps",
+}  # see test_refusals
 # Of training, of the command line of other tools, or of how fast a solve is found.
 WITHOUT_EFFECT = {
     *("dropout", "attention_dropout", "dropouti", "dropouth", "emb_dropout", "wdrop"),
@@ -107,7 +113,9 @@ def test_log_probabilities_and_evaluations_are_those_of_the_package(tmp_path, fa
     solves = [equilibrium.result for equilibrium in extra["equilibria"]]
     assert cache.positions == source.numel()
     evaluations = sum(int(solve.lane_nfe.sum()) for solve in solves)
-    assert abs(cache.evaluations - evaluations) <= evaluations // 100  # rounding may let a solve stop one later
+    assert (
+        abs(cache.evaluations - evaluations) <= evaluations // 100
+    )  # rounding may let a solve stop one later
     assert cache.converged == sum(int(solve.converged.sum()) for solve in solves)
 
 

@@ -103,7 +103,13 @@ def test_weights_that_an_export_does_not_know_are_no_small_matter(tmp_path):
     _, config, sizes, _ = CONFIGS["transformer"]
     model = build(0, torch.float32, **SOLVE)
     cfg = config(**(EXACT | sizes | SOLVE | {"max_update": 9}))
-    save(tmp_path / "more.pt", model, "deq_transformer_lm", cfg, model=model.state_dict() | {"decoder.x": torch.ones(1)})
+    save(
+        tmp_path / "more.pt",
+        model,
+        "deq_transformer_lm",
+        cfg,
+        model=model.state_dict() | {"decoder.x": torch.ones(1)},
+    )
     with pytest.raises(OptionError, match=r"has weights that an export does not know \(decoder.x"):
         read_model(tmp_path / "more.pt", {})
     less = {name: w for name, w in model.state_dict().items() if not name.endswith("out.bias")}

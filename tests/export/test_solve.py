@@ -4,9 +4,11 @@ import pytest
 import torch
 from problems import CausalMap, expanding, solvable
 
-from fairseq_deq.export.remote.solve_deq import Preconditioner, SolveOptions, rechecks, solve
-from fairseq_deq.solvers import SolverConfig
+from fairseq_deq.export.remote.options_deq import SolveOptions
+from fairseq_deq.export.remote.rows_deq import Preconditioner
+from fairseq_deq.export.remote.solve_deq import rechecks, solve
 from fairseq_deq.solvers import Preconditioner as TheirPreconditioner
+from fairseq_deq.solvers import SolverConfig
 from fairseq_deq.solvers import solve as their_solve
 from fairseq_deq.solvers.schedule import recheck_iterations
 
@@ -67,11 +69,11 @@ def test_states_evaluations_and_residuals_are_those_of_the_package(name, budget,
     left, right = (0.3 * torch.randn(2, z0.shape[-1], 2, generator=torch.Generator().manual_seed(3))).double()
     has_p, method = solver.endswith("P"), solver.split()[0]
     options = SolveOptions(method, budget, 1e-6, 0.0, 4, 0.9)
-    found = solve(f, z0, torch.ones(z0.shape[:2]).bool(), options, Preconditioner(left, right) if has_p else None)
-    memory = 4 if method == "anderson" else 0
-    config = SolverConfig(
-        method, budget, rtol=1e-6, atol=0.0, memory=memory, damping=0.9, active_set="never"
+    found = solve(
+        f, z0, torch.ones(z0.shape[:2]).bool(), options, Preconditioner(left, right) if has_p else None
     )
+    memory = 4 if method == "anderson" else 0
+    config = SolverConfig(method, budget, rtol=1e-6, atol=0.0, memory=memory, damping=0.9, active_set="never")
     theirs = their_solve(as_causal(f), z0, config, TheirPreconditioner(left, right) if has_p else None)
     assert torch.equal(found.converged, theirs.converged)
     assert torch.equal(found.evaluations, theirs.lane_nfe)

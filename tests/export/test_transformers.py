@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import venv
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from documents import ROOT
 from export.small import ADAPTIVE, CONFIGS, EXACT, SOLVE, TIED, save, small
 from models.builders import tokens
 
@@ -21,6 +24,7 @@ pytest.importorskip("safetensors")
 pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).resolve().parent
+DOCUMENT = ROOT / "examples" / "export" / "README.md"
 TORCH = f"torch=={torch.__version__.split('+')[0]}"
 # The newest release before 5, and the newest one.
 TRANSFORMERS = ("4.57.6", "5.24.0")
@@ -52,7 +56,7 @@ def environment(tmp_path_factory):
         if not (folder / "complete").exists():
             venv.create(folder, with_pip=True, clear=True)
             packages = (TORCH, f"transformers=={version}", "safetensors", "numpy", "sentencepiece")
-            subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True, timeout=1800)
+            subprocess.run([python, "-I", "-m", "pip", "install", "-q", *packages], check=True, timeout=1800)
             (folder / "complete").touch()
         return python
 
@@ -103,7 +107,11 @@ def _of_pieces(folder: Path) -> Path:
     lines = [" ".join(f"word{i * j % 48}" for j in range(1, 12)) for i in range(1, 40)]
     (place / "text").write_text("\n".join(lines), encoding="utf-8")
     sentencepiece.SentencePieceTrainer.train(
-        input=str(place / "text"), model_prefix=str(place / "sp"), vocab_size=51, minloglevel=2, model_type="bpe",
+        input=str(place / "text"),
+        model_prefix=str(place / "sp"),
+        vocab_size=51,
+        minloglevel=2,
+        model_type="bpe",
         hard_vocab_limit=False,
     )
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(place / "sp.model"))
@@ -132,11 +140,12 @@ def _of_pieces(folder: Path) -> Path:
     )
 
 
-def run_alone(python: Path, *arguments: str | Path, home: Path) -> str:
+def run_alone(python: Path, *arguments: str | Path, home: Path, folder: Path | None = None) -> str:
     """What another Python prints, which sees nothing of this one's packages."""
     variables = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "HF_HOME")}
     done = subprocess.run(
         [python, "-I", *arguments],
+        cwd=folder,
         env={**variables, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -156,3 +165,28 @@ def test_exports_load_score_and_generate_without_fairseq(version, environment, e
     assert {figure["transformers"] for figure in figures} == {version}
     assert max(figure["parity"] for figure in figures) < 1e-4
     sys.stdout.writelines(f"{figure}\n" for figure in figures)
+
+
+def test_the_three_commands_of_the_document(environment, exports, tmp_path, monkeypatch):
+    """Export, an environment, a sample; where an environment is kept, the second command is not run again."""
+    checkpoints = exports[0].parent / "checkpoints" / "pieces"
+    quickstart = tmp_path / "quickstart"
+    for part, file, name in (
+        ("checkpoints", "checkpoint.pt", "checkpoint_last.pt"),
+        ("text", "sp.model", "sentencepiece.model"),
+        ("bin", "dict.txt", "dict.txt"),
+    ):
+        (quickstart / part).mkdir(parents=True)
+        (quickstart / part / name).symlink_to(checkpoints / file)
+    text = DOCUMENT.read_text(encoding="utf-8")
+    export, make, sample = re.findall(
+        r"^    (fairseq-deq-export quickstart.*)\n    (.*)\n    (.*)$", text, re.M
+    )[0]
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(export)[1:]) == 0
+    assert make.startswith("python -m venv elsewhere && elsewhere/bin/pip install torch transformers ")
+    python = environment(TRANSFORMERS[-1])
+    words = shlex.split(sample.replace("The people of the United States", "word3 word5"))
+    assert words[:2] == ["elsewhere/bin/python", "-c"]
+    written = run_alone(python, *words[1:], home=tmp_path / "home", folder=tmp_path)
+    assert "\nword3 word5" in f"\n{written}"

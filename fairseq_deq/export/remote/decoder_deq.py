@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .options_deq import ModelOptions
-from .solve_deq import Preconditioner, Solved, rowwise_linear, solve, solve_recurrence
+from .recurrence_deq import solve_recurrence
+from .rows_deq import Preconditioner, rowwise_linear
+from .solve_deq import Solved, solve
 from .transformer_deq import TransformerLayer
 from .trellis_deq import TrellisLayer, last_of
 from .words_deq import AdaptiveSoftmax, Bands, Softmax, Table

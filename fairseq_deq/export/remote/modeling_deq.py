@@ -16,9 +16,12 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import logging
 
 # transformers copies the files that this one names, and not those that they name: all must stand here.
+from .anderson_deq import History  # noqa: F401
 from .configuration_deq import DEQConfig
 from .decoder_deq import DEQDecoder, TextCache
 from .options_deq import ModelOptions
+from .recurrence_deq import solve_recurrence  # noqa: F401
+from .rows_deq import Preconditioner  # noqa: F401
 from .solve_deq import Solved  # noqa: F401
 from .transformer_deq import TransformerLayer  # noqa: F401
 from .trellis_deq import TrellisLayer  # noqa: F401
@@ -89,7 +92,7 @@ class DEQForCausalLM(PreTrainedModel, GenerationMixin):
             input_ids: tokens, (B, T); with a cache those that follow.
             attention_mask: (B, T), or (B, S + T) with a cache of S columns; 0 at padding, which may stand on
                 the left or the right. None: the padding token is padding.
-            past_key_values, cache: what an earlier call returned, under either name; it is brought up to date.
+            past_key_values, cache: what an earlier call returned, by either name; it is brought up to date.
             use_cache: whether to return it; None: yes.
             labels: tokens, (B, T), of which those after the first are predicted; -100 does not count.
             logits_to_keep: logits of so many last positions, or of these; 0: of all.

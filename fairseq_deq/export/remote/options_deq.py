@@ -93,8 +93,11 @@ class ModelOptions:
     @classmethod
     def of(cls, config: Any) -> ModelOptions:
         """The options among the attributes of `config`."""
-        values = {f.name: getattr(config, f.name) for f in fields(cls)}
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+        values: dict[str, Any] = {}
+        for f in fields(cls):
+            value = getattr(config, f.name)
+            values[f.name] = tuple(value) if isinstance(value, list) else value
+        return cls(**values)
 
     @property
     def solve(self) -> SolveOptions:
@@ -112,8 +115,8 @@ class ModelOptions:
                 raise ValueError(f"{name} must be {' or '.join(valid)}, got {getattr(self, name)!r}")
         if not (self.f_thres >= 1 and 0 < self.f_eps < 1 and 0 < self.f_damping <= 1 and self.f_memory >= 2):
             raise ValueError(
-                "f_thres must be at least 1, f_eps in (0, 1), f_damping in (0, 1] and f_memory at least 2, got "
-                f"{self.f_thres}, {self.f_eps}, {self.f_damping} and {self.f_memory}"
+                "f_thres must be at least 1, f_eps in (0, 1), f_damping in (0, 1] and f_memory at least 2, "
+                f"got {self.f_thres}, {self.f_eps}, {self.f_damping} and {self.f_memory}"
             )
         rtol, atol = (self.f_eps, 0.0) if self.stop_mode == "rel" else (0.0, self.f_eps)
         return SolveOptions(self.f_solver, self.f_thres, rtol, atol, self.f_memory, self.f_damping)

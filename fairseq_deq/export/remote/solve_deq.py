@@ -1,7 +1,7 @@
 """Fixed points z = f(z) of independent or causally coupled positions, by Anderson acceleration.
 
 Part of a model that fairseq_deq exported (MIT licence). It finds what the package's own solver finds, by the
-same steps, with one thing left out: f is evaluated at all positions, and not at those alone that still move.
+same steps; only which positions f is evaluated at, beside those that move, is simpler here.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from .anderson_deq import History
 from .options_deq import SolveOptions
+from .rows_deq import Preconditioner
 
 # A position whose residual exceeds its best by this factor goes back to its best state.
 GROWTH_LIMIT = 1e3
@@ -21,10 +22,10 @@ GROWTH_LIMIT = 1e3
 PATIENCE, MAX_RESTARTS = 6, 6
 # Where the residual of a position at rest has changed by this share, what it depends on has moved.
 MOVED = 0.01
-# Ridge of the least squares, relative to the squared norms of its columns.
-RIDGE = 1e-3
 # Positions at rest are evaluated again from this iteration on, then at these distances at least.
 FIRST_RECHECK, RECHECK_GAP, RECHECK_SHARE = 12, 5, 0.25
+# f is narrowed to the rows and times where positions move when that leaves no more than this share of it.
+NARROW = 0.75
 
 
 @dataclass(frozen=True)
@@ -42,29 +43,6 @@ class Solved:
     residual: Tensor
     evaluations: Tensor
     converged: Tensor
-
-
-class Preconditioner:
-    """P = I + left right^T of every row, close to the inverse of I minus the mean Jacobian of f.
-
-    Args:
-        left, right: (C, r).
-    """
-
-    def __init__(self, left: Tensor, right: Tensor) -> None:
-        self.left, self.right = left, right
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        """P of rows (n, C)."""
-        inside = rowwise_linear(rows, self.right.T.to(rows.dtype))
-        return rows + rowwise_linear(inside, self.left.to(rows.dtype))
-
-
-def rowwise_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """rows (n, K) @ weight (M, K)^T + bias; in multiples of 16 rows each rounds the same in any company."""
-    n = rows.shape[0]
-    missing = -n % 16
-    return F.linear(F.pad(rows, (0, 0, 0, missing)) if missing else rows, weight, bias)[:n]
 
 
 def rechecks(budget: int) -> set[int]:
@@ -91,63 +69,14 @@ def solve(
     tolerance, is looked at again at the rechecks, and is done with when all before it are.
 
     Args:
-        f: map of (B, T, C) to the same shape.
+        f: map of (B, T, C) to the same shape. A method `part(rows, begin)`, where it has one, gives f of
+            these rows and of times from `begin` on, the others held where it was last evaluated.
         z0: where to start, (B, T, C).
         real: (B, T) bool; the other positions stay at z0. No real one depends on them.
         options: see `SolveOptions`.
         preconditioner: P, None: the identity.
     """
     return _Solve(f, z0, real, options, preconditioner).run()
-
-
-@torch.no_grad()
-def solve_recurrence(
-    column: Callable[[Tensor, int], tuple[Callable[[Tensor], Tensor], Tensor]],
-    z0: Tensor,
-    real: Tensor,
-    options: SolveOptions,
-    preconditioner: Preconditioner | None = None,
-) -> Solved:
-    """Solve z_t = f_t(z_t) one position after another, each from those before it, which are left for good.
-
-    Args:
-        column: from the states (B, T, C), settled before t, and t, to f_t as a map of the `own` leading
-            channels (B, own) to all (B, C), and to where its solve starts, (B, own).
-        z0: states where f is never finite, (B, T, C).
-        real, options, preconditioner: as for `solve`.
-    """
-    states, parts = z0.clone(), []
-    for t in range(z0.shape[1]):
-        f, start = column(states, t)
-        own = _Column(f, start.shape[-1])
-        part = solve(own, start.unsqueeze(1), real[:, t : t + 1], options, preconditioner)
-        kept = torch.isfinite(part.residual) & real[:, t : t + 1]
-        states[:, t] = torch.where(kept, own.whole(part.state), states[:, t])
-        parts.append(part)
-    residual, evaluations, converged = (
-        torch.cat([getattr(part, name) for part in parts], 1)
-        for name in ("residual", "evaluations", "converged")
-    )
-    return Solved(states, residual, evaluations, converged)
-
-
-class _Column:
-    """f at one position as a map of its own channels, (B, 1, own) to the same; the others follow from them."""
-
-    def __init__(self, f: Callable[[Tensor], Tensor], own: int) -> None:
-        self.f, self.own = f, own
-        self.last: tuple[Tensor, Tensor] | None = None  # a state, and all channels of f there
-
-    def __call__(self, x: Tensor) -> Tensor:
-        self.last = (x, self.f(x[:, 0]))
-        return self.last[1][:, None, : self.own]
-
-    def whole(self, x: Tensor) -> Tensor:
-        """The state `x` (B, 1, own) and the channels that follow from it, (B, C)."""
-        if self.last is None or not torch.equal(self.last[0], x):
-            self(x)
-        assert self.last is not None
-        return torch.cat([x[:, 0], self.last[1][:, self.own :]], 1)
 
 
 class _Solve:
@@ -177,7 +106,8 @@ class _Solve:
         self.moving, self.final = self.real, ~self.real
         self.abandoned = self.restarted = self.plain = self.alone = no
         slots = options.memory - 1 if options.solver == "anderson" else 0
-        self.history = _History(self.z, slots) if slots else None
+        self.history = History(self.z, slots) if slots else None
+        self._widen()
 
     def run(self) -> Solved:
         budget, coupled = self.options.max_evals, self.shape[1] > 1
@@ -202,7 +132,9 @@ class _Solve:
     def _iterate(self, recheck: bool) -> None:
         """Evaluate f, judge every position, and move those that are to move."""
         z, options = self.z, self.options
-        fz = self.f(z.to(self.dtype).view(self.shape)).to(z.dtype).reshape(z.shape)
+        if recheck:
+            self._widen()
+        fz = self._evaluate(z)
         g = fz - z
         distance, size = (torch.linalg.vecdot(x, x).double().sqrt() for x in (g, fz))
         finite = distance < float("inf")
@@ -220,6 +152,35 @@ class _Solve:
         by_row = (self.final | ready | ~self.real).view(self.shape[:-1])
         self.final = by_row.int().cumprod(1).bool().view(-1)
         self._step(z, fz, g, products)
+
+    def _evaluate(self, z: Tensor) -> Tensor:
+        """f(z), (n, C); z itself where f was narrowed and no position moves."""
+        if self.index is None:
+            return self.current(z.to(self.dtype).view(self.shape)).to(z.dtype).reshape(z.shape)
+        rows = z.index_select(0, self.index)
+        part = rows.to(self.dtype).view(len(self.rows), -1, z.shape[1])
+        return z.index_copy(0, self.index, self.current(part).to(z.dtype).reshape(rows.shape))
+
+    def _widen(self) -> None:
+        """Evaluate f everywhere."""
+        self.current, self.begin = self.f, 0
+        self.index: Tensor | None = None
+        self.rows = torch.arange(self.shape[0], device=self.z.device)  # in order
+
+    def _narrow(self, moved: Tensor) -> None:
+        """Evaluate f at the rows alone that have positions which `moved`, from the first of these on."""
+        if not hasattr(self.f, "part"):
+            return
+        by_row = moved.view(self.shape[:-1])
+        rows, length = by_row.any(1).nonzero().squeeze(1), self.shape[1]
+        begin = int(by_row.any(0).int().argmax()) // 16 * 16  # whole multiples: see `rowwise_linear`
+        if len(rows) * (length - begin) > NARROW * len(self.rows) * (length - self.begin):
+            return
+        places = torch.searchsorted(self.rows, rows)
+        self.current = self.current.part(places, begin - self.begin)  # type: ignore[attr-defined]
+        self.rows, self.begin = rows, begin
+        times = torch.arange(begin, length, device=rows.device)
+        self.index = (rows.unsqueeze(1) * length + times).flatten()
 
     def _observe(self, z: Tensor, g: Tensor) -> Tensor | None:
         if self.history is None:
@@ -276,6 +237,7 @@ class _Solve:
             finite = torch.isfinite(following).all(1, keepdim=True)
             following = torch.where(finite, following, fz)
             z = torch.where((self.moving & ~lost).unsqueeze(1), following, z)
+            self._narrow(self.moving | lost)
         elif self.history is not None:
             self.history.skip()
         self.z = torch.where(lost.unsqueeze(1), self.best, z)
@@ -299,64 +261,3 @@ class _Solve:
         abandoned = lost & (number > MAX_RESTARTS)
         self.abandoned, self.moving = self.abandoned | abandoned, self.moving & ~abandoned
         return lost
-
-
-class _History:
-    """What Anderson acceleration keeps of each row: z' = z - DZ*gamma + tau*P (g - DG*gamma), with DZ, DG the
-    differences of the last states and of their g, and gamma = argmin |g - DG*gamma|.
-
-    Args:
-        like: states, (n, C).
-        slots: differences to keep, m.
-    """
-
-    def __init__(self, like: Tensor, slots: int) -> None:
-        self.count, self.slots = 0, slots
-        self.dz: list[Tensor | None] = [None] * slots
-        self.dg: list[Tensor | None] = [None] * slots
-        self.gram = like.new_zeros(like.shape[0], slots, slots, dtype=torch.float64)  # DG^T DG
-        self.rhs = like.new_zeros(like.shape[0], slots, dtype=torch.float64)  # DG^T g
-        self.last: tuple[Tensor, Tensor] | None = None
-
-    def skip(self) -> None:
-        """An iteration without a move."""
-        self.count += 1
-
-    def observe(self, z: Tensor, g: Tensor, forget: Tensor) -> Tensor | None:
-        """Put the newest differences in the oldest slot; <DG_j, DG_new> for all j, and last <DG_new, g>."""
-        if self.last is None:
-            return None
-        i = self.count % self.slots
-        self.dz[i], self.dg[i] = z - self.last[0], g - self.last[1]
-        if bool(forget.any()):
-            kept = ~forget
-            for history in (self.dz, self.dg):
-                history[:] = [None if d is None else torch.where(kept.unsqueeze(1), d, 0.0) for d in history]
-            self.gram, self.rhs = self.gram * kept.view(-1, 1, 1), self.rhs * kept.view(-1, 1)
-        new = self.dg[i]
-        assert new is not None
-        products = [torch.zeros_like(g[:, 0]) if d is None else torch.linalg.vecdot(d, new) for d in self.dg]
-        return torch.stack([*products, torch.linalg.vecdot(new, g)], 1).double()
-
-    def mix(self, products: Tensor | None, z: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-        """g - DG*gamma and z - DZ*gamma."""
-        self.last = (z, g)
-        if products is None:
-            return g, z
-        i = self.count % self.slots
-        self.count += 1
-        row = products[:, :-1]
-        self.gram, self.rhs = self.gram.clone(), self.rhs + row  # g has changed by DG_i
-        self.gram[:, i], self.gram[:, :, i] = row, row
-        self.rhs[:, i] = products[:, -1]
-        square = self.gram.diagonal(dim1=1, dim2=2)
-        scale = torch.where(square > 0, square, 1.0).rsqrt() * (square > 0)  # 1 / lengths of the columns
-        system = self.gram * scale.unsqueeze(1) * scale.unsqueeze(2)
-        system.diagonal(dim1=1, dim2=2).fill_(1 + RIDGE)
-        gamma = torch.linalg.solve_ex(system, self.rhs * scale)[0] * scale
-        gamma = torch.where(torch.isfinite(gamma).all(1, keepdim=True), gamma, 0.0).to(z.dtype)
-        for j, (dz, dg) in enumerate(zip(self.dz, self.dg)):
-            if dz is not None and dg is not None:
-                weight = gamma[:, j, None]
-                z, g = torch.addcmul(z, dz, weight, value=-1), torch.addcmul(g, dg, weight, value=-1)
-        return g, z

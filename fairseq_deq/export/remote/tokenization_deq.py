@@ -20,8 +20,8 @@ UNKNOWN = "<unk>"
 class DEQTokenizer(PreTrainedTokenizer):
     """Text to numbers and back.
 
-    Every text begins with `bos_token`, which is what texts began with in training. A piece that the dictionary
-    does not have is `<unk>`.
+    Every text begins with `bos_token`, which is what texts began with in training. A piece that the
+    dictionary does not have is `<unk>`.
 
     Args:
         model_file: the sentencepiece model.

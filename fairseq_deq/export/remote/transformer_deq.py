@@ -5,6 +5,7 @@ Part of a model that fairseq_deq exported (MIT licence).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -150,6 +151,23 @@ class BoundTransformer:
         inner = F.linear(self._normed(h), layer.ffn_in.weight, layer.ffn_in.bias).relu_()
         out = F.linear(inner, layer.ffn_out.weight, layer.ffn_out.bias) + h
         return F.layer_norm(out, out.shape[-1:]).view_as(z)
+
+    def part(self, rows: Tensor, begin: int) -> BoundTransformer:
+        """f of some rows (b,) and of times from `begin` on, the others held where this was last evaluated.
+
+        It has keys and values of its own: what it is evaluated at does not change those of the whole.
+        """
+        part = copy.copy(self)
+        part.batch, part.length, part.first = len(rows), self.length - begin, self.first + begin
+        for name in ("query_injection", "kv_injection", "position"):
+            setattr(part, name, getattr(self, name).index_select(0, rows)[:, begin:])
+        for name in ("bias", "by_key"):
+            of_all = getattr(self, name)
+            if of_all is not None:
+                of_rows = of_all if self.uniform else of_all.index_select(0, rows)
+                setattr(part, name, of_rows[:, :, begin:])
+        part.past = self.past.reordered(rows)
+        return part
 
     def settle(self, z: Tensor, counts: Tensor) -> KeysValues:
         """The past of the positions that follow, once these are at z (B, T, C).

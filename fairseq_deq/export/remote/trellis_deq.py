@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .solve_deq import rowwise_linear
+from .rows_deq import rowwise_linear
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ class AdaptiveSoftmax(nn.Module):
         for i in range(len(self.edges) - 2):
             words = embedding.words[i + 1] if self.words is None else self.words[i]  # type: ignore[index]
             if self.projections is None:
-                projection = embedding.projections[i + 1].t()  # type: ignore[index, operator]
+                projection = embedding.projections[i + 1].t()  # type: ignore[index]
             else:
                 projection = self.projections[i]
             tail = F.linear(F.linear(features, projection), words).log_softmax(-1)
