@@ -28,6 +28,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from .. import __version__
 from ..errors import OptionError
 from ..literals import literal
 from .checkpoint import Exported, read_model
@@ -120,8 +123,9 @@ def export(
 def _check_shapes(exported: Exported, checkpoint: str) -> None:
     """Refuse weights of other sizes than the options say."""
     try:
-        decoder = DEQDecoder(exported.options)
-        decoder.load_state_dict(exported.weights.tensors)
+        with torch.device("meta"):
+            decoder = DEQDecoder(exported.options)
+        decoder.load_state_dict(exported.weights.tensors, assign=True)
     except (RuntimeError, ValueError) as error:
         lines = str(error).strip().splitlines()
         raise OptionError(
@@ -144,6 +148,7 @@ def _config(exported: Exported) -> dict[str, Any]:
         },
         "model_type": "deq_lm",
         "dtype": "float32",
+        "exported_by": f"fairseq_deq {__version__}",
         "tie_word_embeddings": False,
         **_ids(exported),
         **dataclasses.asdict(exported.options),

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import sys
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from models.builders import build
 from fairseq_deq.errors import OptionError
 from fairseq_deq.export.checkpoint import read_model
 from fairseq_deq.export.command import main
+
+pytest.importorskip("safetensors")
 
 REFUSED = {
     "broyden": ({"f_solver": "broyden"}, "--f-solver broyden cannot be exported"),
@@ -126,3 +129,10 @@ def test_tied_weights_that_differ_are_noticed(tmp_path):
     torch.save(state, one.path)
     with pytest.raises(OptionError, match="is not what its options tie it to"):
         read_model(one.path, {})
+
+
+def test_what_is_to_be_installed_is_said(tmp_path, capsys, monkeypatch):
+    one = small(tmp_path, "transformer")
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    assert main([str(one.path), str(tmp_path / "out")]) == 1
+    assert 'pip install "fairseq-deq[export]"' in capsys.readouterr().err

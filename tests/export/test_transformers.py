@@ -179,6 +179,8 @@ def test_the_three_commands_of_the_document(environment, exports, tmp_path, monk
         (quickstart / part).mkdir(parents=True)
         (quickstart / part / name).symlink_to(checkpoints / file)
     text = DOCUMENT.read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    text = re.sub(r" \\\n +", " ", text)
     export, make, sample = re.findall(
         r"^    (fairseq-deq-export quickstart.*)\n    (.*)\n    (.*)$", text, re.M
     )[0]
@@ -190,3 +192,5 @@ def test_the_three_commands_of_the_document(environment, exports, tmp_path, monk
     assert words[:2] == ["elsewhere/bin/python", "-c"]
     written = run_alone(python, *words[1:], home=tmp_path / "home", folder=tmp_path)
     assert "\nword3 word5" in f"\n{written}"
+    written = run_alone(python, "-c", example, home=tmp_path / "home", folder=tmp_path)
+    assert "tensor(1.)" in written
