@@ -46,6 +46,7 @@ TRANSFORMER: dict[str, Any] = SHARED | {
     "decoder_attention_heads": 8,
     "decoder_head_dim": 0,
     "decoder_normalize_before": "false",
+    "decoder_layers": 1,
     "local_size": 0,
 }
 TRELLISNET: dict[str, Any] = SHARED | {
@@ -168,6 +169,7 @@ def _options(chosen: SimpleNamespace, family: str, weights: Weights) -> ModelOpt
             "head_dim": chosen.decoder_head_dim or dim // heads,
             "pre_norm": is_on(chosen, "decoder_normalize_before"),
             "local_size": chosen.local_size,
+            "layers": chosen.decoder_layers,
         }
     else:
         output = chosen.nout or dim

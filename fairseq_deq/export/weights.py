@@ -64,18 +64,11 @@ def exported_weights(state: Mapping[str, Tensor], chosen: SimpleNamespace, famil
     source = _Source(state, path)
     weights = Weights()
     if family == "transformer":
-        for name, bias in (
-            ("qkv", False),
-            ("relative", False),
-            ("out", True),
-            ("ffn_in", True),
-            ("ffn_out", True),
-        ):
-            _linear(source, weights, f"cell.{name}", f"layer.{name}", bias)
-        for name in ("content_bias", "position_bias"):
-            weights.tensors[f"layer.{name}"] = source.take(f"cell.{name}")
+        several = int(chosen.decoder_layers) > 1
+        for i in range(chosen.decoder_layers):
+            _transformer(source, weights, f"layer.layers.{i}" if several else "layer")
     else:
-        _linear(source, weights, "cell.conv", "layer.conv", True)
+        _linear(source, weights, "layer.conv", bias=True)
     gain = source.take("injection.gain", optional=True)
     weights.tensors["injection.weight"] = _normalized(source.take("injection.weight"), gain)
     weights.tensors["injection.bias"] = source.take("injection.bias")
@@ -90,7 +83,7 @@ class _Source:
     """The tensors of a checkpoint, each taken once."""
 
     def __init__(self, state: Mapping[str, Tensor], path: Any) -> None:
-        self.left = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items()}
+        self.left = {_today(name.removeprefix(_PREFIX)): tensor for name, tensor in state.items()}
         self.path = path
 
     def __contains__(self, name: str) -> bool:
@@ -123,15 +116,27 @@ class _Source:
             )
 
 
+def _today(name: str) -> str:
+    """A weight's name, where an older checkpoint has another."""
+    return f"layer.{name.removeprefix('cell.')}" if name.startswith("cell.") else name
+
+
 def _normalized(v: Tensor, gain: Tensor | None) -> Tensor:
     return v if gain is None else torch._weight_norm(v, gain, 0)
 
 
-def _linear(source: _Source, weights: Weights, old: str, new: str, bias: bool) -> None:
-    gain = source.take(f"{old}.weight_g", optional=True)
-    weights.tensors[f"{new}.weight"] = _normalized(source.take(f"{old}.weight_v"), gain)
+def _transformer(source: _Source, weights: Weights, layer: str) -> None:
+    for name in ("qkv", "relative", "out", "ffn_in", "ffn_out"):
+        _linear(source, weights, f"{layer}.{name}", bias=name not in ("qkv", "relative"))
+    for name in ("content_bias", "position_bias"):
+        weights.tensors[f"{layer}.{name}"] = source.take(f"{layer}.{name}")
+
+
+def _linear(source: _Source, weights: Weights, name: str, bias: bool) -> None:
+    gain = source.take(f"{name}.weight_g", optional=True)
+    weights.tensors[f"{name}.weight"] = _normalized(source.take(f"{name}.weight_v"), gain)
     if bias:
-        weights.tensors[f"{new}.bias"] = source.take(f"{old}.bias")
+        weights.tensors[f"{name}.bias"] = source.take(f"{name}.bias")
 
 
 def _embedding(source: _Source, weights: Weights, adaptive: bool) -> None:

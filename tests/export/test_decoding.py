@@ -13,6 +13,7 @@ FAMILIES = [
     pytest.param("transformer", {}, id="transformer"),
     pytest.param("transformer", {"local_size": 4, "decoder_normalize_before": "true"}, id="pre-norm, local"),
     pytest.param("transformer", {"teach": True}, id="transformer with knowledge"),
+    pytest.param("transformer", {"decoder_layers": 2, "init_std": 0.1}, id="two layers"),
     pytest.param("trellisnet", {"ksize": 3}, id="trellisnet"),
     pytest.param("trellisnet", {"teach": True, "solver_scope": "position", "init_std": 0.1}, id="position"),
 ]

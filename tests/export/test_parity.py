@@ -1,13 +1,16 @@
 """An exported model computes what the package computes, for every option that changes a forward pass."""
 
+import json
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
 from export.small import ADAPTIVE, CONFIGS, TIED, scores, small
 from models.builders import tokens
 
-from fairseq_deq.export.checkpoint import SHARED, TRANSFORMER, TRELLISNET
+from fairseq_deq.export.checkpoint import SHARED, TRANSFORMER, TRELLISNET, read_model
+from fairseq_deq.export.remote.decoder_deq import DEQDecoder
 
 # Nats. Both solve to 1e-6; at the tolerance of a user they take the same steps.
 CLOSE = 1e-4
@@ -44,6 +47,7 @@ OF_A_TRANSFORMER = BOTH | {
         {"decoder_normalize_before": "true"},
         {"decoder_normalize_before": "true", "f_thres": 9, "f_eps": 1e-9},
     ],
+    "decoder_layers": [{"decoder_layers": 2}, {"decoder_layers": 3, "local_size": 4, "teach": True}],
     "local_size": [{"local_size": 3}],
 }
 OF_A_TRELLISNET = BOTH | {
@@ -140,3 +144,19 @@ def test_bfloat16_follows_that_of_the_package(tmp_path, family):
     assert cache.converged_share == 1.0
     assert ours < 1.5 * theirs
     assert ours < 0.1
+
+
+STORED = Path(__file__).resolve().parents[1] / "data" / "checkpoints"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in STORED.glob("*.pt")))
+def test_checkpoints_of_earlier_versions_score_as_they_did(name):
+    """See tests/test_stored_checkpoints.py, whose text and numbers these are."""
+    found = read_model(STORED / f"{name}.pt", {"f_eps": 1e-6, "f_thres": 300})
+    decoder = DEQDecoder(found.options)
+    decoder.load_state_dict(found.weights.tensors)
+    text = torch.randint(4, 28, (2, 12), generator=torch.Generator().manual_seed(3))
+    log_probs, _ = scores(decoder, text[:, :-1])
+    picked = log_probs.gather(-1, text[:, 1:].unsqueeze(-1)).squeeze(-1)
+    stored = torch.tensor(json.loads((STORED / "scores.json").read_text())[name])
+    torch.testing.assert_close(picked, stored, rtol=0, atol=2e-5)

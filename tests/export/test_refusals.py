@@ -117,7 +117,7 @@ def test_weights_that_an_export_does_not_know_are_no_small_matter(tmp_path):
         read_model(tmp_path / "more.pt", {})
     less = {name: w for name, w in model.state_dict().items() if not name.endswith("out.bias")}
     save(tmp_path / "less.pt", model, "deq_transformer_lm", cfg, model=less)
-    with pytest.raises(OptionError, match=r"has no weights decoder.cell.out.bias"):
+    with pytest.raises(OptionError, match=r"has no weights decoder.layer.out.bias"):
         read_model(tmp_path / "less.pt", {})
 
 

@@ -37,6 +37,7 @@ EXPORTS = {
         "transformer",
         TIED | {"tie_adaptive_proj": "true", "decoder_normalize_before": "true", "local_size": 5},
     ),
+    "two-layers": ("transformer", {"decoder_layers": 2, "init_std": 0.1, "teach": True}),
     "trellisnet": ("trellisnet", TIED | {"teach": True, "ksize": 3}),
     "side-by-side": ("trellisnet", ADAPTIVE | {"solver_scope": "position", "init_std": 0.05, "f_thres": 400}),
 }

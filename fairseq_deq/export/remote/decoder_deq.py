@@ -16,6 +16,7 @@ from .options_deq import ModelOptions
 from .recurrence_deq import solve_recurrence
 from .rows_deq import Preconditioner, rowwise_linear
 from .solve_deq import Solved, solve
+from .stack_deq import Stack
 from .transformer_deq import TransformerLayer
 from .trellis_deq import TrellisLayer, last_of
 from .words_deq import AdaptiveSoftmax, Bands, Softmax, Table
@@ -217,11 +218,13 @@ class DEQDecoder(nn.Module):
         return solve(f, z0, real, options, p)
 
 
-def _layer(o: ModelOptions) -> TransformerLayer | TrellisLayer:
+def _layer(o: ModelOptions) -> TransformerLayer | Stack | TrellisLayer:
     if o.family == "trellisnet":
         return TrellisLayer(o.hidden_dim, o.output_dim, o.kernel_size)
     if o.family == "transformer":
-        return TransformerLayer(o.embed_dim, o.ffn_dim, o.heads, o.head_dim, o.pre_norm, o.local_size)
+        sizes = (o.embed_dim, o.ffn_dim, o.heads, o.head_dim, o.pre_norm, o.local_size)
+        layers = [TransformerLayer(*sizes) for _ in range(o.layers)]
+        return layers[0] if o.layers == 1 else Stack(layers)
     raise ValueError(f"family must be transformer or trellisnet, got {o.family!r}")
 
 

@@ -23,6 +23,7 @@ from .options_deq import ModelOptions
 from .recurrence_deq import solve_recurrence  # noqa: F401
 from .rows_deq import Preconditioner  # noqa: F401
 from .solve_deq import Solved  # noqa: F401
+from .stack_deq import Stack  # noqa: F401
 from .transformer_deq import TransformerLayer  # noqa: F401
 from .trellis_deq import TrellisLayer  # noqa: F401
 from .words_deq import Table  # noqa: F401
