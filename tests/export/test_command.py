@@ -10,7 +10,8 @@ import torch
 from conftest import ROOT
 from export.small import TIED, small
 
-from fairseq_deq.export.command import REMOTE, main
+from fairseq_deq.export.folder import REMOTE
+from fairseq_deq.tools.export import main
 
 safetensors = pytest.importorskip("safetensors.torch")
 
@@ -61,7 +62,7 @@ def test_what_it_prints_and_writes(tmp_path, capsys):
 def test_neither_the_command_nor_the_code_it_writes_needs_fairseq(tmp_path):
     code = (
         "import sys; sys.modules['fairseq'] = None; sys.modules['transformers'] = None\n"
-        "import fairseq_deq.export.command\n"
+        "import fairseq_deq.tools.export\n"
         "assert 'fairseq_deq.models' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)

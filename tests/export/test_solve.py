@@ -15,10 +15,15 @@ from fairseq_deq.solvers.schedule import recheck_iterations
 BUDGETS = (1, 2, 5, 12, 13, 14, 40, 80)
 
 
+class Directed(CausalMap):
+    """Says that a position is final when all before it are."""
+
+    direction = 1
+
+
 def causal(seed, gain=1.4, width=6):
     torch.manual_seed(seed)
-    f = CausalMap(torch.randn(2, 9, width, dtype=torch.float64), gain)
-    f.direction = 1  # which says that a position is final when all before it are
+    f = Directed(torch.randn(2, 9, width, dtype=torch.float64), gain)
     return f, torch.zeros(2, 9, width, dtype=torch.float64)
 
 

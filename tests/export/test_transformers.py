@@ -17,8 +17,8 @@ from documents import ROOT
 from export.small import ADAPTIVE, CONFIGS, EXACT, SOLVE, TIED, save, small
 from models.builders import tokens
 
-from fairseq_deq.export.command import main
 from fairseq_deq.generation.text import TextEncoder
+from fairseq_deq.tools.export import main
 
 pytest.importorskip("safetensors")
 pytestmark = pytest.mark.slow

@@ -1,30 +1,10 @@
-"""Write a trained model for transformers: no fairseq and nothing of this package is needed to run it.
-
-    fairseq-deq-export CHECKPOINT DIR [--data DATA] [--sentencepiece-model FILE]
-
-DIR then has the weights (`model.safetensors`), the configuration, the code (torch and transformers alone) and
-the tokenizer, and loads with
-
-    AutoModelForCausalLM.from_pretrained(DIR, trust_remote_code=True)
-    AutoTokenizer.from_pretrained(DIR, trust_remote_code=True)
-
-Examples:
-
-    fairseq-deq-export checkpoints/checkpoint_best.pt exported --data data-bin/wikitext-2
-    fairseq-deq-export quickstart/checkpoints/checkpoint_last.pt exported --data quickstart/bin \\
-        --sentencepiece-model quickstart/text/sentencepiece.model
-    fairseq-deq-export checkpoint_best.pt exported --model-overrides "{'f_eps': 1e-4, 'f_thres': 60}"
-"""
+"""The folder of an exported model, which transformers loads."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import os
 import shutil
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,42 +12,11 @@ import torch
 
 from .. import __version__
 from ..errors import OptionError
-from ..literals import literal
 from .checkpoint import Exported, read_model
 from .remote.decoder_deq import DEQDecoder
 from .tokenizer import BOS, EOS, PAD, find_dictionary, read_dictionary, write_json, write_tokenizer
 
-_PROGRAM = "fairseq-deq-export"
 REMOTE = Path(__file__).with_name("remote")
-
-
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options.
-
-    Raises:
-        OptionError: one is wrong.
-    """
-    description, _, details = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        _PROGRAM,
-        description=description,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("checkpoint", metavar="CHECKPOINT", help="of a DEQ language model")
-    add("folder", metavar="DIR", type=Path, help="folder to write, which is not there yet, or empty")
-    add("--data", metavar="DATA", help="data folder with the dict.txt (default: that of the training)")
-    add("--sentencepiece-model", metavar="FILE", help="that the text of the training was cut with")
-    add("--model-overrides", default="{}", metavar="DICT", help="options of the model to change")
-    add("--json", action="store_true", help="print the numbers as one JSON object")
-    args = parser.parse_args(argv)
-    args.model_overrides = literal(args.model_overrides)
-    if not isinstance(args.model_overrides, dict) or not all(
-        isinstance(k, str) for k in args.model_overrides
-    ):
-        raise OptionError("--model-overrides must be a dictionary, like \"{'f_thres': 60}\"")
-    return args
 
 
 def export(
@@ -156,7 +105,12 @@ def _config(exported: Exported) -> dict[str, Any]:
 
 
 def summary(exported: Exported, folder: Path) -> dict[str, Any]:
-    """The numbers that the command prints."""
+    """What was written, in numbers.
+
+    Args:
+        exported: the model.
+        folder: where it is.
+    """
     weights = exported.weights
     return {
         "folder": str(folder),
@@ -171,51 +125,3 @@ def summary(exported: Exported, folder: Path) -> dict[str, Any]:
         "f_eps": exported.options.f_eps,
         "f_thres": exported.options.f_thres,
     }
-
-
-def sentences(numbers: dict[str, Any]) -> str:
-    """The same in words."""
-    tied = numbers["tied"]
-    twice = f"; {', '.join(tied)}: tied, and used for the softmax too" if tied else "; no weights are tied"
-    learned = [f"a preconditioner of rank {numbers['preconditioner_rank']}"] * bool(
-        numbers["preconditioner_rank"]
-    )
-    learned += ["a learned start"] * numbers["learned_start"]
-    return (
-        f"{numbers['folder']}: a {numbers['family']} of {numbers['updates']:,} updates, with "
-        f"{numbers['types']:,} types\n"
-        f"parameters: {numbers['parameters_stored']:,} stored (unique), "
-        f"{numbers['parameters_in_effect']:,} in effect{twice}\n"
-        f"solves: {' and '.join(learned) or 'nothing learned of them'}; tolerance {numbers['f_eps']:g}, "
-        f"at most {numbers['f_thres']} evaluations"
-    )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        argv: the arguments; those of the process if None.
-    Returns:
-        the exit status: 0, or 1 where a sentence said why nothing was written.
-    """
-    try:
-        args = parse(argv)
-        exported = export(
-            args.checkpoint, args.folder, args.data, args.sentencepiece_model, args.model_overrides
-        )
-    except (OptionError, OSError) as error:
-        print(f"{_PROGRAM}: error: {error}", file=sys.stderr)
-        return 1
-    numbers = summary(exported, args.folder)
-    print(json.dumps(numbers) if args.json else sentences(numbers))
-    return 0
-
-
-def cli_main() -> None:
-    """The entry point."""
-    sys.exit(main())
-
-
-if __name__ == "__main__":
-    cli_main()
