@@ -44,8 +44,8 @@ FAIRSEQ = [
 ]
 
 # fairseq_deq/tools/entry.py has a function for each.
-TOOLS = ["anytime", "average", "benchmark", "benchmark-generation", "convert", "diagnose", "plot", "prepare"]
-TOOLS += ["score", "unigram"]
+TOOLS = ["anytime", "average", "benchmark", "benchmark-generation", "convert", "diagnose", "export", "plot"]
+TOOLS += ["prepare", "score", "unigram"]
 
 setup(
     name="fairseq-deq",
@@ -68,8 +68,9 @@ setup(
     install_requires=[f"torch>={TORCH}", "numpy", "tqdm"],
     extras_require={
         "fairseq": FAIRSEQ,
+        "export": ["safetensors"],
         "text": ["sacremoses", "sentencepiece", "subword-nmt"],
-        "test": ["mypy", "pytest", "pytest-xdist", "ruff"],
+        "test": ["mypy", "pytest", "pytest-xdist", "ruff", "safetensors"],
         "plot": ["matplotlib", "tensorboardX"],
     },
     classifiers=[

@@ -22,6 +22,7 @@ ROOMS = {
     "criterions": {"solvers", "layers", "models"},
     "optim": set(),
     "generation": {"patches"},
+    "export": set(),
 }
 # What someone with a model of another kind uses alone.
 BARE = ("solvers", "implicit", "adjoint", "equilibrium", "jacobian", "invariant_matmul")

@@ -18,6 +18,7 @@ TOOLS = {
     "benchmark-generation": "benchmark_generation.command",
     "convert": "convert_checkpoint",
     "diagnose": "diagnose.command",
+    "export": "export",
     "plot": "plot.command",
     "prepare": "prepare.command",
     "score": "score",
@@ -25,7 +26,7 @@ TOOLS = {
 }
 # For the development of the project; these are not installed.
 DEVELOPMENT = {"gpu-check": "gpu_check.command", "option-reference": "option_reference"}
-_WITHOUT_FAIRSEQ = ("average", "convert", "gpu-check", "plot", "prepare")
+_WITHOUT_FAIRSEQ = ("average", "convert", "export", "gpu-check", "plot", "prepare")
 
 
 def run(tool: str, argv: Sequence[str] | None = None) -> int:
@@ -63,6 +64,7 @@ benchmark = _entry("benchmark")
 benchmark_generation = _entry("benchmark-generation")
 convert = _entry("convert")
 diagnose = _entry("diagnose")
+export = _entry("export")
 plot = _entry("plot")
 prepare = _entry("prepare")
 score = _entry("score")

@@ -59,8 +59,9 @@ def build(seed: int = 0, dtype: torch.dtype = torch.float64, **options: Any) -> 
     cell = model.decoder.layer
     with torch.no_grad():
         model.decoder.injection.weight.mul_(2.0)
-        for linear, gain in ((cell.qkv, 0.5), (cell.out, 8.0), (cell.ffn_out, 0.5)):
-            (linear.weight_v if linear.weight_g is None else linear.weight_g).mul_(gain)
+        for layer in getattr(cell, "parts", [cell]):  # those of f, where it has several
+            for linear, gain in ((layer.qkv, 0.5), (layer.out, 8.0), (layer.ffn_out, 0.5)):
+                (linear.weight_v if linear.weight_g is None else linear.weight_g).mul_(gain)
     return model.to(dtype).eval()
 
 

@@ -1,0 +1,1 @@
+"""Models for those who have neither fairseq nor this package: safetensors, and code for transformers."""

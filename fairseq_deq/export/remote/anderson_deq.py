@@ -1,0 +1,73 @@
+"""What Anderson acceleration knows of each position, and the step that it takes.
+
+Part of a model that fairseq_deq exported (MIT licence).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Ridge of the least squares, relative to the squared norms of its columns.
+RIDGE = 1e-3
+
+
+class History:
+    """What Anderson acceleration keeps of each row: z' = z - DZ*gamma + tau*P (g - DG*gamma), with DZ, DG the
+    differences of the last states and of their g, and gamma = argmin |g - DG*gamma|.
+
+    Args:
+        like: states, (n, C).
+        slots: differences to keep, m.
+    """
+
+    def __init__(self, like: Tensor, slots: int) -> None:
+        self.count, self.slots = 0, slots
+        self.dz: list[Tensor | None] = [None] * slots
+        self.dg: list[Tensor | None] = [None] * slots
+        self.gram = like.new_zeros(like.shape[0], slots, slots, dtype=torch.float64)  # DG^T DG
+        self.rhs = like.new_zeros(like.shape[0], slots, dtype=torch.float64)  # DG^T g
+        self.last: tuple[Tensor, Tensor] | None = None
+
+    def skip(self) -> None:
+        """An iteration without a move."""
+        self.count += 1
+
+    def observe(self, z: Tensor, g: Tensor, forget: Tensor) -> Tensor | None:
+        """Put the newest differences in the oldest slot; <DG_j, DG_new> for all j, and last <DG_new, g>."""
+        if self.last is None:
+            return None
+        i = self.count % self.slots
+        self.dz[i], self.dg[i] = z - self.last[0], g - self.last[1]
+        if bool(forget.any()):
+            kept = ~forget
+            for history in (self.dz, self.dg):
+                history[:] = [None if d is None else torch.where(kept.unsqueeze(1), d, 0.0) for d in history]
+            self.gram, self.rhs = self.gram * kept.view(-1, 1, 1), self.rhs * kept.view(-1, 1)
+        new = self.dg[i]
+        assert new is not None
+        products = [torch.zeros_like(g[:, 0]) if d is None else torch.linalg.vecdot(d, new) for d in self.dg]
+        return torch.stack([*products, torch.linalg.vecdot(new, g)], 1).double()
+
+    def mix(self, products: Tensor | None, z: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """g - DG*gamma and z - DZ*gamma."""
+        self.last = (z, g)
+        if products is None:
+            return g, z
+        i = self.count % self.slots
+        self.count += 1
+        row = products[:, :-1]
+        self.gram, self.rhs = self.gram.clone(), self.rhs + row  # g has changed by DG_i
+        self.gram[:, i], self.gram[:, :, i] = row, row
+        self.rhs[:, i] = products[:, -1]
+        square = self.gram.diagonal(dim1=1, dim2=2)
+        scale = torch.where(square > 0, square, 1.0).rsqrt() * (square > 0)  # 1 / lengths of the columns
+        system = self.gram * scale.unsqueeze(1) * scale.unsqueeze(2)
+        system.diagonal(dim1=1, dim2=2).fill_(1 + RIDGE)
+        gamma = torch.linalg.solve_ex(system, self.rhs * scale)[0] * scale
+        gamma = torch.where(torch.isfinite(gamma).all(1, keepdim=True), gamma, 0.0).to(z.dtype)
+        for j, (dz, dg) in enumerate(zip(self.dz, self.dg)):
+            if dz is not None and dg is not None:
+                weight = gamma[:, j, None]
+                z, g = torch.addcmul(z, dz, weight, value=-1), torch.addcmul(g, dg, weight, value=-1)
+        return g, z

@@ -1,0 +1,229 @@
+"""The DEQ-Transformer layer: relative attention and feed-forward, with the input injected into q, k and v.
+
+Part of a model that fairseq_deq exported (MIT licence).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Buffers of keys and values grow to this many positions, or by a quarter.
+LEAST_CAPACITY = 64
+
+
+class TransformerLayer(nn.Module):
+    """f(z; u), to be solved for z = f(z; u).
+
+    With [q, k, v] = W_qkv z + u over all positions up to that of the query,
+        A_ij = ((q_i + r_w) . k_j + (q_i + r_r) . (W_r R_{i-j})) / sqrt(D),  a = W_o softmax(A) v,
+    post-norm:  h = LN(a + z),  f = LN(h + W_2 relu(W_1 h)),
+    pre-norm:   h = a + z with attention on LN(z),  f = LN(h + W_2 relu(W_1 LN(h))).
+    LN has no parameters.
+
+    Args:
+        dim: channels of z, C.
+        ffn_dim: channels of the feed-forward part.
+        heads, head_dim: attention heads, H, and their channels, D.
+        pre_norm: which of the two forms.
+        local_size: positions a query looks back at most, itself included; 0: no limit.
+    Source: Dai et al. (2019, arXiv 1901.02860); Bai, Kolter, Koltun (2019, arXiv 1909.01377).
+    """
+
+    def __init__(
+        self, dim: int, ffn_dim: int, heads: int, head_dim: int, pre_norm: bool, local_size: int
+    ) -> None:
+        super().__init__()
+        self.dim, self.heads, self.head_dim = dim, heads, head_dim
+        self.pre_norm, self.local_size = pre_norm, local_size
+        inner = heads * head_dim
+        self.qkv = nn.Linear(dim, 3 * inner, bias=False)
+        self.relative = nn.Linear(dim, inner, bias=False)
+        self.out = nn.Linear(inner, dim)
+        self.ffn_in = nn.Linear(dim, ffn_dim)
+        self.ffn_out = nn.Linear(ffn_dim, dim)
+        self.content_bias = nn.Parameter(torch.zeros(heads, head_dim))  # r_w
+        self.position_bias = nn.Parameter(torch.zeros(heads, head_dim))  # r_r
+
+    @property
+    def state_dim(self) -> int:
+        """Channels of the state, C."""
+        return self.dim
+
+    @property
+    def injection_dim(self) -> int:
+        """Channels of the injection u."""
+        return 3 * self.heads * self.head_dim
+
+    def output(self, state: Tensor) -> Tensor:
+        """The features that the softmax sees."""
+        return state
+
+    def beginning(self, batch: int, like: Tensor) -> KeysValues:
+        """What stands before a text: nothing."""
+        return KeysValues(self, like.new_zeros(2, batch, self.heads, 0, self.head_dim))
+
+    def by_distance(self, capacity: int, like: Tensor) -> Tensor:
+        """W_r R of the distances capacity-1 ... 0, (H, D, capacity)."""
+        distance = torch.arange(capacity - 1, -1, -1, device=like.device)
+        table = F.linear(sinusoid(distance, self.dim).to(like.dtype), self.relative.weight)
+        return table.unflatten(-1, (self.heads, self.head_dim)).permute(1, 2, 0)
+
+    def bind(self, u: Tensor, past: KeysValues, lengths: Tensor) -> BoundTransformer:
+        """f of the positions that follow, with what does not depend on z computed once.
+
+        Args:
+            u: injections, (B, T, 3*H*D).
+            past: keys and values of the positions before; f writes its own behind them.
+            lengths: how many there are, (B,).
+        """
+        return BoundTransformer(self, u, past, lengths)
+
+
+class KeysValues:
+    """Keys and values of each text from its first position on, in buffers that grow.
+
+    Args:
+        layer: whose they are.
+        buffers: (2, B, H, capacity, D).
+        relative: W_r R of as many distances, the nearest last, (H, D, capacity).
+    """
+
+    def __init__(self, layer: TransformerLayer, buffers: Tensor, relative: Tensor | None = None) -> None:
+        self.layer, self.buffers = layer, buffers
+        self.relative = layer.by_distance(buffers.shape[3], buffers) if relative is None else relative
+
+    def reserve(self, columns: int) -> None:
+        """Make room for so many positions of each text."""
+        capacity = self.buffers.shape[3]
+        if columns > capacity:
+            wanted = max(columns, LEAST_CAPACITY, capacity + capacity // 4)
+            self.buffers = F.pad(self.buffers, (0, 0, 0, wanted - capacity))
+            self.relative = self.layer.by_distance(wanted, self.buffers)
+
+    def reordered(self, order: Tensor) -> KeysValues:
+        """Row i becomes what row `order[i]` was."""
+        return KeysValues(self.layer, self.buffers.index_select(1, order), self.relative)
+
+
+class BoundTransformer:
+    """z -> f(z) over (B, T, C)."""
+
+    def __init__(self, layer: TransformerLayer, u: Tensor, past: KeysValues, lengths: Tensor) -> None:
+        self.layer, self.past = layer, past
+        self.batch, self.length = u.shape[:2]
+        first = int(lengths.min())
+        self.uniform = first == int(lengths.max())
+        longest = int(lengths.max()) + self.length
+        # In multiples of 16 a sum over keys rounds the same, however many stand for nothing.
+        self.columns = longest if self.length == 1 else longest + -longest % 16
+        past.reserve(self.columns)
+        inner = layer.heads * layer.head_dim
+        scale = layer.head_dim**-0.5
+        self.query = layer.qkv.weight[:inner] * scale
+        self.key_value = layer.qkv.weight[inner:]
+        # (q + r_w) / sqrt(D): the bias joins the injection of the scaled query.
+        self.query_injection = (u[..., :inner] + layer.content_bias.flatten()) * scale
+        self.kv_injection = u[..., inner:]
+        self.position = lengths.unsqueeze(1) + torch.arange(self.length, device=u.device)  # (B, T)
+        self.first = first
+        self._set_distances(u, scale)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        layer, batch, length = self.layer, self.batch, self.length
+        rows = z.reshape(batch * length, -1)
+        normed = self._normed(rows)
+        query = self._split(F.linear(normed, self.query).view(batch, length, -1) + self.query_injection)
+        keys, values = self._write(normed)
+        scores = torch.matmul(query, keys.transpose(2, 3))  # (B, H, T, columns)
+        by_distance = torch.matmul(query, self.relative)
+        if self.by_key is not None:
+            by_distance = by_distance.gather(3, self.by_key.expand(batch, layer.heads, -1, -1))
+        scores = scores.add_(by_distance).add_(self.bias)
+        attended = torch.matmul(scores.softmax(-1), values).transpose(1, 2).reshape(batch * length, -1)
+        h = F.linear(attended, layer.out.weight, layer.out.bias) + rows
+        if not layer.pre_norm:
+            h = F.layer_norm(h, h.shape[-1:])
+        inner = F.linear(self._normed(h), layer.ffn_in.weight, layer.ffn_in.bias).relu_()
+        out = F.linear(inner, layer.ffn_out.weight, layer.ffn_out.bias) + h
+        return F.layer_norm(out, out.shape[-1:]).view_as(z)
+
+    def part(self, rows: Tensor, begin: int) -> BoundTransformer:
+        """f of some rows (b,) and of times from `begin` on, the others held where this was last evaluated.
+
+        It has keys and values of its own: what it is evaluated at does not change those of the whole.
+        """
+        part = copy.copy(self)
+        part.batch, part.length, part.first = len(rows), self.length - begin, self.first + begin
+        for name in ("query_injection", "kv_injection", "position"):
+            setattr(part, name, getattr(self, name).index_select(0, rows)[:, begin:])
+        for name in ("bias", "by_key"):
+            of_all = getattr(self, name)
+            if of_all is not None:
+                of_rows = of_all if self.uniform else of_all.index_select(0, rows)
+                setattr(part, name, of_rows[:, :, begin:])
+        part.past = self.past.reordered(rows)
+        return part
+
+    def settle(self, z: Tensor, counts: Tensor) -> KeysValues:
+        """The past of the positions that follow, once these are at z (B, T, C).
+
+        Args:
+            z: their states.
+            counts: how many of them each text really has, (B,); the caller adds them to the lengths.
+        """
+        self._write(self._normed(z.reshape(self.batch * self.length, -1)))
+        return self.past
+
+    def column(self, z: Tensor, t: int) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """There is none: the positions of a Transformer are solved side by side."""
+        raise NotImplementedError("a Transformer has no solver_scope recurrence; use position")
+
+    def _normed(self, rows: Tensor) -> Tensor:
+        return F.layer_norm(rows, rows.shape[-1:]) if self.layer.pre_norm else rows
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(B, T, H*D) -> (B, H, T, D)."""
+        return x.unflatten(-1, (self.layer.heads, self.layer.head_dim)).transpose(1, 2)
+
+    def _write(self, normed: Tensor) -> Tensor:
+        """Put own keys and values behind those of the past; all of them, (2, B, H, columns, D)."""
+        own = F.linear(normed, self.key_value).view_as(self.kv_injection) + self.kv_injection
+        buffers = self.past.buffers
+        for buffer, new in zip(buffers, own.chunk(2, -1)):
+            new = self._split(new)
+            if self.uniform:
+                buffer[:, :, self.first : self.first + self.length] = new
+            else:
+                place = self.position[:, None, :, None].expand_as(new)
+                buffer.scatter_(2, place, new)
+        return buffers[:, :, :, : self.columns]
+
+    def _set_distances(self, like: Tensor, scale: float) -> None:
+        """W_r R by distance, which distance each key has from each query, and what does not depend on z."""
+        layer, columns, device = self.layer, self.columns, like.device
+        self.relative = self.past.relative[..., -columns:]  # (H, D, columns), the nearest last
+        position = self.position[:1] if self.uniform else self.position
+        gap = position.unsqueeze(2) - torch.arange(columns, device=device)  # (1 or B, T, columns)
+        by_key = (columns - 1 - gap.clamp(min=0)).unsqueeze(1)
+        # (q + r_r) = (q + r_w) + (r_r - r_w): the second part is the same for every query.
+        extra = ((layer.position_bias - layer.content_bias) * scale).unsqueeze(1)  # (H, 1, D)
+        bias = torch.bmm(extra, self.relative).squeeze(1)[:, by_key.squeeze(1)].transpose(0, 1)
+        hidden = gap < 0
+        if layer.local_size:
+            hidden = hidden | (gap >= layer.local_size)
+        self.bias = bias.masked_fill(hidden.unsqueeze(1), float("-inf"))  # (1 or B, H, T, columns)
+        # One position a text, all of the same number: distances stand in the order of the keys.
+        alone = self.uniform and self.length == 1
+        self.by_key = None if alone else by_key
+
+
+def sinusoid(distance: Tensor, dim: int) -> Tensor:
+    """[sin; cos] of distance over wavelengths 2*pi to 10000*2*pi, (len(distance), dim)."""
+    inverse = 10000 ** (-torch.arange(0, dim, 2, device=distance.device, dtype=torch.float32) / dim)
+    angle = distance.float().unsqueeze(1) * inverse
+    return torch.cat([angle.sin(), angle.cos()], 1)[:, :dim]

@@ -1,0 +1,131 @@
+"""Words in and words out: tables, or bands of them that are the narrower the rarer their words are.
+
+Part of a model that fairseq_deq exported (MIT licence).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def band_edges(cutoffs: Sequence[int], types: int) -> list[int]:
+    """0, the cut-offs, and the number of types, where the last cut-off is not that."""
+    return [0, *cutoffs] if cutoffs[-1] == types else [0, *cutoffs, types]
+
+
+class Table(nn.Module):
+    """Embeddings (B, T, D) of tokens (B, T), from one table."""
+
+    def __init__(self, types: int, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(types, dim))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """The embeddings."""
+        return F.embedding(tokens, self.weight)
+
+
+class Bands(nn.Module):
+    """Embeddings of which band i has D / factor^i channels, projected to D.
+
+    Args:
+        types: words of the dictionary.
+        dim: channels, D.
+        cutoffs: where bands end.
+        factor: by which they narrow.
+    Source: Baevski and Auli (2018, arXiv 1809.10853).
+    """
+
+    def __init__(self, types: int, dim: int, cutoffs: Sequence[int], factor: float) -> None:
+        super().__init__()
+        self.edges, self.dim = band_edges(cutoffs, types), dim
+        widths = [int(dim // factor**i) for i in range(len(self.edges) - 1)]
+        sizes = [end - begin for begin, end in zip(self.edges, self.edges[1:])]
+        self.words = nn.ParameterList(torch.zeros(n, width) for n, width in zip(sizes, widths))
+        self.projections = nn.ParameterList(torch.zeros(dim, width) for width in widths)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Embeddings (B, T, D) of tokens (B, T)."""
+        out = self.words[0].new_zeros(*tokens.shape, self.dim)
+        for i, (begin, end) in enumerate(zip(self.edges, self.edges[1:])):
+            mask = (tokens >= begin) & (tokens < end)
+            out[mask] = F.linear(F.embedding(tokens[mask] - begin, self.words[i]), self.projections[i])
+        return out
+
+
+class Softmax(nn.Module):
+    """Logits over all words; the weight is that of a `Table` where `own` is false.
+
+    Args:
+        types: words of the dictionary.
+        dim: channels of the features.
+        own: whether it has a weight of its own.
+    """
+
+    def __init__(self, types: int, dim: int, own: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(types, dim)) if own else None
+
+    def forward(self, features: Tensor, embedding: nn.Module) -> Tensor:
+        """Logits (..., V) of features (..., C)."""
+        weight = embedding.weight if self.weight is None else self.weight
+        assert isinstance(weight, Tensor)
+        return F.linear(features, weight)
+
+
+class AdaptiveSoftmax(nn.Module):
+    """Log-probabilities over all words: the head has the first band and a class for each other one.
+
+    Args:
+        types: words of the dictionary.
+        dim: channels of the features.
+        cutoffs, factor: as for `Bands`.
+        tie_words, tie_projections: whether the words, and the projections, are those of `Bands`.
+    Source: Grave et al. (2016, arXiv 1609.04309).
+    """
+
+    def __init__(
+        self,
+        types: int,
+        dim: int,
+        cutoffs: Sequence[int],
+        factor: float,
+        tie_words: bool,
+        tie_projections: bool,
+    ) -> None:
+        super().__init__()
+        self.edges = band_edges(cutoffs, types)
+        tails = len(self.edges) - 2
+        widths = [int(dim // factor ** (i + 1)) for i in range(tails)]
+        sizes = [end - begin for begin, end in zip(self.edges[1:], self.edges[2:])]
+        first = self.edges[1] * (not tie_words)  # rows of the first band, before the classes
+        self.head = nn.Parameter(torch.zeros(first + tails, dim))
+        self.words = None if tie_words else _tables(zip(sizes, widths))
+        self.projections = None if tie_projections else _tables((width, dim) for width in widths)
+
+    def forward(self, features: Tensor, embedding: nn.Module) -> Tensor:
+        """Log-probabilities (..., V) of features (..., C)."""
+        if self.words is None:
+            assert isinstance(embedding, Bands)
+            first = F.linear(features, embedding.words[0])
+            head = torch.cat([first, F.linear(features, self.head)], -1).log_softmax(-1)
+        else:
+            head = F.linear(features, self.head).log_softmax(-1)
+        parts, first_band = [head[..., : self.edges[1]]], self.edges[1]
+        for i in range(len(self.edges) - 2):
+            words = embedding.words[i + 1] if self.words is None else self.words[i]  # type: ignore[index]
+            if self.projections is None:
+                projection = embedding.projections[i + 1].t()  # type: ignore[index]
+            else:
+                projection = self.projections[i]
+            tail = F.linear(F.linear(features, projection), words).log_softmax(-1)
+            parts.append(tail + head[..., first_band + i, None])
+        return torch.cat(parts, -1)
+
+
+def _tables(shapes: object) -> nn.ParameterList:
+    return nn.ParameterList(torch.zeros(*shape) for shape in shapes)  # type: ignore[attr-defined]
