@@ -141,7 +141,7 @@ class Loop:
         """Evaluate every lane that is not final, wake those that do not pass any more, and step."""
         active = self.active
         active.scatter()
-        lanes = self._open_lanes()
+        lanes = active.open_lanes(self.final)
         if lanes is not None and not len(lanes):
             self.all_final = True  # which the device has not been asked yet
             return
@@ -154,10 +154,16 @@ class Loop:
         measured = Measured(measured.distance, measured.size, measured.passed | final)
         renewed = active.record.recheck(measured.distance, measured.size, measured.passed, self.damping)
         active.renew_best(renewed)
-        products = self._to_books(self._observe(g))
         self._judge(measured)
         self._finish(measured.passed | active.record.abandoned)
-        self._step(k, fz, g, products)
+        # The histories of those that go on are all that is looked at.
+        keep = self._whom_to_keep(k)
+        if not self.moving_count:
+            active.method.skip()
+            return
+        if keep is not None:
+            fz, g = self._narrow(keep, fz, g)
+        self._step(k, fz, g, self._to_books(self._observe(g)))
 
     def _observe(self, g: Tensor) -> list[Tensor]:
         """The inner products that the method asks for; lanes that restart lose their history."""
@@ -230,21 +236,14 @@ class Loop:
             if lost is None:
                 lost = send_back(record.moving, record, self.config.patience, self.damping)
             some_lost = True
-        if self._asks(k):
-            self._ask()
-        elif k in self.rechecks:  # which may have woken any of them
-            self.moving_count = len(record.moving)
+        keep = self._whom_to_keep(k)
         if not self.moving_count:
             active.method.skip()
             active.z = self._sent_back(lost) if some_lost else active.z
             return
-        keep = active.worth_keeping(self.moving_count, self._until_recheck(k)) if self._asks(k) else None
         if keep is not None:
-            index = to_index(keep, fz)
-            fz, g = fz.index_select(0, index), g.index_select(0, index)
             products, lost = products[:, keep] if len(products) else products, lost[keep]
-            active.scatter()
-            active.activate(active.lanes_at(keep), fz)
+            fz, g = self._narrow(keep, fz, g)
         record = active.record  # of those that are left
         tau: Array | None = record.tau
         if self.on_host and bool((record.tau == 1).all()):
@@ -259,6 +258,23 @@ class Loop:
             active.z = choose_rows(record.moving & ~lost, following, self._sent_back(lost))
         else:
             active.z = choose_rows(record.moving, following, active.z)
+
+    def _whom_to_keep(self, k: int) -> Array | None:
+        """Places of the active lanes to go on with; None: all. It asks how many move, where it may."""
+        if self._asks(k):
+            self._ask()
+            return self.active.worth_keeping(self.moving_count, self._until_recheck(k))
+        if k in self.rechecks:  # which may have woken any of them
+            self.moving_count = len(self.active.record.moving)
+        return None
+
+    def _narrow(self, keep: Array, fz: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Go on with the active lanes at `keep` alone: f and f(z) - z there."""
+        active, index = self.active, to_index(keep, fz)
+        fz, g = fz.index_select(0, index), g.index_select(0, index)
+        active.scatter()
+        active.activate(active.lanes_at(keep), fz)
+        return fz, g
 
     def _sent_back(self, lost: Array) -> Tensor:
         """z of the active lanes, of lost ones their best state."""
@@ -275,13 +291,6 @@ class Loop:
         return choose_rows(~plain, self.preconditioner(rows), rows)
 
     # ------------------------------------------------------------------ when to look at what
-
-    def _open_lanes(self) -> Array | None:
-        """The lanes that a recheck evaluates; None: all."""
-        if not self.active.can_restrict:
-            return None
-        lanes = namespace(self.final).where(~self.final)[0]
-        return None if padded_count(len(lanes)) >= self.lanes.count else lanes
 
     def _until_recheck(self, k: int) -> int:
         """Evaluations between iteration k and the next recheck."""
