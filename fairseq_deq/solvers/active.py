@@ -17,9 +17,9 @@ from .record import Array, LaneRecord, books_on_host, namespace
 from .registry import Method, get_solver
 from .rows import choose_rows, to_index
 
-# Measured in evaluations of all lanes: what one at some lanes costs (a constant, and so much for the share of
-# lanes), and what it costs to make the map at those lanes, which fewer of them must save again before the next
-# recheck. Only so many evaluations are counted on, since fewer and fewer lanes move.
+# In evaluations of all lanes, as measured: what one at some lanes costs (a constant, and so much for their
+# share), and what making the map at fewer lanes costs, which they must save again before the next recheck.
+# Only so many evaluations are counted on, since fewer and fewer lanes move.
 _SOME_LANES, _PRICE, _COUNTED_ON = (0.1, 1.1), 0.4, 3
 # At a recheck the map at all lanes is there already: it is taken unless fewer than this share is open.
 _OPEN_SHARE = 0.5
@@ -178,11 +178,12 @@ class ActiveLanes:
             rows: the lanes, sorted; None: all.
             fz: f there, if it is known, (n, D).
         """
-        self.rows = rows
+        self.rows, self._current = rows, self.f  # the map so far need not be kept while the next one is made
         if rows is None:
-            self._current = self.f
             self.z, self.best, self.record = self.all_z, self.all_best, self.all_records
             return
+        if fz is not None:
+            _ = self.method  # goes on with fewer lanes, and less memory, before the map is made
         index = to_index(rows, self.z)
         self.z, self.best = self.all_z.index_select(0, index), self.all_best.index_select(0, index)
         self.record = self.all_records.rows(rows)
