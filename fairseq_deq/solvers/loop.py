@@ -25,8 +25,8 @@ from .schedule import recheck_iterations
 from .verdict import Measured, finite_rows, send_back, up_to_the_first_false, verdict
 
 # Between rechecks a lane of a sample freezes at this share of its tolerance, since what it depends on may
-# still move. At the next recheck, where the tolerance itself decides, fewer are woken then, and fewer of those
-# that depend on them must be looked at once more.
+# still move. At the next recheck, where the tolerance itself decides, fewer are woken then, and fewer of
+# those that depend on them must be looked at once more.
 _MARGIN = 0.8
 # Off the CPU the host asks once in so many iterations how many lanes still move.
 _ASK_EVERY = 4
