@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.linalg import vecdot
 
-from ..invariant_matmul import padded_count
 from .active import ActiveLanes
 from .config import SolverConfig
 from .fused import constant, fusing, settled
