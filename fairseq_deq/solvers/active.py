@@ -17,9 +17,13 @@ from .record import Array, LaneRecord, books_on_host, namespace
 from .registry import Method, get_solver
 from .rows import choose_rows, to_index
 
-# Evaluations at fewer lanes must save this many evaluations of all lanes before the next recheck, since the
-# map at those lanes has to be made; where lanes are independent, they must leave out this share of them.
-_PRICE = 0.25
+# In evaluations of all lanes, as measured: what one at some lanes costs (a constant, and so much for their
+# share), and what making the map at fewer lanes costs, which they must save again before the next recheck.
+# Only so many evaluations are counted on, since fewer and fewer lanes move.
+_SOME_LANES, _PRICE, _COUNTED_ON = (0.1, 1.1), 0.4, 3
+# At a recheck the map at all lanes is there already: it is taken unless fewer than this share is open.
+_OPEN_SHARE = 0.5
+# Where lanes are independent, fewer of them must leave out this share.
 _LEAST_SHARE = {"always": 0.0, "auto": 0.25}
 
 
@@ -31,7 +35,7 @@ class ActiveLanes:
         z: their states, (n, D), which nobody writes to.
         best: their best states so far, (n, D), likewise.
         record: their books.
-        method: the solver with their history.
+        method: the solver with their history, which follows them where it is asked for.
         evaluations, lane_evaluations: evaluations of f so far, and lanes summed over them.
         all_z, all_best, all_records: of all lanes; out of date for the active ones until `scatter`.
     """
@@ -44,8 +48,9 @@ class ActiveLanes:
         self.best = self.z
         self.on_host = books_on_host(z.device)
         self.record = LaneRecord.start(self.lanes.count, config.damping, z.device)
-        self.method: Method = get_solver(config.solver)(config, self.z, self.record.tau)
         self.rows: Array | None = None
+        self._method: Method = get_solver(config.solver)(config, self.z, self.record.tau)
+        self._method_rows = self.rows
         self.all_z, self.all_best, self.all_records = self.z, self.best, self.record
         self.can_restrict = config.active_set != "never" and isinstance(f, Restrictable)
         self.evaluations = 0
@@ -55,6 +60,13 @@ class ActiveLanes:
         self._device = z.device.type
         self._autocast = torch.is_autocast_enabled(self._device)
         self._low = torch.get_autocast_dtype(self._device)
+
+    @property
+    def method(self) -> Method:
+        if self._method_rows is not self.rows:
+            self._method = self._method.subset(self._places())
+            self._method_rows = self.rows
+        return self._method
 
     def evaluate(self) -> Tensor:
         """f at the active lanes, (n, D).
@@ -123,7 +135,8 @@ class ActiveLanes:
             return None
         if self.lanes.coupled:
             then = min(padded_count(then), now)
-            if (now - then) * evaluations <= _PRICE * self.lanes.count:
+            saved = self._cost(now) - self._cost(then)
+            if saved * min(evaluations, _COUNTED_ON) <= _PRICE:
                 return None
         elif now == then or now - then < _LEAST_SHARE[self.config.active_set] * now:
             return None
@@ -131,6 +144,22 @@ class ActiveLanes:
         if isinstance(moving, Tensor):
             return moving.int().argsort(descending=True, stable=True)[:then].sort().values
         return np.sort(np.argsort(~moving, kind="stable")[:then])
+
+    def _cost(self, lanes: int) -> float:
+        """Of an evaluation at so many lanes, in evaluations of all."""
+        constant, slope = _SOME_LANES
+        return 1.0 if lanes == self.lanes.count else constant + slope * lanes / self.lanes.count
+
+    def open_lanes(self, final: Array) -> Array | None:
+        """The lanes that a recheck evaluates: those that are not final, or None, all of them.
+
+        Args:
+            final: (N,) bool.
+        """
+        if not self.can_restrict:
+            return None
+        lanes = namespace(final).where(~final)[0]
+        return None if padded_count(len(lanes)) > _OPEN_SHARE * self.lanes.count else lanes
 
     def scatter(self) -> None:
         """Bring what covers all lanes up to date with the active ones."""
@@ -149,14 +178,12 @@ class ActiveLanes:
             rows: the lanes, sorted; None: all.
             fz: f there, if it is known, (n, D).
         """
+        self.rows, self._current = rows, self.f  # the map so far need not be kept while the next one is made
         if rows is None:
-            if self.rows is not None:
-                self.method = self.method.subset(self._places(None))
-            self.rows, self._current = None, self.f
             self.z, self.best, self.record = self.all_z, self.all_best, self.all_records
             return
-        self.method = self.method.subset(self._places(rows))
-        self.rows = rows
+        if fz is not None:
+            _ = self.method  # goes on with fewer lanes, and less memory, before the map is made
         index = to_index(rows, self.z)
         self.z, self.best = self.all_z.index_select(0, index), self.all_best.index_select(0, index)
         self.record = self.all_records.rows(rows)
@@ -166,14 +193,15 @@ class ActiveLanes:
         with self.autocast(True):
             self._current = self.f.restrict(state, self.lanes.positions(index), value)
 
-    def _places(self, rows: Array | None) -> Array:
-        """Where the lanes `rows` (None: all) stand among the active ones, -1 where they do not."""
-        if self.rows is None:
+    def _places(self) -> Array:
+        """Where the active lanes stand among those of the method's history, -1 where they do not."""
+        rows, known = self.rows, self._method_rows
+        if known is None:
             return rows
         moving = self.all_records.moving
         xp = namespace(moving)
         places = xp.zeros_like(moving, dtype=xp.int64) - 1
-        places[self.rows] = xp.arange(len(self.rows), **({} if xp is np else {"device": moving.device}))
+        places[known] = xp.arange(len(known), **({} if xp is np else {"device": moving.device}))
         return places if rows is None else places[rows]
 
 

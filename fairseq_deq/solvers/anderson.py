@@ -82,7 +82,9 @@ class Anderson:
                     following.addcmul_(dz, weight, value=-1)
         self.last_z, self.last_g = z, g
         left = precondition(left)
-        return following + left if tau is None else torch.addcmul(following, left, to_rows(tau, z))
+        if following is z:  # which nobody writes to
+            return following + left if tau is None else torch.addcmul(following, left, to_rows(tau, z))
+        return following.add_(left) if tau is None else following.addcmul_(left, to_rows(tau, z))
 
     def skip(self) -> None:
         self.count += 1
@@ -165,7 +167,8 @@ class Anderson:
         normal = gram * inverse * inverse[:, None]
         normal[self.diagonal, self.diagonal] = 1 + self.ridge
         system = xp.concatenate([normal, (rhs * inverse)[:, None]], 1)  # (slots, slots + 1, n)
-        for i in range(slots):  # without pivots, since the matrix is positive definite
+        # Without pivots, since the matrix is positive definite; empty slots have nothing to say.
+        for i in (i for i in range(slots) if self.dg[i] is not None):
             row = system[i] / system[i, i]
             system = system - system[:, i, None] * row
             system[i] = row

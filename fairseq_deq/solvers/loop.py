@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.linalg import vecdot
 
-from ..invariant_matmul import padded_count
 from .active import ActiveLanes
 from .config import SolverConfig
 from .fused import constant, fusing, settled
@@ -24,6 +23,10 @@ from .rows import choose_rows, to_index
 from .schedule import recheck_iterations
 from .verdict import Measured, finite_rows, send_back, up_to_the_first_false, verdict
 
+# Between rechecks a lane of a sample freezes at this share of its tolerance, since what it depends on may
+# still move. At the next recheck, where the tolerance itself decides, fewer are woken then, and fewer of
+# those that depend on them must be looked at once more.
+_MARGIN = 0.8
 # Off the CPU the host asks once in so many iterations how many lanes still move.
 _ASK_EVERY = 4
 
@@ -72,8 +75,10 @@ class Loop:
         self.rechecks = dict.fromkeys(rechecks if self.lanes.coupled else [])  # in their order
         tau = self.active.record.tau
         self.fused = fusing(tau) and config.max_evals > 1
-        self.limit = constant(config.atol * self.active.z.shape[1] ** 0.5, tau)
-        self.rtol, self.damping = constant(config.rtol, tau), constant(config.damping, tau)
+        limit, margin = config.atol * self.active.z.shape[1] ** 0.5, _MARGIN if self.lanes.coupled else 1.0
+        self.tolerance = constant(limit, tau), constant(config.rtol, tau)  # as `Measured.of` takes it
+        self.early = constant(margin * limit, tau), constant(margin * config.rtol, tau)
+        self.damping = constant(config.damping, tau)
         self.frozen_histories: list[tuple[Array, Method]] | None = [] if keep_inverse else None
 
     def run(self, trace: Trace | None = None) -> FixedPoint:
@@ -121,27 +126,39 @@ class Loop:
         active = self.active
         fz = active.evaluate()
         g = fz - active.z
-        products, was_moving, lost = self._observe(g), active.record.moving, None
+        products, moving, lost = self._observe(g), active.record.moving, None
         if self.fused:
             entries, measures, better, lost = verdict(
-                *(active.record.tau, products, g, fz, self.limit, self.rtol),
+                *(active.record.tau, products, g, fz, *self.early),
                 *(active.record, self.config.patience, self.damping),
             )
             measured = Measured(*measures)
-            self._keep(was_moving, measured, better)
+            self._keep(moving, measured, better)
         else:
             entries = self._to_books([*products, vecdot(g, g), vecdot(fz, fz)])
-            entries, measured = entries[:-2], Measured.of(entries[-2:], self.limit, self.rtol)
+            entries, measured = entries[:-2], Measured.of(entries[-2:], *self.early)
             self._judge(measured)
         if self.lanes.coupled:
-            self._finish(was_moving & measured.passed)
-        self._step(k, fz, g, entries, lost)
+            self._finish(moving & measured.passed)
+        if self._gives_its_one_value(fz):
+            return
+        lost = self._send_back_lost() if lost is None else lost
+        keep = self._whom_to_keep(k)
+        if not self.moving_count:
+            active.method.skip()
+            active.z = self._sent_back(lost) if lost is not None else active.z
+            return
+        if keep is not None:
+            entries = entries[:, keep] if len(entries) else entries
+            lost = None if lost is None else lost[keep]
+            fz, g = self._narrow(keep, fz, g)
+        self._step(fz, g, entries, lost)
 
     def _recheck(self, k: int) -> None:
         """Evaluate every lane that is not final, wake those that do not pass any more, and step."""
         active = self.active
         active.scatter()
-        lanes = self._open_lanes()
+        lanes = active.open_lanes(self.final)
         if lanes is not None and not len(lanes):
             self.all_final = True  # which the device has not been asked yet
             return
@@ -149,15 +166,24 @@ class Loop:
         fz = active.evaluate()
         g = fz - active.z
         squares = self._to_books([vecdot(g, g), vecdot(fz, fz)])
-        measured = Measured.of(squares, self.limit, self.rtol)
+        measured = Measured.of(squares, *self.tolerance)
         final = active.of_active(self.final) & ~active.record.abandoned
         measured = Measured(measured.distance, measured.size, measured.passed | final)
         renewed = active.record.recheck(measured.distance, measured.size, measured.passed, self.damping)
         active.renew_best(renewed)
-        products = self._to_books(self._observe(g))
         self._judge(measured)
         self._finish(measured.passed | active.record.abandoned)
-        self._step(k, fz, g, products)
+        if self._gives_its_one_value(fz):
+            return
+        # The histories of those that go on are all that is looked at.
+        keep = self._whom_to_keep(k)
+        if not self.moving_count:
+            active.method.skip()
+            return
+        if keep is not None:
+            fz, g = self._narrow(keep, fz, g)
+        entries = self._to_books(self._observe(g))
+        self._step(fz, g, entries, self._send_back_lost())
 
     def _observe(self, g: Tensor) -> list[Tensor]:
         """The inner products that the method asks for; lanes that restart lose their history."""
@@ -207,58 +233,64 @@ class Loop:
             whole = by_sample.all(1)[:, None]
             self.final = (self.final.reshape(by_sample.shape) | whole).reshape(-1)
 
-    def _step(self, k: int, fz: Tensor, g: Tensor, products: Any, lost: Array | None = None) -> None:
-        """Move the active lanes that move, given f and f(z) - z there; send lost ones back to their best.
-
-        `lost`, where it is known, are lanes that were told to restart.
-        """
+    def _gives_its_one_value(self, fz: Tensor) -> bool:
+        """Whether this is the only evaluation, which is made use of where it is finite."""
         active = self.active
-        if self.config.max_evals == 1:  # the one evaluation is made use of where it is finite
-            active.best = choose_rows(
-                active.record.moving & finite_rows(fz, self.on_host), fz.clone(), active.best
-            )
-            return
+        if self.config.max_evals > 1:
+            return False
+        usable = active.record.moving & finite_rows(fz, self.on_host)
+        active.best = choose_rows(usable, fz.clone(), active.best)
+        return True
+
+    def _send_back_lost(self) -> Array | None:
+        """Tell lost lanes to restart: which ones, None: none."""
+        record, patience = self.active.record, self.config.patience
+        if not self.on_host:
+            return send_back(record.moving, record, patience, self.damping)
+        # A lane that has just come closer is not lost.
+        if not record.since_best.any() and not np.isinf(record.last_distance).any():
+            return None
+        lost = record.must_restart(patience)
+        if not lost.any():
+            return None
+        record.restart(lost, self.config.damping)
+        return lost
+
+    def _step(self, fz: Tensor, g: Tensor, products: Any, lost: Array | None) -> None:
+        """Move the active lanes that move, given f and f(z) - z there; lost ones go back to their best."""
+        active = self.active
         record = active.record
-        if self.on_host:
-            # A lane that has just come closer is not lost.
-            some_lost = bool(record.since_best.any()) or bool(np.isinf(record.last_distance).any())
-            lost = record.must_restart(self.config.patience) if some_lost else ~record.moving
-            some_lost = some_lost and bool(lost.any())
-            if some_lost:
-                record.restart(lost, self.config.damping)
-        else:
-            if lost is None:
-                lost = send_back(record.moving, record, self.config.patience, self.damping)
-            some_lost = True
-        if self._asks(k):
-            self._ask()
-        elif k in self.rechecks:  # which may have woken any of them
-            self.moving_count = len(record.moving)
-        if not self.moving_count:
-            active.method.skip()
-            active.z = self._sent_back(lost) if some_lost else active.z
-            return
-        keep = active.worth_keeping(self.moving_count, self._until_recheck(k)) if self._asks(k) else None
-        if keep is not None:
-            index = to_index(keep, fz)
-            fz, g = fz.index_select(0, index), g.index_select(0, index)
-            products, lost = products[:, keep] if len(products) else products, lost[keep]
-            active.scatter()
-            active.activate(active.lanes_at(keep), fz)
-        record = active.record  # of those that are left
         tau: Array | None = record.tau
         if self.on_host and bool((record.tau == 1).all()):
             tau = None
         following = active.method.step(products, active.z, g, tau, self._precondition)
         if not self.on_host:
+            assert lost is not None
             active.z = settled(record.moving, lost, active.z, active.best, following, fz)
             return
         if not math.isfinite(float(following.sum())):
             following = choose_rows(finite_rows(following, self.on_host), following, fz)
-        if some_lost:
+        if lost is not None:
             active.z = choose_rows(record.moving & ~lost, following, self._sent_back(lost))
         else:
             active.z = choose_rows(record.moving, following, active.z)
+
+    def _whom_to_keep(self, k: int) -> Array | None:
+        """Places of the active lanes to go on with; None: all. It asks how many move, where it may."""
+        if self._asks(k):
+            self._ask()
+            return self.active.worth_keeping(self.moving_count, self._until_recheck(k))
+        if k in self.rechecks:  # which may have woken any of them
+            self.moving_count = len(self.active.record.moving)
+        return None
+
+    def _narrow(self, keep: Array, fz: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Go on with the active lanes at `keep` alone: f and f(z) - z there."""
+        active, index = self.active, to_index(keep, fz)
+        fz, g = fz.index_select(0, index), g.index_select(0, index)
+        active.scatter()
+        active.activate(active.lanes_at(keep), fz)
+        return fz, g
 
     def _sent_back(self, lost: Array) -> Tensor:
         """z of the active lanes, of lost ones their best state."""
@@ -275,13 +307,6 @@ class Loop:
         return choose_rows(~plain, self.preconditioner(rows), rows)
 
     # ------------------------------------------------------------------ when to look at what
-
-    def _open_lanes(self) -> Array | None:
-        """The lanes that a recheck evaluates; None: all."""
-        if not self.active.can_restrict:
-            return None
-        lanes = namespace(self.final).where(~self.final)[0]
-        return None if padded_count(len(lanes)) >= self.lanes.count else lanes
 
     def _until_recheck(self, k: int) -> int:
         """Evaluations between iteration k and the next recheck."""

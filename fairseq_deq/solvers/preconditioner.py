@@ -82,4 +82,4 @@ class Preconditioner:
         """P of every position, (n, D) -> (n, D), D a multiple of C; a row depends on no other row."""
         positions = rows.reshape(-1, self.width)
         inside = F.linear(pad_rows(positions), self.right.T)  # (n', r)
-        return torch.add(positions, F.linear(inside, self.left)[: positions.shape[0]]).view_as(rows)
+        return F.linear(inside, self.left)[: positions.shape[0]].add_(positions).view_as(rows)

@@ -128,7 +128,7 @@ class LaneRecord:
             return self._enter(distance, size, passed)
         # Most iterations are like this one: every lane moves and comes closer. The outcome is the same.
         self.first_distance = np.where(np.isinf(self.first_distance), distance, self.first_distance)
-        self.best_distance = self.last_distance = distance
+        self.best_distance, self.last_distance = distance, distance.copy()  # `put` writes to each by itself
         self.best_size = size
         self.peak_distance = np.maximum(self.peak_distance, distance)
         self.evaluations = self.evaluations + 1

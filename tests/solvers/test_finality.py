@@ -170,14 +170,19 @@ def test_from_the_other_end_it_is_the_mirror_image(solver, dtype):
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_final_lane_is_what_it_will_be_with_any_budget_to_come(solver):
-    """Its state is its own, whatever lanes after it do from then on."""
+    """Its state is its own, whatever lanes after it do from then on.
+
+    At the end of a budget the tolerance is enough, where between rechecks a fifth less is asked for: lanes
+    that end in between, and all after them, are left out.
+    """
     config, p = _knowledge("always", solver, 60)
     f = _problem(Ordered)
     z0 = torch.zeros_like(f.b)
     last = solve(f, z0, config, p)
     for budget in (8, 13, 20):
         early = solve(f, z0, replace(config, max_evals=budget), p)
-        final = early.converged.int().cumprod(1).bool()
+        enough = early.converged & (early.residual <= 0.8 * config.rtol)
+        final = enough.int().cumprod(1).bool()
         assert torch.equal(early.state[final], last.state[final])
     assert final.any()
 
