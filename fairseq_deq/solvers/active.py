@@ -15,6 +15,7 @@ from .config import SolverConfig
 from .lanes import LaneLayout, Restrictable
 from .record import Array, LaneRecord, books_on_host, namespace
 from .registry import Method, get_solver
+from .result import FixedPoint
 from .rows import choose_rows, to_index
 
 # In evaluations of all lanes, as measured: what one at some lanes costs (a constant, and so much for their
@@ -119,6 +120,23 @@ class ActiveLanes:
         full = self.all_records.moving & False
         full[self.rows] = mask
         return full
+
+    def result(self, patience: int) -> FixedPoint:
+        """What the solve came to, of all lanes."""
+        self.scatter()
+        record, shape = self.all_records, self.lanes.shape
+
+        def tensor(values: Array, dtype: torch.dtype) -> Tensor:
+            return (values if isinstance(values, Tensor) else torch.from_numpy(values)).to(dtype).view(shape)
+
+        return FixedPoint(
+            state=self.lanes.unflatten(self.all_best).to(self.dtype),
+            residual=tensor(record.residual(), self.z.dtype),
+            lane_nfe=tensor(record.evaluations, torch.int32),
+            status=tensor(record.status(patience), torch.uint8),
+            nfe=self.evaluations,
+            total_lane_nfe=self.lane_evaluations,
+        )
 
     # ------------------------------------------------------------------ which lanes are active
 

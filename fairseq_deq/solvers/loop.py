@@ -95,29 +95,7 @@ class Loop:
                     self.active.method.skip()
                 if self._ended():
                     break
-            return self._result()
-
-    def inverse_transpose(self, vector: Tensor) -> Tensor:
-        """The histories' estimate of (I - J)^{-T} `vector`, with J the blocks of single lanes.
-
-        Args:
-            vector: shaped as the state.
-        Returns:
-            likewise.
-        """
-        assert self.frozen_histories is not None
-        active = self.active
-        rows = self.lanes.flatten(vector).to(active.z.dtype)
-        transposed = _identity if self.preconditioner is None else self.preconditioner.transposed
-        estimate = rows.clone()
-        moving = namespace(active.record.tau).where(active.record.moving)[0]
-        live = (active.lanes_at(moving), active.method.subset(moving))
-        for lanes, method in (*self.frozen_histories, live):  # what a lane knew when it was last frozen
-            own = rows.index_select(0, to_index(lanes, rows))
-            product = method.inverse_transpose(own, transposed)
-            sound = torch.isfinite(product).all(1, keepdim=True)
-            estimate.index_copy_(0, to_index(lanes, rows), torch.where(sound, product, own))
-        return self.lanes.unflatten(estimate).to(vector.dtype)
+            return self.active.result(self.config.patience)
 
     # ------------------------------------------------------------------ iterations
 
@@ -144,9 +122,10 @@ class Loop:
             return
         lost = self._send_back_lost() if lost is None else lost
         keep = self._whom_to_keep(k)
+        if lost is not None and (keep is not None or not self.moving_count):
+            active.z = self._sent_back(lost)  # one that is abandoned stays there, and is kept no longer
         if not self.moving_count:
             active.method.skip()
-            active.z = self._sent_back(lost) if lost is not None else active.z
             return
         if keep is not None:
             entries = entries[:, keep] if len(entries) else entries
@@ -167,8 +146,7 @@ class Loop:
         g = fz - active.z
         squares = self._to_books([vecdot(g, g), vecdot(fz, fz)])
         measured = Measured.of(squares, *self.tolerance)
-        final = active.of_active(self.final) & ~active.record.abandoned
-        measured = Measured(measured.distance, measured.size, measured.passed | final)
+        measured = measured.keeping(active.of_active(self.final), active.record)
         renewed = active.record.recheck(measured.distance, measured.size, measured.passed, self.damping)
         active.renew_best(renewed)
         self._judge(measured)
@@ -332,24 +310,3 @@ class Loop:
         if not self.lanes.coupled:
             return not self.moving_count
         return self.all_final
-
-    def _result(self) -> FixedPoint:
-        active = self.active
-        active.scatter()
-        record, shape = active.all_records, self.lanes.shape
-
-        def tensor(values: Array, dtype: torch.dtype) -> Tensor:
-            return (values if isinstance(values, Tensor) else torch.from_numpy(values)).to(dtype).view(shape)
-
-        return FixedPoint(
-            state=self.lanes.unflatten(active.all_best).to(active.dtype),
-            residual=tensor(record.residual(), active.z.dtype),
-            lane_nfe=tensor(record.evaluations, torch.int32),
-            status=tensor(record.status(self.config.patience), torch.uint8),
-            nfe=active.evaluations,
-            total_lane_nfe=active.lane_evaluations,
-        )
-
-
-def _identity(rows: Tensor) -> Tensor:
-    return rows

@@ -5,11 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from .config import SolverConfig
+from .inverse import inverse_transpose
 from .lanes import LaneLayout
 from .loop import Loop, Trace
 from .preconditioner import Preconditioner
@@ -127,7 +129,7 @@ def solve_keeping_inverse(
     check_state(z0)
     loop = Loop(f, z0, config, preconditioner, keep_inverse=True)
     result = _apply_policy(loop.run(), f, config, preconditioner)
-    return result, torch.no_grad()(loop.inverse_transpose)
+    return result, torch.no_grad()(partial(inverse_transpose, loop))
 
 
 def _apply_policy(

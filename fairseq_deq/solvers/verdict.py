@@ -26,6 +26,15 @@ class Measured:
         """From |f(z) - z|^2 and |f(z)|^2, (2, n); passed: |f(z) - z| is at most limit + rtol*|f(z)|."""
         return cls(*_measure(squares, limit, rtol))
 
+    def keeping(self, final: Array, record: LaneRecord) -> Measured:
+        """The same, but `final` lanes (n,) keep what their books say: they need not have been evaluated."""
+        xp = namespace(self.distance)
+        return Measured(
+            xp.where(final, record.best_distance, self.distance),
+            xp.where(final, record.best_size, self.size),
+            xp.where(final, ~record.abandoned, self.passed),
+        )
+
 
 @fused
 def _measure(squares: Array, limit: Any, rtol: Any) -> tuple[Array, Array, Array]:
