@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .solvers import Restrictable
+from .held import restrictable
 from .solvers.lanes import LaneLayout
 
 
@@ -193,8 +193,8 @@ def spectral_radius(
     for in `sample` scope, it needs many more steps, since the coupling of positions is far from normal.
 
     Args:
-        f: map of a tensor to one of the same shape, (B, ..., C); in position scope it must be `Restrictable`
-            (or z be (B, C)).
+        f: map of a tensor to one of the same shape, (B, ..., C). In position scope one that is `Restrictable`
+            is evaluated at single positions; any other at all of them, for each that is looked at.
         z: the point, usually a fixed point.
         scope: `position`, the blocks J_tt, result (B, ...); `sample`, all of J of each sample, (B,).
         steps: Arnoldi steps, each a vector-Jacobian product.
@@ -203,8 +203,7 @@ def spectral_radius(
     Returns:
         the `SpectralRadius`, in float32 at least.
     Raises:
-        ValueError: unknown scope, too few steps, positions in `sample` scope, or blocks of a map that cannot
-            be restricted.
+        ValueError: unknown scope, too few steps, or positions in `sample` scope.
     Source: Arnoldi (1951); Saad, Numerical Methods for Large Eigenvalue Problems (2011), section 6.2.
     """
     if scope not in ("position", "sample"):
@@ -217,18 +216,16 @@ def spectral_radius(
     z = z.detach()
     if positions is None and (scope == "sample" or lanes.count == lanes.samples):
         return _reshaped(_arnoldi(*_taped(f, z), lanes.count, steps), lanes.shape)
-    if not isinstance(f, Restrictable):
-        raise ValueError("the blocks of single positions need an f that can be restricted; use scope sample")
     width = lanes.count // lanes.samples
     shape = lanes.shape if positions is None else positions.shape
     if positions is None:
         positions = torch.arange(width, device=z.device).expand(lanes.samples, width)
     first = torch.arange(lanes.samples, device=z.device) * width
-    blocks = []
+    blocks, at_some = [], restrictable(f)
     for column in positions.unbind(1):  # one position of every sample at a time: their blocks do not touch
         rows = first + column
         own = z.reshape(-1, lanes.width).index_select(0, rows)
-        blocks.append(_arnoldi(*_taped(f.restrict(z, rows, None), own), lanes.samples, steps))
+        blocks.append(_arnoldi(*_taped(at_some.restrict(z, rows, None), own), lanes.samples, steps))
     value = torch.stack([b.value for b in blocks], 1)
     error = torch.stack([b.error for b in blocks], 1)
     return _reshaped(SpectralRadius(value, error, blocks[0].steps), shape)

@@ -25,7 +25,7 @@ ROOMS = {
     "export": set(),
 }
 # What someone with a model of another kind uses alone.
-BARE = ("solvers", "implicit", "adjoint", "equilibrium", "jacobian", "invariant_matmul")
+BARE = ("solvers", "implicit", "adjoint", "equilibrium", "jacobian", "held", "invariant_matmul")
 
 
 def _imports(name: str, everywhere: bool = False) -> Iterator[str]:

@@ -303,6 +303,13 @@ def test_blocks_can_be_chosen():
     assert torch.allclose(radius.value, every.gather(1, chosen), rtol=1e-12)
 
 
+def test_blocks_of_a_map_that_is_evaluated_at_all_positions_only_are_the_same():
+    bind, z, _ = _transformer()
+    f = bind()
+    whole = spectral_radius(lambda z: f(z), z, steps=C)
+    assert torch.allclose(whole.value, spectral_radius(f, z, steps=C).value, rtol=1e-9)
+
+
 def test_a_sample_in_full_needs_more_steps_and_comes_to_the_same():
     f = CausalMap(torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
     z = torch.zeros(2, 5, 3, dtype=torch.float64)
@@ -342,7 +349,6 @@ def test_the_point_is_left_without_a_gradient_and_no_grad_is_no_hindrance():
     [
         ({"scope": "batch"}, "scope must be one of position, sample"),
         ({"steps": 0}, "steps must be at least 1"),
-        ({"scope": "position"}, "need an f that can be restricted"),
         ({"scope": "sample", "positions": torch.zeros(1, 1)}, "positions can be chosen in scope position"),
     ],
 )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..adjoint import HasAdjoint
 from ..solvers import direction_of
 from .cache import LayerCache
 from .layer import Layer, Map, PreparedLayer, recorded
@@ -24,8 +25,8 @@ class Composition(Layer):
     """f(z; u) = f_N(... f_2(f_1(z; u_1); u_2) ...; u_N), u = [u_1, ..., u_N], solved for z = f(z; u).
 
     Later positions need what each layer was given: z, f_1(z), and so on. So a cache has N layers, and each
-    position is remembered with N states (see `recorded`). What is lost against one layer are evaluations at
-    some positions only (`restrict`) and a hand-written `adjoint`: in f_2 a position needs the others' f_1.
+    position is remembered with N states (see `recorded`). It is evaluated at all positions of a segment,
+    never at some (`restrict`): where the states of the others are held, what f_1 makes of them is not.
 
     Args:
         layers: f_1 to f_N; each has its own weights, and all have the same channels of state.
@@ -34,10 +35,11 @@ class Composition(Layer):
     """
 
     def __init__(self, layers: Sequence[Layer]) -> None:
-        if len({layer.state_dim for layer in layers}) != 1:
-            raise ValueError(
-                f"layers of one f must have the same state_dim, got {[layer.state_dim for layer in layers]}"
-            )
+        widths = [layer.state_dim for layer in layers]
+        if not widths:
+            raise ValueError("f needs at least one layer, got none")
+        if len(set(widths)) > 1:
+            raise ValueError(f"layers of one f must have the same state_dim, got {widths}")
         super().__init__(layers[0].state_dim, sum(layer.injection_dim for layer in layers))
         self.output_dim = layers[-1].output_dim
         self.record_dim = sum(layer.record_dim for layer in layers)
@@ -109,7 +111,7 @@ class PreparedComposition(PreparedLayer):
         start: int = 0,
     ) -> BoundComposition:
         parts = zip(self.parts, injection.split(self.injection_dims, -1), self._parts_of(context))
-        return BoundComposition([part.bind(u, before, padding, start) for part, u, before in parts])
+        return bound([part.bind(u, before, padding, start) for part, u, before in parts])
 
     def new_cache(self, batch: int) -> CompositionCache:
         caches = [part.new_cache(batch) for part in self.parts]
@@ -119,6 +121,18 @@ class PreparedComposition(PreparedLayer):
         return (None,) * len(self.parts) if context is None else context.parts
 
 
+def bound(parts: Sequence[Map]) -> BoundComposition:
+    """The maps f_1 to f_N in turn, with an adjoint where every one of them has one."""
+    every = all(isinstance(part, HasAdjoint) for part in parts)
+    return CompositionWithAdjoint(parts) if every else BoundComposition(parts)
+
+
+def _direction(parts: Sequence[Map]) -> int:
+    """The direction that all maps have; 0 where they differ."""
+    directions = {direction_of(part) for part in parts}
+    return directions.pop() if len(directions) == 1 else 0
+
+
 class BoundComposition:
     """z -> f(z) over (B, T, C), for one segment.
 
@@ -126,10 +140,8 @@ class BoundComposition:
         parts: f_1 to f_N.
     """
 
-    def __init__(self, parts: list[Map]) -> None:
-        self.parts = parts
-        directions = {direction_of(part) for part in parts}
-        self.direction = directions.pop() if len(directions) == 1 else 0
+    def __init__(self, parts: Sequence[Any]) -> None:
+        self.parts, self.direction = list(parts), _direction(parts)
 
     def __call__(self, z: Tensor) -> Tensor:
         for part in self.parts:
@@ -144,6 +156,36 @@ class BoundComposition:
             if i + 1 < len(self.parts):
                 z = part(z)
         return torch.cat(records, -1)
+
+
+class CompositionWithAdjoint(BoundComposition):
+    """The same of maps that know their transposed Jacobians."""
+
+    def adjoint(self, z: Tensor, grad: Tensor) -> CompositionAdjoint:
+        """lambda -> J^T lambda + grad, with J = J_N ... J_1 at z (B, T, C)."""
+        adjoints, zero = [], torch.zeros_like(grad)
+        with torch.no_grad():
+            for i, part in enumerate(self.parts):
+                adjoints.append(part.adjoint(z, zero if i else grad))
+                if i + 1 < len(self.parts):
+                    z = part(z)
+        return CompositionAdjoint(adjoints)
+
+
+class CompositionAdjoint:
+    """lambda -> J_1^T ... J_N^T lambda + grad, J_i that of f_i where the maps before it put it.
+
+    Args:
+        parts: the adjoints of f_1, with `grad`, and of f_2 to f_N, without.
+    """
+
+    def __init__(self, parts: Sequence[Map]) -> None:
+        self.parts, self.direction = list(parts), _direction(parts)
+
+    def __call__(self, adjoint: Tensor) -> Tensor:
+        for part in reversed(self.parts):
+            adjoint = part(adjoint)
+        return adjoint
 
 
 class CompositionCache:
@@ -167,7 +209,7 @@ class CompositionCache:
 
     def bind(self, injection: Tensor, padding: Tensor | None) -> BoundComposition:
         parts = zip(self.parts, injection.split(self.injection_dims, -1))
-        return BoundComposition([part.bind(u, padding) for part, u in parts])
+        return bound([part.bind(u, padding) for part, u in parts])
 
     def append(self, record: Tensor, injection: Tensor) -> None:
         records, injections = record.split(self.record_dims, -1), injection.split(self.injection_dims, -1)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..equilibrium import Equilibrium
 from ..jacobian import jacobian_penalty, spectral_radius
-from ..solvers import Restrictable
 
 # Positions of a row whose blocks are looked at.
 _BLOCKS = 8
@@ -79,34 +78,9 @@ class PositionSpectralRadii:
         for i in chosen:
             positions, found = _spread_in_rows(parts[i], _BLOCKS // len(chosen))
             f, state = self.solved[i]
-            f = f if isinstance(f, Restrictable) else HeldElsewhere(f)
             value = spectral_radius(f, state, steps=self.steps, positions=positions).value
             radii.append(torch.where(found.unsqueeze(1), value, 0.0))
         return torch.cat(radii, 1).amax(1)
-
-
-@dataclass(frozen=True)
-class HeldElsewhere:
-    """A map that can be evaluated at all positions only, as one that can be asked for some of them.
-
-    Attributes:
-        f: the map.
-    """
-
-    f: Callable[[Tensor], Tensor]
-
-    def __call__(self, z: Tensor) -> Tensor:
-        return self.f(z)
-
-    def restrict(self, z: Tensor, positions: Tensor, value: Tensor | None) -> Callable[[Tensor], Tensor]:
-        """f at the flat `positions`, with all other positions held at z."""
-        held = z.reshape(-1, z.shape[-1])
-
-        def block(own: Tensor) -> Tensor:
-            whole = held.index_copy(0, positions, own).view_as(z)
-            return self.f(whole).reshape_as(held).index_select(0, positions)
-
-        return block
 
 
 def _spread(n: int, most: int) -> list[int]:

@@ -10,6 +10,7 @@ import torch
 from fairseq.data import Dictionary
 
 import fairseq_deq  # noqa: F401  (registers the models)
+from fairseq_deq.layers.composition import Composition
 from fairseq_deq.models import incremental, segment_decoder
 from fairseq_deq.models.deq_transformer_lm import DEQTransformerConfig, DEQTransformerLanguageModel
 from fairseq_deq.models.deq_trellisnet_lm import DEQTrellisNetConfig, DEQTrellisNetLanguageModel
@@ -56,13 +57,18 @@ def build(seed: int = 0, dtype: torch.dtype = torch.float64, **options: Any) -> 
     small = EXACT | {"decoder_ffn_embed_dim": 32, "decoder_attention_heads": 2}
     torch.manual_seed(seed)
     model = DEQTransformerLanguageModel.build_model(DEQTransformerConfig(**(small | options)), task())
-    cell = model.decoder.layer
     with torch.no_grad():
         model.decoder.injection.weight.mul_(2.0)
-        for layer in getattr(cell, "parts", [cell]):  # those of f, where it has several
-            for linear, gain in ((layer.qkv, 0.5), (layer.out, 8.0), (layer.ffn_out, 0.5)):
+        for cell in layers_of(model):
+            for linear, gain in ((cell.qkv, 0.5), (cell.out, 8.0), (cell.ffn_out, 0.5)):
                 (linear.weight_v if linear.weight_g is None else linear.weight_g).mul_(gain)
     return model.to(dtype).eval()
+
+
+def layers_of(model: Any) -> list[Any]:
+    """The layers that the model's f is made of."""
+    layer = model.decoder.layer
+    return layer.parts if isinstance(layer, Composition) else [layer]
 
 
 def build_trellis(

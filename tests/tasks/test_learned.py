@@ -23,6 +23,7 @@ FAMILIES = {
     ),
     "trellis": ("--arch", "deq_trellisnet_lm_tiny", "--nhid", "8"),
 }
+FAMILIES["two layers"] = (*FAMILIES["transformer"], "--decoder-layers", "2")
 # Renewed after updates 1, 11 and 21.
 RENEWALS = 3
 KNOWLEDGE = ("learned_start", "learned_preconditioner")

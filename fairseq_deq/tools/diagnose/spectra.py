@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...held import restrictable
 from ...jacobian import JacobianSums, spectral_radius
-from ...models.stability import HeldElsewhere
-from ...solvers import Restrictable
 from .subject import Layer
 
 # A larger radius than this is worth a word.
@@ -80,13 +79,9 @@ def radii_by_position(layer: Layer) -> tuple[list[int], list[float]]:
     """
     rows, length = layer.state.shape[:2]
     places = torch.linspace(0, length - 1, min(length, _PLACES)).round().long()
-    f, chosen = _restrictable(layer), places.expand(rows, len(places))
+    f, chosen = layer.f, places.expand(rows, len(places))
     radius = spectral_radius(f, layer.state, steps=_STEPS, positions=chosen).value
     return places.tolist(), torch.nan_to_num(radius, nan=float("inf")).amax(0).tolist()
-
-
-def _restrictable(layer: Layer) -> Restrictable:
-    return layer.f if isinstance(layer.f, Restrictable) else HeldElsewhere(layer.f)
 
 
 def _mean_jacobian(layer: Layer) -> Tensor:
@@ -118,7 +113,7 @@ def _blocks(layer: Layer) -> dict[str, list[tuple[float, float]]]:
     for name, row in chosen.items():
         place = row.reshape(1)
         own = layer.state.reshape(-1, width).index_select(0, place)
-        block = _restrictable(layer).restrict(layer.state, place, None)
+        block = restrictable(layer.f).restrict(layer.state, place, None)
         with torch.enable_grad():
             jacobian = torch.autograd.functional.jacobian(block, own).reshape(width, width)
         if bool(torch.isfinite(jacobian).all()):
