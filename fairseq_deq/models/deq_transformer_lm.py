@@ -74,8 +74,7 @@ def _check(cfg: DEQTransformerConfig) -> None:
     check_values(cfg, DEQTransformerConfig)
     if not is_on(cfg, "decoder_closing_norm") and not is_on(cfg, "decoder_normalize_before"):
         raise OptionError(
-            "--decoder-closing-norm false needs --decoder-normalize-before: the post-norm form is its closing "
-            "norm"
+            "--decoder-closing-norm false needs --decoder-normalize-before: the other form closes with a norm"
         )
     if str(cfg.solver_scope) == "recurrence":
         raise OptionError(
