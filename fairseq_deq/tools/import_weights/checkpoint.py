@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from ...checkpoint_file import read_checkpoint
 from ...errors import OptionError
+from ..command import written_whole
 
 _TASK = ("--task", "deq_language_modeling", "--criterion", "deq_lm_loss", "--optimizer", "adam")
 # Where a training that goes on from the checkpoint begins in its data.
@@ -102,13 +102,9 @@ def write_checkpoint(path: Path, cfg: Any, weights: Mapping[str, Tensor], task_s
         "extra_state": {"train_iterator": _BEGINNING, "val_loss": None, "previous_training_time": 0.0},
         "last_optimizer_state": None,
     }
-    unfinished = path.with_name(f".{path.name}.partial")
-    try:
-        torch.save(state, unfinished)
-        read_checkpoint(unfinished)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with written_whole(path) as partial:
+        torch.save(state, partial)
+        read_checkpoint(partial)
 
 
 def write_dictionary(folder: Path, text: str) -> None:
@@ -120,4 +116,5 @@ def write_dictionary(folder: Path, text: str) -> None:
     path = folder / "dict.txt"
     if path.exists() and path.read_text(encoding="utf-8") != text:
         raise OptionError(f"{path} is there already, with other words; give OUT.pt a folder of its own")
-    path.write_text(text, encoding="utf-8")
+    with written_whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")

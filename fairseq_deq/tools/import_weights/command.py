@@ -12,12 +12,13 @@ fairseq-preprocess --srcdict.
 takes the embeddings and the softmax of a stock transformer_lm, and draws the rest: OUT.pt is the start of a
 training, for fairseq-train --finetune-from-model OUT.pt.
 
-Nothing in a file is called. What is written is one sentence of numbers, and the options of fairseq-train with
-which a training goes on from it.
+Nothing in a file is called. What is printed says what was written, and with which options of fairseq-train a
+training goes on from it.
 
 Examples:
 
-    fairseq-deq-import model_state_dict.pth wikitext-103/wiki.train.tokens imported/checkpoint.pt --count-words
+    fairseq-deq-import model_state_dict.pth wikitext-103/wiki.train.tokens imported/checkpoint.pt \\
+        --count-words
     fairseq-deq-import model_state_dict.pth words.txt imported/checkpoint.pt --pre-lnorm --mem-len 300
     fairseq-deq-import --from-transformer-lm stock/checkpoint_best.pt start/checkpoint.pt \\
         --arch deq_transformer_lm --decoder-ffn-embed-dim 2048
@@ -30,32 +31,19 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
-from ..._requirements import require_fairseq_or_exit
-
-require_fairseq_or_exit()
-
-from ...registration import register  # noqa: E402
-
-register()
-
-from ...data_folder import words_fingerprint  # noqa: E402
-from ...errors import OptionError  # noqa: E402
-from .checkpoint import (  # noqa: E402
-    configuration,
-    model_of,
-    with_weights,
-    write_checkpoint,
-    write_dictionary,
-)
-from .conversion import convert  # noqa: E402
-from .reference import read_reference  # noqa: E402
-from .state_dict import Tensors, read_state_dict  # noqa: E402
-from .transformer_lm import dictionary_of, read_words_of  # noqa: E402
-from .vocabulary import Placement, count_words, read_words  # noqa: E402
+from ...data_folder import words_fingerprint
+from ...errors import OptionError
+from ..command import describe, ended, quiet
+from .checkpoint import configuration, model_of, with_weights, write_checkpoint, write_dictionary
+from .conversion import convert
+from .reference import read_reference
+from .state_dict import Tensors, read_state_dict
+from .transformer_lm import dictionary_of, read_words_of
+from .vocabulary import Placement, count_words, read_words
 
 PROGRAM = "fairseq-deq-import"
 _START = "--from-transformer-lm"
@@ -72,19 +60,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     starts = any(word == _START or word.startswith(f"{_START}=") for word in argv)
-    description, _, details = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        PROGRAM,
-        description=description,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-
-    def refuse(message: str) -> NoReturn:
-        raise OptionError(f"{message}; {PROGRAM} --help shows the options")
-
-    parser.error = refuse  # type: ignore[method-assign]
+    parser = describe(argparse.ArgumentParser(allow_abbrev=False), PROGRAM, __doc__)
     add = parser.add_argument
     add(
         _START,
@@ -99,7 +75,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args, rest = parser.parse_known_args(argv)
     args.model_options = rest
     if rest and not starts:
-        refuse(f"unrecognized arguments: {' '.join(rest)}")
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if starts:
         args.out = args.from_transformer_lm[1]
         if not any(word == "--arch" or word.startswith(("--arch=", "-a")) for word in rest):
@@ -176,7 +152,6 @@ def import_reference(args: argparse.Namespace) -> str:
     symbols = placement.symbols()
     with torch.random.fork_rng(devices=[]):
         weights = with_weights(model_of(cfg, len(symbols)), converted.weights, whole=True)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     write_dictionary(args.out.parent, placement.dictionary())
     write_checkpoint(args.out, cfg, weights, _task_state(symbols))
     bands = " + ".join(str(len(band.bias)) for band in reference.bands)
@@ -212,7 +187,6 @@ def start_from_transformer_lm(args: argparse.Namespace) -> str:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.common.seed)
         weights = with_weights(model_of(cfg, words.types), words.weights, whole=False)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     write_dictionary(args.out.parent, dictionary.read_text(encoding="utf-8"))
     write_checkpoint(args.out, cfg, weights, words.task_state)
     taken = sum(tensor.numel() for tensor in {t.data_ptr(): t for t in words.weights.values()}.values())
@@ -233,6 +207,21 @@ def _how_to_go_on(out: Path, options: Sequence[str]) -> str:
     )
 
 
+def run(argv: Sequence[str] | None = None) -> None:
+    """Write the checkpoint, and tell of it.
+
+    Args:
+        argv: the arguments; those of the process if None.
+    Raises:
+        OptionError: an option or a file cannot be used.
+    """
+    args = parse(argv)
+    with quiet():
+        starts = args.from_transformer_lm is not None
+        told = start_from_transformer_lm(args) if starts else import_reference(args)
+    print(told)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -241,16 +230,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         the exit status: 0, or 1 after one sentence that says why nothing was written.
     """
-    try:
-        args = parse(argv)
-        starts = args.from_transformer_lm is not None
-        print(start_from_transformer_lm(args) if starts else import_reference(args))
-    except (OptionError, OSError) as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def cli_main() -> None:
-    """The entry point."""
-    sys.exit(main())
+    return ended(PROGRAM, lambda: run(argv))

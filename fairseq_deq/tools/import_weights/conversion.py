@@ -147,6 +147,7 @@ def _adaptive(
     tied = all(torch.equal(band.embedding, band.softmax) for band in bands)
     ins = [projection(band.embedding_projection) for band in bands]
     outs = [projection(band.softmax_projection) for band in bands]
+    tied_outs = tied and all(torch.equal(into, out) for into, out in zip(ins[1:], outs[1:]))
     options = [
         *("--adaptive-input", "--adaptive-input-cutoff", ends, "--adaptive-input-factor", str(factor)),
         *("--adaptive-softmax-cutoff", ends, "--adaptive-softmax-factor", str(factor), "--output-bias"),
@@ -154,14 +155,14 @@ def _adaptive(
     head, weights = "adaptive_softmax.head", {}
     if bands[0].softmax_projection is not None:
         options.append("--adaptive-softmax-projection")
-        weights[f"{head}.projection.weight"] = outs[0].T.contiguous()
+        weights[f"{head}.projection.weight"] = outs[0].T
     if tied:
         options.append("--tie-adaptive-weights")
         weights[f"{head}.word_proj.weight"] = bands[0].softmax
         weights[f"{head}.word_proj.bias"] = bands[0].bias
         weights[f"{head}.class_proj.weight"] = classes
         weights[f"{head}.class_proj.bias"] = class_bias
-        if all(torch.equal(into, out) for into, out in zip(ins[1:], outs[1:])):
+        if tied_outs:
             options.append("--tie-adaptive-proj")
     else:
         weights[f"{head}.weight"] = torch.cat([bands[0].softmax, classes])
@@ -170,7 +171,7 @@ def _adaptive(
         weights[f"embed_tokens.embeddings.{i}.0.weight"] = band.embedding
         weights[f"embed_tokens.embeddings.{i}.1.weight"] = ins[i]
         if i:
-            weights[f"adaptive_softmax.tail.{i - 1}.0.weight"] = outs[i].T.contiguous()
+            weights[f"adaptive_softmax.tail.{i - 1}.0.weight"] = outs[i] if tied_outs else outs[i].T
             weights[f"adaptive_softmax.tail.{i - 1}.2.weight"] = band.softmax
             weights[f"adaptive_softmax.tail.{i - 1}.2.bias"] = band.bias
     return options, weights

@@ -14,8 +14,8 @@ from ...checkpoint_file import what_is_wrong
 from ...errors import OptionError
 
 _HOW_TO_SAVE = (
-    "in the reference's own folder, where you trust the file: "
-    "python -c \"import torch; torch.save(torch.load('{0}', weights_only=False).state_dict(), 'weights.pth')\""
+    "the reference saves them beside it as model_state_dict.pth; its own Python, where you trust the file, does "
+    "so by torch.save(torch.load({!r}, weights_only=False).state_dict(), 'weights.pth')"
 )
 
 
@@ -63,8 +63,8 @@ def _refusal(path: Any, error: Exception) -> str:
     if not named:
         return f"{path} is not a state_dict: torch cannot read it ({_line(error)})"
     return (
-        f"{path} is not a state_dict: it holds objects of code ({named.split()[0]}), and loading it would run "
-        f"that; save its weights alone, {_HOW_TO_SAVE.format(path)}"
+        f"{path} is not a state_dict: it holds more than weights ({named.split()[0]}), and loading it would "
+        f"run code; take the weights alone: {_HOW_TO_SAVE.format(str(path))}"
     )
 
 
