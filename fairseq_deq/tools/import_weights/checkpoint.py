@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,12 +12,13 @@ import torch
 from fairseq import options as fairseq_options
 from fairseq.data import Dictionary
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
-from fairseq.models import build_model
+from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY, build_model
 from omegaconf import OmegaConf
 from torch import Tensor
 
 from ...checkpoint_file import read_checkpoint
 from ...errors import OptionError
+from ...models.deq_language_model import DEQLanguageModel
 from ..command import written_whole
 
 _TASK = ("--task", "deq_language_modeling", "--criterion", "deq_lm_loss", "--optimizer", "adam")
@@ -43,6 +45,25 @@ def configuration(data: Path, arguments: Sequence[str]) -> Any:
     return convert_namespace_to_omegaconf(parsed)
 
 
+def with_architecture(options: Sequence[str]) -> list[str]:
+    """Options of a model with `--arch`, which is `deq_transformer_lm` where they have none.
+
+    Args:
+        options: of fairseq-train.
+    Raises:
+        OptionError: they are for a model of another kind.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--arch", "-a")
+    name = parser.parse_known_args(list(options))[0].arch
+    if name is None:
+        return ["--arch", "deq_transformer_lm", *options]
+    kind = MODEL_REGISTRY.get(name) or ARCH_MODEL_REGISTRY.get(name)
+    if kind is not None and not issubclass(kind, DEQLanguageModel):
+        raise OptionError(f"--arch must be a DEQ language model, got {name}")
+    return list(options)
+
+
 def model_of(cfg: Any, types: int) -> Any:
     """A new model of a configuration, for a dictionary of `types` types.
 
@@ -60,7 +81,7 @@ def with_weights(model: Any, weights: Mapping[str, Tensor], whole: bool) -> dict
     """The model's tensors with others in the place of some.
 
     Args:
-        model: what the checkpoint is of.
+        model: what the checkpoint is of; it gets the weights.
         weights: by name.
         whole: whether they must be all parameters of the model.
     Raises:
@@ -74,7 +95,9 @@ def with_weights(model: Any, weights: Mapping[str, Tensor], whole: bool) -> dict
         if found is None or has is None or found.shape != has.shape:
             shapes = ["nothing" if t is None else " x ".join(map(str, t.shape)) for t in (found, has)]
             raise OptionError(f"{name} is {shapes[0]}, where the options make a model with {shapes[1]}")
-    return state | {name: tensor.detach().clone().contiguous() for name, tensor in weights.items()}
+    model.load_state_dict(state | dict(weights))
+    loaded: dict[str, Tensor] = model.state_dict()  # in which tied weights are one
+    return loaded
 
 
 def write_checkpoint(path: Path, cfg: Any, weights: Mapping[str, Tensor], task_state: Any) -> None:

@@ -38,7 +38,14 @@ import torch
 from ...data_folder import words_fingerprint
 from ...errors import OptionError
 from ..command import describe, ended, quiet
-from .checkpoint import configuration, model_of, with_weights, write_checkpoint, write_dictionary
+from .checkpoint import (
+    configuration,
+    model_of,
+    with_architecture,
+    with_weights,
+    write_checkpoint,
+    write_dictionary,
+)
 from .conversion import convert
 from .reference import read_reference
 from .state_dict import Tensors, read_state_dict
@@ -78,8 +85,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if starts:
         args.out = args.from_transformer_lm[1]
-        if not any(word == "--arch" or word.startswith(("--arch=", "-a")) for word in rest):
-            args.model_options = ["--arch", "deq_transformer_lm", *rest]
+        args.model_options = with_architecture(rest)
     else:
         if args.data is not None:
             raise OptionError(f"--data counts with {_START} alone; leave it out")
@@ -182,8 +188,6 @@ def start_from_transformer_lm(args: argparse.Namespace) -> str:
     dictionary = dictionary_of(words, args.data)
     options = [*args.model_options, *words.options]
     cfg = configuration(args.out.parent, options)
-    if not str(cfg.model._name).startswith("deq_"):
-        raise OptionError(f"--arch must be a DEQ language model of this package, got {cfg.model._name}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.common.seed)
         weights = with_weights(model_of(cfg, words.types), words.weights, whole=False)

@@ -14,8 +14,8 @@ from ...checkpoint_file import what_is_wrong
 from ...errors import OptionError
 
 _HOW_TO_SAVE = (
-    "the reference saves them beside it as model_state_dict.pth; its own Python, where you trust the file, does "
-    "so by torch.save(torch.load({!r}, weights_only=False).state_dict(), 'weights.pth')"
+    "the reference saves them beside it as model_state_dict.pth; its own Python, where you trust it, does so "
+    "by torch.save(torch.load({!r}, weights_only=False).state_dict(), 'weights.pth')"
 )
 
 
