@@ -128,9 +128,6 @@ def _check_reference(args: argparse.Namespace) -> None:
         args.cutoffs = [0]
     if args.cutoffs[0] < 1 or sorted(set(args.cutoffs)) != args.cutoffs:
         raise OptionError(f"--cutoffs must be increasing positive numbers with commas between, got {text}")
-    for path in (args.state_dict, args.vocabulary):
-        if not path.is_file():
-            raise OptionError(f"there is no file {path}")
 
 
 def import_reference(args: argparse.Namespace) -> str:
