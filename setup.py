@@ -1,6 +1,7 @@
 """Installation of fairseq_deq; tool configuration is in pyproject.toml."""
 
 import re
+from keyword import iskeyword
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -43,9 +44,15 @@ FAIRSEQ = [
     'fairseq-fixed==0.12.3.1; python_version >= "3.13"',
 ]
 
+
+def function_of(tool: str) -> str:
+    """The name of a tool's function in fairseq_deq/tools/entry.py."""
+    return tool.replace("-", "_") + "_" * iskeyword(tool)
+
+
 # fairseq_deq/tools/entry.py has a function for each.
-TOOLS = ["anytime", "average", "benchmark", "benchmark-generation", "convert", "diagnose", "export", "plot"]
-TOOLS += ["prepare", "score", "unigram"]
+TOOLS = ["anytime", "average", "benchmark", "benchmark-generation", "convert", "diagnose", "export", "import"]
+TOOLS += ["plot", "prepare", "score", "unigram"]
 
 setup(
     name="fairseq-deq",
@@ -61,7 +68,7 @@ setup(
     project_urls={"Paper": "https://arxiv.org/abs/1909.01377"},
     entry_points={
         "console_scripts": [
-            f"fairseq-deq-{name} = fairseq_deq.tools.entry:{name.replace('-', '_')}" for name in TOOLS
+            f"fairseq-deq-{name} = fairseq_deq.tools.entry:{function_of(name)}" for name in TOOLS
         ]
     },
     python_requires=">=3.10",

@@ -70,20 +70,32 @@ def check_file(file: BinaryIO, path: Any) -> None:
     Raises:
         OptionError: the sentence says what the file is.
     """
+    found = what_is_wrong(file)
+    if found is not None and found.startswith("damaged"):
+        raise OptionError(
+            f"{path} is not a whole fairseq checkpoint: it is {found}; go on from another one with "
+            "--restore-file, or evaluate another one with --path"
+        )
+    if found is not None:
+        raise OptionError(f"{path} is not a whole fairseq checkpoint: it is {found}")
+
+
+def what_is_wrong(file: BinaryIO) -> str | None:
+    """What a file is in the place of something that torch saved, or how it is damaged; None: nothing.
+
+    Args:
+        file: opened for reading bytes; it is left at its beginning.
+    Returns:
+        what goes on a sentence of "it is".
+    """
     start = file.read(512)
     file.seek(0)
     found = _kind(start)
-    if found is not None:
-        raise OptionError(f"{path} is not a whole fairseq checkpoint: it is {found}")
-    if start[:2] != b"PK":  # torch wrote no zip before version 1.6, and has no checksums there
-        return
+    if found is not None or start[:2] != b"PK":  # before version 1.6 torch wrote no zip, with no checksums
+        return found
     damage = find_damage(file)
     file.seek(0)
-    if damage is not None:
-        raise OptionError(
-            f"{path} is not a whole fairseq checkpoint ({damage}: a copy or a disk may have damaged it); "
-            "go on from another one with --restore-file, or evaluate another one with --path"
-        )
+    return None if damage is None else f"damaged ({damage}: a copy or a disk may have done it)"
 
 
 def _kind(start: bytes) -> str | None:

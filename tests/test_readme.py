@@ -16,6 +16,7 @@ from runs import load_script
 
 import fairseq_deq  # noqa: F401  (registers)
 from fairseq_deq.tools import entry
+from fairseq_deq.tools.import_weights.command import parse as import_options
 
 README = DOCUMENT.read_text(encoding="utf-8")
 PARSERS = {
@@ -87,6 +88,8 @@ def test_every_command_is_looked_at():
 def test_what_is_evaluated_was_trained_in_the_same_document(command):
     trained = {c.value("--save-dir") for c in commands(command.document) if c.tool == "fairseq-train"}
     trained.add("quickstart/checkpoints")  # by scripts/quickstart.sh
+    imported = [c for c in commands(command.document) if c.tool == "fairseq-deq-import"]
+    trained |= {str(import_options(list(c.arguments)).out.parent) for c in imported}
     assert str(Path(command.value("--path")).parent) in trained
 
 

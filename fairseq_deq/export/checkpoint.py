@@ -24,6 +24,8 @@ SHARED: dict[str, Any] = {
     "adaptive_input_factor": 4.0,
     "adaptive_softmax_cutoff": None,
     "adaptive_softmax_factor": 4.0,
+    "adaptive_softmax_projection": "false",
+    "output_bias": "false",
     "tie_adaptive_weights": "false",
     "tie_adaptive_proj": "false",
     "f_solver": "anderson",
@@ -46,6 +48,7 @@ TRANSFORMER: dict[str, Any] = SHARED | {
     "decoder_attention_heads": 8,
     "decoder_head_dim": 0,
     "decoder_normalize_before": "false",
+    "decoder_closing_norm": "true",
     "decoder_layers": 1,
     "local_size": 0,
 }
@@ -168,6 +171,7 @@ def _options(chosen: SimpleNamespace, family: str, weights: Weights) -> ModelOpt
             "heads": heads,
             "head_dim": chosen.decoder_head_dim or dim // heads,
             "pre_norm": is_on(chosen, "decoder_normalize_before"),
+            "closing_norm": is_on(chosen, "decoder_closing_norm"),
             "local_size": chosen.local_size,
             "layers": chosen.decoder_layers,
         }
@@ -192,6 +196,8 @@ def _options(chosen: SimpleNamespace, family: str, weights: Weights) -> ModelOpt
         adaptive_softmax_factor=chosen.adaptive_softmax_factor,
         tie_softmax=is_on(chosen, tied),
         tie_projections=bool(softmax_cutoff) and is_on(chosen, "tie_adaptive_proj"),
+        output_bias=is_on(chosen, "output_bias"),
+        softmax_projection=bool(softmax_cutoff) and is_on(chosen, "adaptive_softmax_projection"),
         preconditioner_rank=weights.rank,
         learned_start="start.weight" in weights.tensors,
         f_solver=str(chosen.f_solver),

@@ -157,8 +157,12 @@ def _softmax(source: _Source, weights: Weights, chosen: SimpleNamespace) -> None
     if not chosen.adaptive_softmax_cutoff:
         if is_on(chosen, "share_decoder_input_output_embed"):
             weights.tied.append("embedding.weight")
+            if is_on(chosen, "output_bias"):
+                source.take_tied("output_projection.weight", tensors["embedding.weight"])
         else:
             tensors["softmax.weight"] = source.take("output_projection.weight")
+        if is_on(chosen, "output_bias"):
+            tensors["softmax.bias"] = source.take("output_projection.bias")
         return
     tied, tied_projections = is_on(chosen, "tie_adaptive_weights"), is_on(chosen, "tie_adaptive_proj")
     softmax = "adaptive_softmax"
@@ -168,8 +172,16 @@ def _softmax(source: _Source, weights: Weights, chosen: SimpleNamespace) -> None
         tensors["softmax.head"] = source.take(f"{softmax}.head.class_proj.weight")
     else:
         tensors["softmax.head"] = source.take(f"{softmax}.head.weight")
+    biased = is_on(chosen, "output_bias")
+    if biased:
+        parts = ("word_proj.bias", "class_proj.bias") if tied else ("bias",)
+        tensors["softmax.head_bias"] = torch.cat([source.take(f"{softmax}.head.{part}") for part in parts])
+    if is_on(chosen, "adaptive_softmax_projection"):
+        tensors["softmax.projection"] = source.take(f"{softmax}.head.projection.weight")
     i = 0
     while f"{softmax}.tail.{i}.0.weight" in source:
+        if biased:
+            tensors[f"softmax.biases.{i}"] = source.take(f"{softmax}.tail.{i}.2.bias")
         for place, is_tied, ours in ((2, tied, "words"), (0, tied_projections, "projections")):
             name, own = f"{softmax}.tail.{i}.{place}.weight", f"embedding.{ours}.{i + 1}"
             if is_tied:

@@ -63,6 +63,10 @@ class DEQLanguageModelConfig(FairseqDataclass):
     adaptive_softmax_dropout: float = option(
         0.0, "dropout in the tails of the adaptive softmax", valid="[0, 1)", adaptive_softmax_cutoff="*"
     )
+    adaptive_softmax_projection: str = switch(
+        False, "project the features before the adaptive softmax's head", adaptive_softmax_cutoff="*"
+    )
+    output_bias: str = switch(False, "give the softmax a bias for every word, and for every band")
     tie_adaptive_weights: str = switch(False, "tie the words of adaptive softmax and adaptive input")
     tie_adaptive_proj: str = switch(False, "tie the projections of adaptive softmax and adaptive input")
 

@@ -23,6 +23,12 @@ class DEQTransformerConfig(DEQLanguageModelConfig):
     decoder_attention_heads: int = option(8, "attention heads", valid="[1, 65536]")
     decoder_head_dim: int = option(0, "channels of a head; 0: width / heads", valid="[0, 65536]")
     decoder_normalize_before: str = switch(False, "normalise before attention and feed-forward (pre-norm)")
+    decoder_closing_norm: str = switch(
+        True,
+        "close the pre-norm form by a norm; without it what the feed-forward part is added to is normalised, "
+        "as in the reference code",
+        decoder_normalize_before="true",
+    )
     decoder_layers: int = option(1, "layers that f is made of, each with its own weights", valid="[1, 1000]")
     attention_dropout: float = option(
         0.0, "dropout of attention weights, held through a whole solve", valid="[0, 1)"
@@ -56,6 +62,7 @@ class DEQTransformerLanguageModel(DEQLanguageModel):
                 dropout=cfg.dropout,
                 attention_dropout=cfg.attention_dropout,
                 local_size=cfg.local_size,
+                closing_norm=is_on(cfg, "decoder_closing_norm"),
             )
             for _ in range(cfg.decoder_layers)
         ]
@@ -65,6 +72,10 @@ class DEQTransformerLanguageModel(DEQLanguageModel):
 
 def _check(cfg: DEQTransformerConfig) -> None:
     check_values(cfg, DEQTransformerConfig)
+    if not is_on(cfg, "decoder_closing_norm") and not is_on(cfg, "decoder_normalize_before"):
+        raise OptionError(
+            "--decoder-closing-norm false needs --decoder-normalize-before: the other form closes with a norm"
+        )
     if str(cfg.solver_scope) == "recurrence":
         raise OptionError(
             "--solver-scope recurrence is for TrellisNets; a Transformer takes position, sample or batch"

@@ -10,6 +10,7 @@ from torch import nn
 from ..errors import OptionError
 from ..options import flag, is_on
 from .deq_config import DEQLanguageModelConfig, cutoffs
+from .word_logits import BiasedAdaptiveSoftmax, BiasedTiedLinear
 
 
 def embedding(cfg: DEQLanguageModelConfig, dictionary: Any) -> nn.Module:
@@ -32,7 +33,7 @@ def embedding(cfg: DEQLanguageModelConfig, dictionary: Any) -> nn.Module:
 
 def softmax(
     cfg: DEQLanguageModelConfig, dictionary: Any, embed_tokens: nn.Module, dim: int
-) -> tuple[AdaptiveSoftmax | None, nn.Linear | None]:
+) -> tuple[AdaptiveSoftmax | None, nn.Module | None]:
     """fairseq's adaptive softmax, or the projection of the full one; neither where that is the embedding.
 
     Args:
@@ -50,8 +51,11 @@ def softmax(
                 f"{flag(tied)} ties the softmax to the embeddings, so --decoder-embed-dim "
                 f"{cfg.decoder_embed_dim} must be the channels that the softmax sees, {dim}; leave it out"
             )
+    bias = is_on(cfg, "output_bias")
     if cfg.adaptive_softmax_cutoff:
-        softmax = AdaptiveSoftmax(
+        more = {"bias": bias, "projection": is_on(cfg, "adaptive_softmax_projection")}
+        kind, extra = (BiasedAdaptiveSoftmax, more) if any(more.values()) else (AdaptiveSoftmax, {})
+        softmax = kind(
             size,
             dim,
             cutoffs(cfg.adaptive_softmax_cutoff),
@@ -59,10 +63,14 @@ def softmax(
             adaptive_inputs=embed_tokens if is_on(cfg, "tie_adaptive_weights") else None,
             factor=cfg.adaptive_softmax_factor,
             tie_proj=is_on(cfg, "tie_adaptive_proj"),
+            **extra,
         )
         return softmax, None
     if is_on(cfg, "share_decoder_input_output_embed"):
-        return None, None
-    projection = nn.Linear(dim, size, bias=False)
+        assert isinstance(embed_tokens, nn.Embedding)
+        return None, BiasedTiedLinear(embed_tokens.weight) if bias else None
+    projection = nn.Linear(dim, size, bias=bias)
     nn.init.normal_(projection.weight, std=dim**-0.5)
+    if bias:
+        nn.init.zeros_(projection.bias)
     return None, projection

@@ -19,6 +19,7 @@ TOOLS = {
     "convert": "convert_checkpoint",
     "diagnose": "diagnose.command",
     "export": "export",
+    "import": "import_weights.command",
     "plot": "plot.command",
     "prepare": "prepare.command",
     "score": "score",
@@ -65,6 +66,7 @@ benchmark_generation = _entry("benchmark-generation")
 convert = _entry("convert")
 diagnose = _entry("diagnose")
 export = _entry("export")
+import_ = _entry("import")
 plot = _entry("plot")
 prepare = _entry("prepare")
 score = _entry("score")

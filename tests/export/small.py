@@ -64,6 +64,7 @@ def small(folder: Path, family: str, teach: bool = False, seed: int = 0, **optio
     name, config, sizes, builder = CONFIGS[family]
     options = SOLVE | options
     model = builder(seed, torch.float32, **options)
+    draw_softmax(model)
     if teach:
         taught(model)
     path = folder / "checkpoint.pt"
@@ -71,6 +72,16 @@ def small(folder: Path, family: str, teach: bool = False, seed: int = 0, **optio
     words = dictionary().symbols[4:]
     (folder / "dict.txt").write_text("".join(f"{word} 1\n" for word in words), encoding="utf-8")
     return Small(model, path)
+
+
+def draw_softmax(model: Any) -> None:
+    """Draw what a softmax begins with as nothing: its biases, and the projection of its head."""
+    softmax = model.decoder.adaptive_softmax or model.decoder.output_projection
+    if softmax is not None:
+        with torch.no_grad():
+            for name, parameter in softmax.named_parameters():
+                if name.endswith("bias") or "projection." in name:
+                    parameter.normal_()
 
 
 def save(path: Path, net: Any, name: str, config: Any, updates: int = 9, **changed: Any) -> None:

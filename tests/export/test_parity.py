@@ -27,6 +27,16 @@ BOTH = {
     "adaptive_input_factor": [ADAPTIVE | {"adaptive_input_factor": 2.0}],
     "adaptive_softmax_cutoff": [{"adaptive_softmax_cutoff": "10,20"}, {"adaptive_softmax_cutoff": "30,52"}],
     "adaptive_softmax_factor": [{"adaptive_softmax_cutoff": "10,20", "adaptive_softmax_factor": 2.0}],
+    "adaptive_softmax_projection": [
+        ADAPTIVE | {"adaptive_softmax_projection": "true"},
+        TIED | {"adaptive_softmax_projection": "true"},
+    ],
+    "output_bias": [
+        {"output_bias": "true"},
+        {"output_bias": "true", "share_decoder_input_output_embed": "true"},
+        ADAPTIVE | {"output_bias": "true"},
+        TIED | {"output_bias": "true", "tie_adaptive_proj": "true", "adaptive_softmax_projection": "true"},
+    ],
     "tie_adaptive_weights": [TIED],
     "tie_adaptive_proj": [TIED | {"tie_adaptive_proj": "true"}],
     "f_solver": [{"f_solver": "picard"}],
@@ -46,6 +56,10 @@ OF_A_TRANSFORMER = BOTH | {
     "decoder_normalize_before": [
         {"decoder_normalize_before": "true"},
         {"decoder_normalize_before": "true", "f_thres": 9, "f_eps": 1e-9},
+    ],
+    "decoder_closing_norm": [
+        {"decoder_normalize_before": "true", "decoder_closing_norm": "false"},
+        {"decoder_normalize_before": "true", "decoder_closing_norm": "false", "f_thres": 9, "f_eps": 1e-9},
     ],
     "decoder_layers": [{"decoder_layers": 2}, {"decoder_layers": 3, "local_size": 4, "teach": True}],
     "local_size": [{"local_size": 3}],

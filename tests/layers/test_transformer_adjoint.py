@@ -12,7 +12,9 @@ from fairseq_deq.layers.weight_norm import Initializer
 B, C, HEADS, D = 3, 12, 2, 6
 
 
-def _bound(length, memory, *, pre_norm=False, dropout=0.0, local_size=0, padded=False) -> BoundTransformer:
+def _bound(
+    length, memory, *, pre_norm=False, closing_norm=True, dropout=0.0, local_size=0, padded=False
+) -> BoundTransformer:
     torch.manual_seed(0)
     cell = TransformerLayer(
         dim=C,
@@ -24,6 +26,7 @@ def _bound(length, memory, *, pre_norm=False, dropout=0.0, local_size=0, padded=
         dropout=dropout,
         attention_dropout=dropout,
         local_size=local_size,
+        closing_norm=closing_norm,
     ).double()
     cell.initialize(Initializer("normal", 0.4, 1.0))
     u = torch.randn(B, length, cell.injection_dim, dtype=torch.float64)
@@ -50,6 +53,7 @@ CASES = [
     {"length": 6, "memory": 5, "dropout": 0.3},
     {"length": 24, "memory": 16, "pre_norm": True, "dropout": 0.3},
     {"length": 16, "memory": 0, "pre_norm": True},
+    {"length": 9, "memory": 3, "pre_norm": True, "closing_norm": False, "dropout": 0.3},
     {"length": 16, "memory": 0, "local_size": 4},
     {"length": 9, "memory": 3, "padded": True},
 ]

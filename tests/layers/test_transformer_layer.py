@@ -42,6 +42,7 @@ def _by_hand(prepared, z, u, past, past_u, padding=None):
     [
         {},
         {"pre_norm": True},
+        {"pre_norm": True, "closing_norm": False},
         {"weight_norm": False},
         {"local_size": 4},
         {"dropout": 0.3, "attention_dropout": 0.3},
@@ -65,7 +66,14 @@ def test_padding_is_not_attended_to():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"pre_norm": True}, {"dropout": 0.3, "attention_dropout": 0.3}], ids=str
+    "options",
+    [
+        {},
+        {"pre_norm": True},
+        {"pre_norm": True, "closing_norm": False},
+        {"dropout": 0.3, "attention_dropout": 0.3},
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("rows", [[0, 3, 6], [7, 8, 9, 13], list(range(21)), [20]], ids=str)

@@ -45,6 +45,7 @@ def _step(model, source, end, state, **inputs):
     [
         {},
         {"decoder_normalize_before": "true", "wnorm": "true"},
+        {"decoder_normalize_before": "true", "decoder_closing_norm": "false"},
         {"local_size": 3},
         {"decoder_head_dim": 6},
         {"solver_scope": "sample"},

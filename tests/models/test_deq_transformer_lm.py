@@ -41,6 +41,15 @@ def test_wt103_total_differs_from_the_released_script_by_what_fairseq_leaves_out
     assert _count(wt103) + head_projection + output_biases - fewer_types == 97_691_888
 
 
+def test_with_biases_and_a_head_projection_it_has_every_parameter_of_the_released_script():
+    ends = "20002,40002,200002"  # two types more, in the first band
+    options = {"output_bias": "true", "adaptive_softmax_projection": "true"}
+    options |= {"adaptive_input_cutoff": ends, "adaptive_softmax_cutoff": ends}
+    with torch.device("meta"):
+        model = DEQTransformerWikiText103.build_model(WikiText103Config(**options), task(267735 - 2))
+    assert _count(model) == 97_691_888 + 2 * (700 + 1)
+
+
 def test_tiny_size():
     model = DEQTransformerTiny.build_model(TinyConfig(), task(3996))
     assert _count(model) == 775_552

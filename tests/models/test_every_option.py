@@ -43,6 +43,8 @@ SHARED = {
     "adaptive_softmax_cutoff": ("20,30", {}),
     "adaptive_softmax_factor": (2.0, ADAPTIVE),
     "adaptive_softmax_dropout": (0.3, ADAPTIVE),
+    "adaptive_softmax_projection": ("true", ADAPTIVE),
+    "output_bias": ("true", {}),
     "tie_adaptive_weights": ("true", ADAPTIVE),
     "tie_adaptive_proj": ("true", TIED),
     "f_solver": ("picard", {}),
@@ -82,6 +84,7 @@ TRANSFORMER = SHARED | {
     "decoder_attention_heads": (4, {}),
     "decoder_head_dim": (4, {}),
     "decoder_normalize_before": ("true", {}),
+    "decoder_closing_norm": ("other", {"decoder_normalize_before": "true"}),
     "attention_dropout": (0.3, {}),
     "local_size": (3, {}),
 }

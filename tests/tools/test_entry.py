@@ -6,6 +6,7 @@ import importlib
 import re
 import subprocess
 import sys
+from keyword import iskeyword
 
 import pytest
 from conftest import ROOT
@@ -22,7 +23,7 @@ def test_setup_installs_every_tool_under_its_name():
     names = re.findall(r"^TOOLS \+?= (.*)$", (ROOT / "setup.py").read_text(encoding="utf-8"), re.M)
     assert [name for line in names for name in eval(line)] == list(entry.TOOLS)
     for name in entry.TOOLS:
-        assert callable(getattr(entry, name.replace("-", "_")))
+        assert callable(getattr(entry, name.replace("-", "_") + "_" * iskeyword(name)))
         assert f"fairseq-deq-{name}" == tool_module(name).PROGRAM
 
 

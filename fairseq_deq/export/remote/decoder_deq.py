@@ -124,9 +124,11 @@ class DEQDecoder(nn.Module):
                 o.adaptive_softmax_factor,
                 o.tie_softmax,
                 o.tie_projections,
+                o.output_bias,
+                o.softmax_projection,
             )
             if o.adaptive_softmax_cutoff
-            else Softmax(o.vocab_size, features, own=not o.tie_softmax)
+            else Softmax(o.vocab_size, features, own=not o.tie_softmax, bias=o.output_bias)
         )
         # What training has learned of its solves; neither changes an equilibrium.
         state, own = self.layer.state_dim, o.hidden_dim if o.solver_scope == "recurrence" else None
@@ -222,7 +224,7 @@ def _layer(o: ModelOptions) -> TransformerLayer | Stack | TrellisLayer:
     if o.family == "trellisnet":
         return TrellisLayer(o.hidden_dim, o.output_dim, o.kernel_size)
     if o.family == "transformer":
-        sizes = (o.embed_dim, o.ffn_dim, o.heads, o.head_dim, o.pre_norm, o.local_size)
+        sizes = (o.embed_dim, o.ffn_dim, o.heads, o.head_dim, o.pre_norm, o.local_size, o.closing_norm)
         layers = [TransformerLayer(*sizes) for _ in range(o.layers)]
         return layers[0] if o.layers == 1 else Stack(layers)
     raise ValueError(f"family must be transformer or trellisnet, got {o.family!r}")

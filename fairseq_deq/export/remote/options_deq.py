@@ -47,12 +47,15 @@ class ModelOptions:
         vocab_size, pad: words of the dictionary, and which of them is padding.
         embed_dim, embed_scale: channels of an embedding, and the factor of all.
         window: tokens that an injection is made of.
-        ffn_dim, heads, head_dim, pre_norm, local_size, layers: of a Transformer; the last is how many f has.
+        ffn_dim, heads, head_dim, pre_norm, closing_norm, local_size, layers: of a Transformer; the last is how
+            many f has.
         hidden_dim, output_dim, kernel_size: of a TrellisNet.
         adaptive_input_cutoff, adaptive_input_factor: bands of the embedding; no cut-offs: a table.
         adaptive_softmax_cutoff, adaptive_softmax_factor: likewise of the softmax.
         tie_softmax: the softmax is the embedding; with bands their words are.
         tie_projections: of the bands, too.
+        output_bias: every word, and every band, has a bias in the softmax.
+        softmax_projection: the head of the bands sees the features through a matrix.
         preconditioner_rank: of P; 0: there is none.
         learned_start: solves start where a linear map of the last two tokens says.
         f_solver, f_thres, f_eps, stop_mode, f_memory, f_damping, solver_scope: of the solve.
@@ -69,6 +72,7 @@ class ModelOptions:
     heads: int = 1
     head_dim: int = 1
     pre_norm: bool = False
+    closing_norm: bool = True
     local_size: int = 0
     layers: int = 1
     hidden_dim: int = 0
@@ -80,6 +84,8 @@ class ModelOptions:
     adaptive_softmax_factor: float = 4.0
     tie_softmax: bool = False
     tie_projections: bool = False
+    output_bias: bool = False
+    softmax_projection: bool = False
     preconditioner_rank: int = 0
     learned_start: bool = False
     f_solver: str = "anderson"

@@ -31,15 +31,23 @@ class TransformerLayer(nn.Module):
         heads, head_dim: attention heads, H, and their channels, D.
         pre_norm: which of the two forms.
         local_size: positions a query looks back at most, itself included; 0: no limit.
+        closing_norm: False: f is not normalised, and what the feed-forward part is added to is.
     Source: Dai et al. (2019, arXiv 1901.02860); Bai, Kolter, Koltun (2019, arXiv 1909.01377).
     """
 
     def __init__(
-        self, dim: int, ffn_dim: int, heads: int, head_dim: int, pre_norm: bool, local_size: int
+        self,
+        dim: int,
+        ffn_dim: int,
+        heads: int,
+        head_dim: int,
+        pre_norm: bool,
+        local_size: int,
+        closing_norm: bool,
     ) -> None:
         super().__init__()
         self.dim, self.heads, self.head_dim = dim, heads, head_dim
-        self.pre_norm, self.local_size = pre_norm, local_size
+        self.pre_norm, self.local_size, self.closing_norm = pre_norm, local_size, closing_norm
         inner = heads * head_dim
         self.qkv = nn.Linear(dim, 3 * inner, bias=False)
         self.relative = nn.Linear(dim, inner, bias=False)
@@ -146,11 +154,12 @@ class BoundTransformer:
         scores = scores.add_(by_distance).add_(self.bias)
         attended = torch.matmul(scores.softmax(-1), values).transpose(1, 2).reshape(batch * length, -1)
         h = F.linear(attended, layer.out.weight, layer.out.bias) + rows
-        if not layer.pre_norm:
-            h = F.layer_norm(h, h.shape[-1:])
-        inner = F.linear(self._normed(h), layer.ffn_in.weight, layer.ffn_in.bias).relu_()
+        normed = F.layer_norm(h, h.shape[-1:])
+        if not (layer.pre_norm and layer.closing_norm):
+            h = normed
+        inner = F.linear(normed, layer.ffn_in.weight, layer.ffn_in.bias).relu_()
         out = F.linear(inner, layer.ffn_out.weight, layer.ffn_out.bias) + h
-        return F.layer_norm(out, out.shape[-1:]).view_as(z)
+        return (F.layer_norm(out, out.shape[-1:]) if layer.closing_norm else out).view_as(z)
 
     def part(self, rows: Tensor, begin: int) -> BoundTransformer:
         """f of some rows (b,) and of times from `begin` on, the others held where this was last evaluated.

@@ -64,17 +64,19 @@ class Softmax(nn.Module):
         types: words of the dictionary.
         dim: channels of the features.
         own: whether it has a weight of its own.
+        bias: whether each word has a bias.
     """
 
-    def __init__(self, types: int, dim: int, own: bool) -> None:
+    def __init__(self, types: int, dim: int, own: bool, bias: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(types, dim)) if own else None
+        self.bias = nn.Parameter(torch.zeros(types)) if bias else None
 
     def forward(self, features: Tensor, embedding: nn.Module) -> Tensor:
         """Logits (..., V) of features (..., C)."""
         weight = embedding.weight if self.weight is None else self.weight
         assert isinstance(weight, Tensor)
-        return F.linear(features, weight)
+        return F.linear(features, weight, self.bias)
 
 
 class AdaptiveSoftmax(nn.Module):
@@ -85,6 +87,8 @@ class AdaptiveSoftmax(nn.Module):
         dim: channels of the features.
         cutoffs, factor: as for `Bands`.
         tie_words, tie_projections: whether the words, and the projections, are those of `Bands`.
+        bias: whether each word, and each class, has a bias.
+        projection: whether the head sees the features through a matrix.
     Source: Grave et al. (2016, arXiv 1609.04309).
     """
 
@@ -96,6 +100,8 @@ class AdaptiveSoftmax(nn.Module):
         factor: float,
         tie_words: bool,
         tie_projections: bool,
+        bias: bool,
+        projection: bool,
     ) -> None:
         super().__init__()
         self.edges = band_edges(cutoffs, types)
@@ -106,15 +112,20 @@ class AdaptiveSoftmax(nn.Module):
         self.head = nn.Parameter(torch.zeros(first + tails, dim))
         self.words = None if tie_words else _tables(zip(sizes, widths))
         self.projections = None if tie_projections else _tables((width, dim) for width in widths)
+        self.projection = nn.Parameter(torch.zeros(dim, dim)) if projection else None
+        self.head_bias = nn.Parameter(torch.zeros(self.edges[1] + tails)) if bias else None
+        self.biases = _tables((size,) for size in sizes) if bias else None
 
     def forward(self, features: Tensor, embedding: nn.Module) -> Tensor:
         """Log-probabilities (..., V) of features (..., C)."""
+        seen = features if self.projection is None else F.linear(features, self.projection)
+        head = F.linear(seen, self.head)
         if self.words is None:
             assert isinstance(embedding, Bands)
-            first = F.linear(features, embedding.words[0])
-            head = torch.cat([first, F.linear(features, self.head)], -1).log_softmax(-1)
-        else:
-            head = F.linear(features, self.head).log_softmax(-1)
+            head = torch.cat([F.linear(seen, embedding.words[0]), head], -1)
+        if self.head_bias is not None:
+            head = head + self.head_bias
+        head = head.log_softmax(-1)
         parts, first_band = [head[..., : self.edges[1]]], self.edges[1]
         for i in range(len(self.edges) - 2):
             words = embedding.words[i + 1] if self.words is None else self.words[i]  # type: ignore[index]
@@ -122,7 +133,8 @@ class AdaptiveSoftmax(nn.Module):
                 projection = embedding.projections[i + 1].t()  # type: ignore[index]
             else:
                 projection = self.projections[i]
-            tail = F.linear(F.linear(features, projection), words).log_softmax(-1)
+            bias = None if self.biases is None else self.biases[i]
+            tail = F.linear(F.linear(features, projection), words, bias).log_softmax(-1)
             parts.append(tail + head[..., first_band + i, None])
         return torch.cat(parts, -1)
 

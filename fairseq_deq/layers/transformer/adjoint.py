@@ -41,7 +41,7 @@ class _Norm:
 class _Rows:
     """What stays within a position at the point of linearisation, a row each."""
 
-    last: _Norm  # of the closing LN
+    last: _Norm | None  # of the closing LN
     middle: _Norm  # of the LN before the feed-forward part
     first: _Norm | None  # of the LN before attention (pre-norm)
     active: Tensor  # relu' times the dropout mask inside the feed-forward part, (n, F)
@@ -62,10 +62,10 @@ class _Rows:
     def to_attention(self, weights: TransformerWeights, adjoint: Tensor) -> tuple[Tensor, Tensor]:
         """From the adjoint of f, (n, C): that of the residual stream before it, and that of `attended`."""
         n = adjoint.shape[0]
-        outer = self.last.transposed(adjoint)
+        outer = adjoint if self.last is None else self.last.transposed(adjoint)
         inner = F.linear(pad_rows(apply_mask(outer, self.outer)), weights.ffn_out.T)
         inner = F.linear(inner * pad_rows(self.active), weights.ffn_in.T)[:n]
-        if weights.pre_norm:
+        if weights.adds_to_stream:
             stream = outer + self.middle.transposed(inner)
         else:
             stream = self.middle.transposed(outer + inner)
@@ -177,7 +177,8 @@ class TransformerAdjoint:
         inner = pad_rows(samples.masked(inner, masks.ffn_inner))
         outer = F.linear(inner, weights.ffn_out, weights.ffn_out_bias)[:n]
         outer = samples.masked(outer, masks.ffn_outer)
-        last = _Norm.of(outer + (h if weights.pre_norm else middle.y))
+        outer += h if weights.adds_to_stream else middle.y
+        last = _Norm.of(outer) if weights.closing_norm else None
         first = _Norm.of(z) if weights.pre_norm else None
         hidden, outside = (samples.spread(mask) for mask in (masks.hidden, masks.ffn_outer))
         rows = _Rows(last, middle, first, active, hidden, outside, attended)

@@ -34,13 +34,11 @@ def after_attention(
     weights: TransformerWeights, rows: Tensor, attended: Tensor, samples: SampleRows
 ) -> Tensor:
     """Output projection, residual, feed-forward part: f at positions (n, C) where attention gave (n, H*D)."""
-    masks, n, width = weights.masks, rows.shape[0], rows.shape[-1:]
+    masks, n = weights.masks, rows.shape[0]
     a = samples.masked(F.linear(pad_rows(attended), weights.out, weights.out_bias)[:n], masks.hidden)
-    h = a + rows
-    if not weights.pre_norm:
-        h = F.layer_norm(h, width)
-    inner = F.linear(pad_rows(weights.normed(h)), weights.ffn_in, weights.ffn_in_bias).relu_()
+    h, normed = weights.before_ffn(a + rows)
+    inner = F.linear(pad_rows(normed), weights.ffn_in, weights.ffn_in_bias).relu_()
     if masks.ffn_inner is not None:
         inner = pad_rows(samples.masked(inner[:n], masks.ffn_inner))
     o = samples.masked(F.linear(inner, weights.ffn_out, weights.ffn_out_bias)[:n], masks.ffn_outer)
-    return F.layer_norm(h + o, width)
+    return weights.closed(h + o)

@@ -22,7 +22,9 @@ class TransformerLayer(Layer):
         a = drop(W_o softmax(A) v),
     post-norm:  h = LN(a + z),  f = LN(h + drop(W_2 drop(relu(W_1 h)))),
     pre-norm:   h = a + z with attention on LN(z),  f = LN(h + drop(W_2 drop(relu(W_1 LN(h))))).
-    LN has no affine parameters. The closing LN of the pre-norm form bounds f, so that an equilibrium exists.
+    LN has no affine parameters. The closing LN of the pre-norm form bounds f, so that an equilibrium exists;
+    so does the pre-norm form of the reference code, which has none:
+                h = LN(a + z) with attention on LN(z),  f = h + drop(W_2 drop(relu(W_1 h))).
 
     Args:
         dim: channels of z, C.
@@ -30,6 +32,7 @@ class TransformerLayer(Layer):
         heads: attention heads, H.
         head_dim: channels of a head, D.
         pre_norm: which of the two forms.
+        closing_norm: False makes the pre-norm form that of the reference code.
         weight_norm: whether the five matrices W are weight-normalised.
         dropout: probability of the variational dropouts (hidden, both places; relative positions).
         attention_dropout: probability of dropping attention weights.
@@ -48,11 +51,13 @@ class TransformerLayer(Layer):
         dropout: float,
         attention_dropout: float,
         local_size: int,
+        closing_norm: bool = True,
     ) -> None:
         inner = heads * head_dim
         super().__init__(state_dim=dim, injection_dim=3 * inner)
         self.dim, self.heads, self.head_dim = dim, heads, head_dim
         self.pre_norm, self.local_size = pre_norm, local_size
+        self.closing_norm = closing_norm
         self.dropout, self.attention_dropout = dropout, attention_dropout
         self.qkv = WeightNormLinear(dim, 3 * inner, bias=False, weight_norm=weight_norm)
         self.relative = WeightNormLinear(dim, inner, bias=False, weight_norm=weight_norm)
@@ -97,6 +102,7 @@ class TransformerLayer(Layer):
             heads=self.heads,
             head_dim=self.head_dim,
             pre_norm=self.pre_norm,
+            closing_norm=self.closing_norm,
             local_size=self.local_size,
             query=qkv[:inner] * self.head_dim**-0.5,
             key_value=qkv[inner:],

@@ -62,12 +62,12 @@ def reference(
     z = z[:, before:]
     a = _drop(torch.stack(attended, 1) @ weights.out.T + weights.out_bias, masks.hidden)
     h = a + z
-    if not weights.pre_norm:
-        h = F.layer_norm(h, (dim,))
-    inner = F.layer_norm(h, (dim,)) if weights.pre_norm else h
+    inner = F.layer_norm(h, (dim,))
+    if not weights.pre_norm or not weights.closing_norm:
+        h = inner
     inner = _drop(torch.relu(inner @ weights.ffn_in.T + weights.ffn_in_bias), masks.ffn_inner)
     outer = _drop(inner @ weights.ffn_out.T + weights.ffn_out_bias, masks.ffn_outer)
-    return F.layer_norm(h + outer, (dim,))
+    return F.layer_norm(h + outer, (dim,)) if weights.closing_norm else h + outer
 
 
 def _drop(x: Tensor, mask: Tensor | None) -> Tensor:

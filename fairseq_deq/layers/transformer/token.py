@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .weights import TransformerWeights
@@ -64,7 +63,7 @@ class TokenTransformer:
         weights, layer = self.weights, self.weights.layer
         heads, head_dim = layer.heads, layer.head_dim
         rows = z.reshape(-1, z.shape[-1])  # (B, C)
-        n, width = rows.shape[0], rows.shape[-1:]
+        n = rows.shape[0]
         qkv = torch.addmm(self.injection, layer.normed(rows), weights.qkv)
         query, key, value = qkv.view(n, 3, heads, head_dim).transpose(0, 2).unbind(1)  # (H, B, D)
         self.own_key.copy_(key)
@@ -75,12 +74,10 @@ class TokenTransformer:
         scores = torch.baddbmm(scores, query.view(heads * n, 1, head_dim), self.flat_keys)
         attended = torch.bmm(scores.softmax(-1), self.flat_values)  # (H*B, 1, D)
         attended = attended.view(heads, n, head_dim).transpose(0, 1).reshape(n, -1)
-        h = torch.addmm(layer.out_bias, attended, weights.out).add_(rows)
-        if not layer.pre_norm:
-            h = F.layer_norm(h, width)
-        inner = torch.addmm(layer.ffn_in_bias, layer.normed(h), weights.ffn_in).relu_()
+        h, normed = layer.before_ffn(torch.addmm(layer.out_bias, attended, weights.out).add_(rows))
+        inner = torch.addmm(layer.ffn_in_bias, normed, weights.ffn_in).relu_()
         out = torch.addmm(layer.ffn_out_bias, inner, weights.ffn_out).add_(h)
-        return F.layer_norm(out, width).view_as(z)
+        return layer.closed(out).view_as(z)
 
     def restrict(self, z: Tensor, positions: Tensor, value: Tensor | None = None) -> TokenTransformer:
         """f at the rows `positions` (n,): (n, C) -> (n, C); no row looks at another."""

@@ -29,6 +29,7 @@ class TransformerWeights:
     heads: int  # H
     head_dim: int  # D
     pre_norm: bool
+    closing_norm: bool  # False: f is not normalised, and the residual before the feed-forward part is
     local_size: int  # positions that a query looks back at; 0: no limit
     query: Tensor  # (H*D, C)
     key_value: Tensor  # (2*H*D, C)
@@ -52,9 +53,23 @@ class TransformerWeights:
         """Channels of all heads, H*D."""
         return self.heads * self.head_dim
 
+    @property
+    def adds_to_stream(self) -> bool:
+        """Whether the feed-forward part is added to what has not been normalised."""
+        return self.pre_norm and self.closing_norm
+
     def normed(self, rows: Tensor) -> Tensor:
-        """What attention and feed-forward part see of the residual stream, (n, C)."""
+        """What attention sees of the states, (n, C)."""
         return F.layer_norm(rows, rows.shape[-1:]) if self.pre_norm else rows
+
+    def before_ffn(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """What the feed-forward part is added to, and what it sees, from a + z, (n, C) each."""
+        normed = F.layer_norm(h, h.shape[-1:])
+        return (h if self.adds_to_stream else normed), normed
+
+    def closed(self, rows: Tensor) -> Tensor:
+        """f, (n, C), from the residual and the feed-forward part."""
+        return F.layer_norm(rows, rows.shape[-1:]) if self.closing_norm else rows
 
     def split_heads(self, x: Tensor) -> Tensor:
         """(B, S, H*D) -> (B, H, S, D)."""
