@@ -47,8 +47,8 @@ class ModelOptions:
         vocab_size, pad: words of the dictionary, and which of them is padding.
         embed_dim, embed_scale: channels of an embedding, and the factor of all.
         window: tokens that an injection is made of.
-        ffn_dim, heads, head_dim, pre_norm, closing_norm, local_size, layers: of a Transformer; the last is how
-            many f has.
+        ffn_dim, heads, head_dim, pre_norm, closing_norm, local_size: of a Transformer.
+        layers: how many f has.
         hidden_dim, output_dim, kernel_size: of a TrellisNet.
         adaptive_input_cutoff, adaptive_input_factor: bands of the embedding; no cut-offs: a table.
         adaptive_softmax_cutoff, adaptive_softmax_factor: likewise of the softmax.
