@@ -155,7 +155,11 @@ def test_bfloat16_follows_that_of_the_package(tmp_path, family):
     one.model.bfloat16()
     theirs = (one.log_probs(source).float() - exact).abs().mean()
     ours = (found.float() - exact).abs().mean()
-    assert cache.converged_share == 1.0
+    with torch.no_grad():
+        _, extra = one.model(source)
+    converged = torch.cat([solved.result.converged for solved in extra["equilibria"]], 1)
+    assert cache.converged_share >= converged.float().mean() - 0.02
+    assert cache.converged_share > 0.95
     assert ours < 1.5 * theirs
     assert ours < 0.1
 

@@ -84,6 +84,7 @@ TRANSFORMER = SHARED | {
     "decoder_attention_heads": (4, {}),
     "decoder_head_dim": (4, {}),
     "decoder_normalize_before": ("true", {}),
+    "decoder_layers": (2, {}),
     "decoder_closing_norm": ("other", {"decoder_normalize_before": "true"}),
     "attention_dropout": (0.3, {}),
     "local_size": (3, {}),
