@@ -59,6 +59,25 @@ def read_checkpoint(file: str | os.PathLike[str] | BinaryIO, map_location: Any =
     return state
 
 
+def read_checkpoint_at(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """`read_checkpoint` of a path that somebody typed.
+
+    Raises:
+        OptionError: there is no such file; and as for `read_checkpoint`.
+    """
+    if not os.path.isfile(path):
+        raise OptionError(f"there is no checkpoint {path}")
+    return read_checkpoint(path)
+
+
+def options_in(state: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The options of the `model`, the `task` and so on in a checkpoint; of old ones all options together."""
+    section = (state.get("cfg") or {}).get(name)
+    if section is None:
+        section = state.get("args") or {}
+    return section if isinstance(section, Mapping) else vars(section)
+
+
 def check_file(file: BinaryIO, path: Any) -> None:
     """Refuse a file that is something else than a checkpoint, or damaged.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from ..checkpoint_file import read_checkpoint
+from ..checkpoint_file import options_in, read_checkpoint_at
 from ..errors import OptionError
 from ..options import flag, is_on
 from .remote.options_deq import ModelOptions
@@ -95,12 +95,8 @@ def read_model(path: str | os.PathLike[str], overrides: Mapping[str, Any]) -> Ex
     Raises:
         OptionError: it is no checkpoint of these models, or has an option that cannot be exported.
     """
-    if not os.path.isfile(path):
-        raise OptionError(f"there is no checkpoint {path}")
-    state = read_checkpoint(path)
-    cfg = state.get("cfg") or {}
-    legacy = vars(state["args"]) if state.get("args") is not None else {}
-    model, task = (_section(cfg.get(name), legacy) for name in ("model", "task"))
+    state = read_checkpoint_at(path)
+    model, task = options_in(state, "model"), options_in(state, "task")
     name = str(model.get("_name") or model.get("arch"))
     family, table = next(
         (known for prefix, known in FAMILIES.items() if name.startswith(prefix)), ("", SHARED)
@@ -128,12 +124,6 @@ def read_model(path: str | os.PathLike[str], overrides: Mapping[str, Any]) -> Ex
         begins_with_bos=bool(task.get("add_bos_token")),
         updates=updates,
     )
-
-
-def _section(section: Any, legacy: Mapping[str, Any]) -> Mapping[str, Any]:
-    if section is None:
-        return legacy
-    return section if isinstance(section, Mapping) else vars(section)
 
 
 def _refuse(chosen: SimpleNamespace, path: Any, updates: int) -> None:

@@ -59,10 +59,13 @@ class Layer(nn.Module):
         output_dim: channels of what the softmax sees.
         record_dim: channels of what `recorded` says of a position.
         own_dim: leading channels of a state through which a position depends on itself.
+        is_recurrent: whether its f is a `Recurrent`, which can be solved position after position.
 
     Args:
         state_dim, injection_dim: as above; the others are C unless a layer says otherwise.
     """
+
+    is_recurrent = False
 
     def __init__(self, state_dim: int, injection_dim: int) -> None:
         super().__init__()

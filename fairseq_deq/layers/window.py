@@ -1,4 +1,4 @@
-"""A layer that is said at one position: from the states of a few positions and an injection to a state."""
+"""A layer defined at one position: from the states of a few positions and an injection to a state."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .layer import Layer, PreparedLayer
 class WindowLayer(Layer):
     """f(z; u)_t = forward([z_{t-k+1}, ..., z_t], u_t), where positions before the text, or padded, are zero.
 
-    A layer of one's own gives its sizes to `__init__`, and says `forward`. What a model needs beside that
-    follows from it: padding, the context of a segment, the cache of generation, evaluation at some positions
-    only, and gradients through autograd.
+    A subclass passes its sizes to `__init__` and defines `forward`. What a model needs beside that follows:
+    padding, the context of a segment, the cache of generation, evaluation at some positions only, and
+    gradients through autograd.
 
     `forward` gets rows of many positions at once. The number of rows is a multiple of 16, so that an ordinary
     `nn.Linear` rounds a row the same whatever stands beside it. A row must not look at another row, nor at

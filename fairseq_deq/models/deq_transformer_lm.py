@@ -76,10 +76,6 @@ def _check(cfg: DEQTransformerConfig) -> None:
         raise OptionError(
             "--decoder-closing-norm false needs --decoder-normalize-before: the other form closes with a norm"
         )
-    if str(cfg.solver_scope) == "recurrence":
-        raise OptionError(
-            "--solver-scope recurrence is for TrellisNets; a Transformer takes position, sample or batch"
-        )
     if cfg.decoder_embed_dim % 2:
         raise OptionError(f"--decoder-embed-dim must be even, got {cfg.decoder_embed_dim}")
     if not cfg.decoder_head_dim and cfg.decoder_embed_dim % cfg.decoder_attention_heads:

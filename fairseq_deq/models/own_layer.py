@@ -102,10 +102,6 @@ def _config_of(layer_class: type[Layer]) -> type[DEQLanguageModelConfig]:
 
 def _build(model_class: Any, layer_class: type[Layer], config: type, cfg: Any, task: Any) -> Any:
     check_values(cfg, config)
-    if str(cfg.solver_scope) == "recurrence":
-        raise OptionError(
-            "--solver-scope recurrence is for TrellisNets; this layer takes position, sample or batch"
-        )
     values: dict[str, Any] = {}
     for one in _arguments(layer_class):
         name = "decoder_embed_dim" if one.name == _WIDTH else one.name

@@ -12,6 +12,7 @@ from fairseq.models import FairseqIncrementalDecoder
 from torch import Tensor
 
 from ..equilibrium import Equilibrium, SolveStats
+from ..errors import OptionError
 from ..implicit import GradientConfig, fixed_point, unroll
 from ..layers.dropout import apply_mask, variational_mask
 from ..layers.injection import Injection
@@ -112,6 +113,10 @@ class SegmentDecoder(FairseqIncrementalDecoder):
     ) -> None:
         super().__init__(dictionary)
         check_options(cfg, len(dictionary))
+        if str(cfg.solver_scope) == "recurrence" and not layer.is_recurrent:
+            raise OptionError(
+                "--solver-scope recurrence is for TrellisNets; this model takes position, sample or batch"
+            )
         self.solver, self.gradient = forward_solver(cfg), gradient_config(cfg)
         self.penalty, self.radius_steps = penalty_schedule(cfg), cfg.spectral_radius
         updates = round(cfg.early_share * cfg.max_update) if cfg.early_eps else 0

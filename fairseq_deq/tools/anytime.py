@@ -31,7 +31,7 @@ from fairseq import checkpoint_utils, options, tasks, utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
 from ..errors import OptionError
-from .command import describe, ended, progress, quiet, tell, written_whole
+from .command import command_line, describe, progress, tell, written_whole
 from .evaluation import Evaluation, budgets_up_to, evaluate, hardest, require_equilibrium
 
 PROGRAM = "fairseq-deq-anytime"
@@ -233,13 +233,4 @@ def run(argv: Sequence[str] | None = None) -> None:
         print(f"\n{args.plot}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        argv: the arguments; those of the process if None.
-    Returns:
-        the exit status: 0, or 1 after one sentence that says what is wrong.
-    """
-    with quiet():
-        return ended(PROGRAM, lambda: run(argv))
+main = command_line(PROGRAM, run)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..checkpoint_file import read_checkpoint
 from ..errors import OptionError
-from .command import describe, ended, progress, written_whole
+from .command import command_line, describe, progress, written_whole
 
 PROGRAM = "fairseq-deq-average"
 
@@ -154,12 +154,4 @@ def run(argv: Sequence[str] | None = None) -> None:
     print(f"{args.out}: the mean of {', '.join(map(str, paths))}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        argv: the arguments; those of the process if None.
-    Returns:
-        the exit status: 0, or 1 after one sentence that says what is wrong.
-    """
-    return ended(PROGRAM, lambda: run(argv))
+main = command_line(PROGRAM, run)

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -51,6 +51,26 @@ def import_user_dir(args: argparse.Namespace) -> None:
         from fairseq.utils import import_user_module  # not every command needs fairseq
 
         import_user_module(args)
+
+
+def command_line(
+    program: str, run: Callable[[Sequence[str] | None], int | None], failure: int = 1
+) -> Callable[[Sequence[str] | None], int]:
+    """The `main` of a command.
+
+    Args:
+        program: the name of the command.
+        run: what it does, from its arguments, those of the process if None, to its exit status, None for 0.
+        failure: the exit status after one sentence that says what is wrong.
+    Returns:
+        from its arguments, None for those of the process, to its exit status.
+    """
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        with quiet():
+            return ended(program, lambda: run(argv), failure)
+
+    return main
 
 
 def ended(program: str, run: Callable[[], int | None], failure: int = 1) -> int:

@@ -25,20 +25,9 @@ import torch
 from ..checkpoint_file import CONVERT as PROGRAM
 from ..checkpoint_file import check_file, read_checkpoint
 from ..errors import OptionError
-from .command import describe, ended, written_whole
+from .command import command_line, describe, written_whole
 
 _FOR_TEXT = ("bpe", "tokenizer")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        argv: the arguments; those of the process if None.
-    Returns:
-        the exit status: 0, or 1 after one sentence that says what is wrong.
-    """
-    return ended(PROGRAM, lambda: _run(argv))
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -127,3 +116,6 @@ def plain(value: Any) -> Any:
         f"the checkpoint holds a {type(value).__module__}.{type(value).__qualname__}, which no tensor, "
         "number, string or container can stand for"
     )
+
+
+main = command_line(PROGRAM, _run)

@@ -25,7 +25,7 @@ from typing import Any
 from ..errors import OptionError
 from ..export.folder import export, summary
 from ..literals import literal
-from .command import describe, ended
+from .command import command_line, describe
 
 PROGRAM = "fairseq-deq-export"
 
@@ -90,12 +90,4 @@ def run(argv: Sequence[str] | None = None) -> None:
     print(json.dumps(numbers) if args.json else sentences(numbers))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        argv: the arguments; those of the process if None.
-    Returns:
-        the exit status: 0, or 1 after one sentence that says why nothing was written.
-    """
-    return ended(PROGRAM, lambda: run(argv))
+main = command_line(PROGRAM, run)

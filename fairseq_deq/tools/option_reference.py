@@ -21,7 +21,7 @@ from fairseq.tasks import TASK_DATACLASS_REGISTRY
 
 from ..models.deq_config import DEQLanguageModelConfig
 from ..options import flag, meaning, valid_values
-from .command import describe, ended, written_whole
+from .command import command_line, describe, written_whole
 
 PROGRAM = "option-reference"
 PACKAGE = __package__.partition(".")[0]
@@ -116,17 +116,6 @@ def _shown(default: Any) -> str:
     return "none" if default is None else f"{default:g}" if isinstance(default, float) else str(default)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        argv: the arguments; those of the process if None.
-    Returns:
-        the exit status: 0, or 1 after one sentence that says what is wrong.
-    """
-    return ended(PROGRAM, lambda: _run(argv))
-
-
 def _run(argv: Sequence[str] | None) -> None:
     parser = describe(argparse.ArgumentParser(), PROGRAM, __doc__)
     parser.add_argument("--out", type=Path, metavar="FILE", help="the file to write (default: print)")
@@ -136,3 +125,6 @@ def _run(argv: Sequence[str] | None) -> None:
         return
     with written_whole(args.out) as partial:
         partial.write_text(page(), encoding="utf-8")
+
+
+main = command_line(PROGRAM, _run)

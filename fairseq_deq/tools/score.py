@@ -39,7 +39,7 @@ from ..errors import OptionError
 from ..generation.scoring import SentenceScore, TextScorer, perplexity
 from ..generation.text import in_buffers, read_lines
 from ..solve_report import SolveReport
-from .command import describe, ended, progress, quiet
+from .command import command_line, describe, progress
 
 PROGRAM = "fairseq-deq-score"
 
@@ -50,18 +50,6 @@ _HEADER = (
 
 # Sentences read before any of them is scored, so that batches can hold sentences of like length.
 _READ_AHEAD = 256
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        argv: the arguments; those of the process if None.
-    Returns:
-        the exit status: 0, or 1 after one sentence that says what is wrong.
-    """
-    with quiet():
-        return ended(PROGRAM, lambda: run(argv))
 
 
 def parse(argv: Sequence[str] | None = None) -> Namespace:
@@ -216,3 +204,6 @@ class _Writer:
         # JSON has no word for NaN and infinity.
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         print(json.dumps(finite, ensure_ascii=False, allow_nan=False), file=self.out)
+
+
+main = command_line(PROGRAM, run)

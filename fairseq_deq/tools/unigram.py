@@ -27,7 +27,7 @@ import numpy
 from fairseq.data import Dictionary, data_utils
 
 from ..errors import OptionError
-from .command import describe, ended, progress, quiet
+from .command import command_line, describe, progress
 
 PROGRAM = "fairseq-deq-unigram"
 
@@ -117,19 +117,6 @@ def evaluate(data: Path, train_subset: str, gen_subset: str, alpha: float) -> di
     }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        argv: the arguments; those of the process if None.
-
-    Returns:
-        The exit status: 0, or 1 after one sentence that says what is wrong.
-    """
-    with quiet():
-        return ended(PROGRAM, lambda: _run(argv))
-
-
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The options.
 
@@ -161,3 +148,6 @@ def _run(argv: Sequence[str] | None) -> None:
             f"Perplexity: {result['perplexity']:.2f} over {result['tokens']:,} tokens "
             f"({result['eos']:,} </s>, {result['unk']:,} <unk>)"
         )
+
+
+main = command_line(PROGRAM, _run)

@@ -36,14 +36,27 @@ class MixesRows(Gated):
         return super().forward(states - states.mean(0), injection)
 
 
-class InPlace(Gated):
-    class Prepared(PreparedWindow):
-        def bind(self, *arguments, **options):
-            f = super().bind(*arguments, **options)
-            return lambda z: f(z.mul_(0.5))
+class Altered(Gated):
+    """A layer with another f in the place of its own."""
+
+    @staticmethod
+    def altered(f):
+        raise NotImplementedError
 
     def prepare(self, masks):
-        return self.Prepared(self, masks)
+        altered = self.altered
+
+        class Prepared(PreparedWindow):
+            def bind(self, *arguments, **options):
+                return altered(super().bind(*arguments, **options))
+
+        return Prepared(self, masks)
+
+
+class InPlace(Altered):
+    @staticmethod
+    def altered(f):
+        return lambda z: f(z.mul_(0.5))
 
 
 class WrongGradient(Gated):
@@ -156,15 +169,10 @@ class WrongShape(Gated):
         return super().forward(states, injection)[:, :3].repeat(1, 2)
 
 
-class WrongRestriction(Gated):
-    class Prepared(PreparedWindow):
-        def bind(self, *arguments, **options):
-            f = super().bind(*arguments, **options)
-            f.__class__ = HoldsItself
-            return f
-
-    def prepare(self, masks):
-        return self.Prepared(self, masks)
+class WrongRestriction(Altered):
+    @staticmethod
+    def altered(f):
+        return HoldsItself(f.segment)
 
 
 class HoldsItself(BoundWindow):
@@ -173,15 +181,10 @@ class HoldsItself(BoundWindow):
         return lambda rows: held
 
 
-class WrongAdjoint(Gated):
-    class Prepared(PreparedWindow):
-        def bind(self, *arguments, **options):
-            f = super().bind(*arguments, **options)
-            f.__class__ = NoTranspose
-            return f
-
-    def prepare(self, masks):
-        return self.Prepared(self, masks)
+class WrongAdjoint(Altered):
+    @staticmethod
+    def altered(f):
+        return NoTranspose(f.segment)
 
 
 class NoTranspose(BoundWindow):

@@ -30,6 +30,8 @@ class TrellisLayer(Layer):
     Source: Bai, Kolter, Koltun (2019, arXiv 1810.06682 and 1909.01377).
     """
 
+    is_recurrent = True
+
     def __init__(
         self,
         hidden_dim: int,

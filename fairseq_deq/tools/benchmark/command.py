@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from ...errors import OptionError
-from ..command import add_user_dir, describe, ended, import_user_dir, quiet, written_whole
+from ..command import add_user_dir, command_line, describe, import_user_dir, written_whole
 from .layer import load_layer
 from .measure import measure, true_gradients
 from .output import plot, table
@@ -101,13 +101,4 @@ def run(argv: Sequence[str] | None = None) -> None:
     print(f"{out.with_suffix('.json')} and {out.with_suffix('.png')} written")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        argv: the arguments; those of the process if None.
-    Returns:
-        the exit status: 0, or 1 after one sentence that says what is wrong.
-    """
-    with quiet():
-        return ended(PROGRAM, lambda: run(argv))
+main = command_line(PROGRAM, run)

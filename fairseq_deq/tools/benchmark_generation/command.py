@@ -30,16 +30,7 @@ from fairseq.data import data_utils
 from torch import Tensor
 
 from ...errors import OptionError
-from ..command import (
-    add_user_dir,
-    describe,
-    ended,
-    import_user_dir,
-    progress,
-    quiet,
-    tell,
-    written_whole,
-)
+from ..command import add_user_dir, command_line, describe, import_user_dir, progress, tell, written_whole
 from .decoding import Rate, begin_deq, begin_stack, build_stack, generate, generate_without_cache
 from .output import HEADER, plot, row, summary
 
@@ -153,13 +144,4 @@ def run(argv: Sequence[str] | None = None) -> None:
     print(f"{out} and {args.out.with_suffix('.png')} written")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        argv: the arguments; those of the process if None.
-    Returns:
-        the exit status: 0, or 1 after one sentence that says what is wrong.
-    """
-    with quiet():
-        return ended(PROGRAM, lambda: run(argv))
+main = command_line(PROGRAM, run)

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from ...errors import OptionError
 from ...literals import literal
-from ..command import add_user_dir, describe, ended, import_user_dir, quiet, written_whole
+from ..command import add_user_dir, command_line, describe, import_user_dir, written_whole
 from .measure import STAGES, Measured, measure
 from .page import refusal_page, report_page
 from .subject import Subject, load, rows_not_finite
@@ -75,6 +75,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@torch.no_grad()
 def run(args: argparse.Namespace) -> int:
     """Measure, and write the page.
 
@@ -171,13 +172,4 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        argv: the arguments; those of the process if None.
-    Returns:
-        the exit status: 0 healthy, 1 something to look at, 2 could not run, and a sentence said why.
-    """
-    with quiet(), torch.no_grad():
-        return ended(PROGRAM, lambda: run(parse(argv)), failure=2)
+main = command_line(PROGRAM, lambda argv: run(parse(argv)), failure=2)

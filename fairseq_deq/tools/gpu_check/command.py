@@ -24,7 +24,7 @@ import torch
 
 from ...errors import OptionError
 from ...solvers import active, record
-from ..command import describe, ended
+from ..command import command_line, describe
 from ..plot.runs import read_json_log
 from .steps import SIZES, RandomLayer, our_step, step_entry, steps
 from .visit import CUDA, DEVICE, OUT, PARTS, Part, milliseconds, precision
@@ -83,17 +83,6 @@ def merge() -> None:
     (OUT / "gpu_check.json").write_text(json.dumps(parts, indent=1))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one part.
-
-    Args:
-        argv: the arguments; those of the process if None.
-    Returns:
-        the exit status: 0, or 1 after one sentence that says what is wrong.
-    """
-    return ended(PROGRAM, lambda: _run(argv))
-
-
 def _run(argv: Sequence[str] | None) -> None:
     parser = describe(argparse.ArgumentParser(), PROGRAM, __doc__)
     parser.add_argument("part", choices=("steps", "warm", "machine", "curves", "merge"))
@@ -110,3 +99,6 @@ def _run(argv: Sequence[str] | None) -> None:
         curves(args.arguments)
     else:
         {"warm": warm, "machine": machine, "merge": merge}[args.part]()
+
+
+main = command_line(PROGRAM, _run)

@@ -37,7 +37,7 @@ import torch
 
 from ...data_folder import words_fingerprint
 from ...errors import OptionError
-from ..command import describe, ended, quiet
+from ..command import command_line, describe
 from .checkpoint import (
     configuration,
     model_of,
@@ -217,18 +217,8 @@ def run(argv: Sequence[str] | None = None) -> None:
         OptionError: an option or a file cannot be used.
     """
     args = parse(argv)
-    with quiet():
-        starts = args.from_transformer_lm is not None
-        told = start_from_transformer_lm(args) if starts else import_reference(args)
-    print(told)
+    starts = args.from_transformer_lm is not None
+    print(start_from_transformer_lm(args) if starts else import_reference(args))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        argv: the arguments; those of the process if None.
-    Returns:
-        the exit status: 0, or 1 after one sentence that says why nothing was written.
-    """
-    return ended(PROGRAM, lambda: run(argv))
+main = command_line(PROGRAM, run)

