@@ -218,7 +218,7 @@ READING = (
     Patch(
         "words",
         "fairseq_cli.eval_lm.eval_lm",
-        "The perplexity is one a piece, and --post-process sentencepiece a NotImplementedError.",
+        "The perplexity is per piece, and --post-process sentencepiece a NotImplementedError.",
         ALL,
         words._counting_words,
     ),

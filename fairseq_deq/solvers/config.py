@@ -38,7 +38,7 @@ class SolverConfig:
             next ones follow every 5 iterations, later at longer distances.
         active_set: evaluate f at the moving lanes only, where f offers `restrict`: when their number says
             that it saves time (`auto`), `always` where lanes are independent, or `never`. What is found is
-            the same where f rounds a position the same in any company.
+            the same where f rounds a position the same whatever stands beside it.
         patience: evaluations without a new best residual after which a lane restarts from its best state:
             with half the step, then by plain iteration, and so on in turns.
         policy: on lanes that did not converge: return the `best` state, `raise` a `ConvergenceError`, or

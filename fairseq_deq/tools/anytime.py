@@ -2,7 +2,7 @@
 
 Takes the options of fairseq-eval-lm and evaluates the same tokens once for each budget (`--budgets`; by
 default 1, 2, 4, ... up to the checkpoint's `--f-thres`), with everything else as in the checkpoint. It prints
-one line a budget: the perplexity, the relative residual reached (mean over positions), the share of positions
+one line per budget: the perplexity, the relative residual reached (mean over positions), the share of positions
 that converged, and the evaluations of f that a position took. Then it lists the words (types of the
 dictionary) at which the solve with the largest budget took the most evaluations. `--plot` draws the curve.
 
@@ -44,7 +44,7 @@ def draw(evaluations: Sequence[Evaluation], title: str, out: Path) -> None:
     """Draw perplexity and residual against the budget into a PNG.
 
     Args:
-        evaluations: one a budget, the smallest first.
+        evaluations: one per budget, the smallest first.
         title: the conditions that they hold under.
         out: the picture.
     """

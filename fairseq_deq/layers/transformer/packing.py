@@ -19,7 +19,7 @@ class QueryPacking:
         live: the samples that have such a position, (b,).
         row: for each position the place of its sample among those, (n,).
         time: for each position its t, (n,).
-        width: queries of a row, Q.
+        width: queries per row, Q.
         query_time: for every padded query its time, (b, Q); those that stand for nothing repeat time 0.
     """
 

@@ -25,7 +25,7 @@ class Rate:
     Attributes:
         seconds, cpu_seconds: a token of all rows, one entry a turn; by the clock, and of the processor.
         evaluations: of f, a token of all rows: as long as the slowest row needs.
-        own_evaluations: of f at a row, a token: what was computed for each.
+        own_evaluations: of f, per row and token: what was computed for each.
         needed_evaluations: of f at a row before it had converged, a token.
         cache_bytes: kept for each token of each row.
     """

@@ -3,7 +3,7 @@
     fairseq-deq-import STATE_DICT VOCABULARY OUT.pt [options]
 
 takes the state_dict of a DEQ-Transformer of the reference code (locuslab/deq, version 2.0), and its words: a
-file with a word a line in the order of their numbers, or with --count-words the text that it was trained
+file with one word per line in the order of their numbers, or with --count-words the text that it was trained
 with. OUT.pt computes what the original does; a dict.txt for it is written beside it, to be given to
 fairseq-preprocess --srcdict.
 
@@ -98,7 +98,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def _add_reference(add: Callable[..., Any]) -> None:
     """The options of the reference's weights."""
     add("state_dict", metavar="STATE_DICT", type=Path, help="weights of the reference code")
-    add("vocabulary", metavar="VOCABULARY", type=Path, help="its words, one a line; or the text")
+    add("vocabulary", metavar="VOCABULARY", type=Path, help="its words, one per line; or the text")
     add("out", metavar="OUT.pt", type=Path, help="the checkpoint to write; dict.txt comes beside it")
     add("--count-words", action="store_true", help="VOCABULARY is the text that the reference counted")
     add("--lower-case", action="store_true", help="with --count-words: count words in lower case")

@@ -28,7 +28,7 @@ class Vocabulary:
 
 
 def read_words(path: Path, types: int) -> Vocabulary:
-    """Read a file with a word a line, each with or without its count after a space.
+    """Read a file with one word per line, each with or without its count after a space.
 
     Args:
         path: of the file; where it lacks `<eos>`, that is put first, as the reference does.
@@ -79,7 +79,7 @@ def _lines(path: Path) -> list[str]:
     except UnicodeDecodeError:
         raise OptionError(
             f"{path} is not a text in UTF-8; the reference's own cache.pt is read nowhere but in its code, "
-            "since loading it runs code: give a file with a word a line "
+            "since loading it runs code: give a file with one word per line "
             "('\\n'.join(corpus.vocab.idx2sym)), or the text that was counted with --count-words"
         ) from None
 
