@@ -2,8 +2,8 @@
 
 Takes the options of fairseq-eval-lm and evaluates the same tokens once for each budget (`--budgets`; by
 default 1, 2, 4, ... up to the checkpoint's `--f-thres`), with everything else as in the checkpoint. It prints
-one line per budget: the perplexity, the relative residual reached (mean over positions), the share of positions
-that converged, and the evaluations of f that a position took. Then it lists the words (types of the
+one line per budget: the perplexity, the relative residual reached (mean over positions), the share of
+positions that converged, and the evaluations of f that a position took. Then it lists the words (types of the
 dictionary) at which the solve with the largest budget took the most evaluations. `--plot` draws the curve.
 
     fairseq-deq-anytime data-bin/wikitext-103 --path checkpoints/checkpoint_best.pt --gen-subset test \\

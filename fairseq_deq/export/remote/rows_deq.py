@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def rowwise_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """rows (n, K) @ weight (M, K)^T + bias, in multiples of 16 rows: each then rounds the same in any matrix."""
+    """rows (n, K) @ weight (M, K)^T + bias, in multiples of 16 rows: each rounds the same in any matrix."""
     n = rows.shape[0]
     missing = -n % 16
     return F.linear(F.pad(rows, (0, 0, 0, missing)) if missing else rows, weight, bias)[:n]
