@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import os
 import socket
@@ -119,8 +121,20 @@ def then_leaving_the_group(distributed_main: Callable[..., None]) -> Callable[..
             torch.distributed.destroy_process_group()
             # fairseq keeps the group, which another run in this process could not use
             vars(get_global_group).pop("_global_group", None)
+            atexit.register(_collect_no_more)
 
     return wrapper
+
+
+def _collect_no_more() -> None:
+    """Leave what is still there to the end of the process.
+
+    A collection at exit may come to torch's Reducer, whose destructor waits, with the lock of the
+    interpreter, for
+    a thread of gloo that may be waiting for that lock: then a finished run never ends.
+    """
+    gc.disable()
+    gc.freeze()
 
 
 def without_devices_on_cpu(data_parallel: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,6 +1,8 @@
 """Runs of several processes without GPUs do what the command line or torchrun asks for."""
 
 import socket
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -147,3 +149,16 @@ def test_two_processes_train_one_model_and_resume(in_process, deq_training, tmp_
 def test_a_sentence_of_a_started_process_is_a_sentence(refused, deq_training, tmp_path):
     options = ("--distributed-world-size", "2", "--f-solver", "newton", "--save-dir", tmp_path)
     assert "--f-solver must be one of" in refused("fairseq-train", *deq_training, *options).text
+
+
+def test_a_process_that_has_left_the_group_collects_nothing_at_its_end(tmp_path):
+    code = f"""
+import atexit, gc, torch
+from fairseq_deq.patches.distributed import then_leaving_the_group
+atexit.register(lambda: print(gc.isenabled(), gc.get_freeze_count() > 0))  # runs after what is registered
+later torch.distributed.init_process_group("gloo", init_method="file://{tmp_path}/store", rank=0,
+world_size=1) then_leaving_the_group(lambda *arguments: None)(0, None, None, {{}})
+print(gc.isenabled())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["True", "False", "True"], done.stderr

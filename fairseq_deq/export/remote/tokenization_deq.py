@@ -59,7 +59,15 @@ class DEQTokenizer(PreTrainedTokenizer):
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """The text of pieces."""
-        return "".join(tokens).replace("\u2581", " ").strip()
+        return "".join(tokens).replace("\u2581", " ")
+
+    def _decode(self, token_ids: int | list[int], *given: Any, **named: Any) -> str:
+        """The text of numbers. Where these begin with `bos_token` the space before the first word is left
+        out; otherwise they may go on from a text, and it stays."""
+        text: str = super()._decode(token_ids, *given, **named)
+        numbers = [token_ids] if isinstance(token_ids, int) else list(token_ids)
+        first = next((number for number in numbers if number != self.pad_token_id), None)
+        return text.removeprefix(" ") if first == self.bos_token_id else text
 
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
