@@ -155,9 +155,11 @@ def test_a_process_that_has_left_the_group_collects_nothing_at_its_end(tmp_path)
     code = f"""
 import atexit, gc, torch
 from fairseq_deq.patches.distributed import then_leaving_the_group
-atexit.register(lambda: print(gc.isenabled(), gc.get_freeze_count() > 0))  # runs after what is registered
-later torch.distributed.init_process_group("gloo", init_method="file://{tmp_path}/store", rank=0,
-world_size=1) then_leaving_the_group(lambda *arguments: None)(0, None, None, {{}})
+# At the end of the process, after all that is registered later.
+atexit.register(lambda: print(gc.isenabled(), gc.get_freeze_count() > 0))
+store = "file://{tmp_path}/store"
+torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+then_leaving_the_group(lambda *arguments: None)(0, None, None, {{}})
 print(gc.isenabled())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
