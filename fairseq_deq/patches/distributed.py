@@ -129,8 +129,8 @@ def then_leaving_the_group(distributed_main: Callable[..., None]) -> Callable[..
 def _collect_no_more() -> None:
     """Leave what is still there to the end of the process.
 
-    A collection at exit may come to torch's Reducer. Its destructor holds the lock of the interpreter and waits
-    for a thread of gloo, which may be waiting for that lock: then a finished run never ends.
+    A collection at exit may come to torch's Reducer. Its destructor holds the lock of the interpreter, and
+    waits for a thread of gloo that may be waiting for that lock: then a finished run never ends.
     """
     gc.disable()
     gc.freeze()
