@@ -12,11 +12,14 @@ from torch import Tensor
 
 from ..invariant_matmul import padded_count
 from .config import SolverConfig
-from .lanes import LaneLayout, Restrictable
+from .lanes import LaneLayout
 from .record import Array, LaneRecord, books_on_host, namespace
 from .registry import Method, get_solver
 from .result import FixedPoint
 from .rows import choose_rows, to_index
+
+# `Restrictable.restrict`.
+Restriction = Callable[[Tensor, Tensor, Tensor | None], Callable[[Tensor], Tensor]]
 
 # In evaluations of all lanes, as measured: what one at some lanes costs (a constant, and so much for their
 # share), and what making the map at fewer lanes costs, which they must save again before the next recheck.
@@ -53,7 +56,9 @@ class ActiveLanes:
         self._method: Method = get_solver(config.solver)(config, self.z, self.record.tau)
         self._method_rows = self.rows
         self.all_z, self.all_best, self.all_records = self.z, self.best, self.record
-        self.can_restrict = config.active_set != "never" and isinstance(f, Restrictable)
+        # Asked for by name: `isinstance` of a protocol costs as much as an evaluation for one token.
+        self._restrict: Restriction | None = getattr(f, "restrict", None)
+        self.can_restrict = config.active_set != "never" and self._restrict is not None
         self.evaluations = 0
         self.lane_evaluations = 0
         self._current = f  # f at the active lanes
@@ -77,10 +82,11 @@ class ActiveLanes:
         """
         z = self.z.to(self.dtype)
         z = self.lanes.unflatten(z) if self.rows is None else z.reshape(-1, self.lanes.width)
-        version = None if z.is_inference() else z._version
+        first = self.evaluations == 0
+        version = z._version if first and not z.is_inference() else None
         with self.autocast(True):
             fz = self._current(z)
-        if self.evaluations == 0:
+        if first:
             _check_contract(z, fz, version)
         self.evaluations += 1
         self.lane_evaluations += len(self.record.moving)
@@ -99,11 +105,14 @@ class ActiveLanes:
 
     def renew_best(self, mask: Array) -> None:
         """The best state of the masked active lanes is z."""
-        if self.on_host and not mask.any():
+        if not self.on_host:
+            self.best = choose_rows(mask, self.z, self.best)
             return
-        everyone = self.on_host and mask.all()
-        z = self.z.clone() if self.on_host and not everyone else self.z  # which rows are written to
-        self.best = z if everyone else choose_rows(mask, z, self.best)
+        count = np.count_nonzero(mask)
+        if count == len(mask):
+            self.best = self.z
+        elif count:
+            self.best = choose_rows(mask, self.z.clone(), self.best)  # which rows are written to
 
     def lanes_at(self, places: Array) -> Array:
         """The lanes at `places` among the active ones."""
@@ -207,9 +216,9 @@ class ActiveLanes:
         self.record = self.all_records.rows(rows)
         state = self.lanes.unflatten(self.all_z).to(self.dtype)
         value = None if fz is None else fz.to(self.dtype).reshape(-1, self.lanes.width)
-        assert isinstance(self.f, Restrictable)
+        assert self._restrict is not None
         with self.autocast(True):
-            self._current = self.f.restrict(state, self.lanes.positions(index), value)
+            self._current = self._restrict(state, self.lanes.positions(index), value)
 
     def _places(self) -> Array:
         """Where the active lanes stand among those of the method's history, -1 where they do not."""

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import copy
+import math
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.linalg import vecdot
 
 from .config import SolverConfig
-from .fused import constant, fusing, mixed, new_difference
+from .fused import constant, fusing, gauss_jordan, mixed, new_difference
 from .record import Array, namespace, zeros_like_books
 from .registry import Precondition, register_solver
 from .rows import forget_rows, select_rows, to_rows
+
+# Where a column of length one has no more than this beside the others, squared, they span it.
+_NO_PIVOT = 1e-14
 
 
 @register_solver("anderson")
@@ -31,7 +36,7 @@ class Anderson:
     default_memory = 5
 
     def __init__(self, config: SolverConfig, like: Tensor, books: Array) -> None:
-        self.ridge = constant(config.ridge, books)
+        self.ridge, self.has_ridge = constant(config.ridge, books), config.ridge > _NO_PIVOT
         slots = (config.memory or self.default_memory) - 1
         self.count = 0  # differences taken, or passed over
         # One tensor a slot, (n, D), None where nothing was stored yet: rows stay contiguous.
@@ -74,12 +79,15 @@ class Anderson:
             left, following = self._mix_fused(products, z, g)
         elif len(products):
             self._enter(products)
-            gamma = to_rows(self._least_squares(self.gram, self.rhs), z)  # (slots, n, 1)
-            left, following = g.clone(), z.clone()
-            for weight, dz, dg in zip(gamma, self.dz, self.dg):
-                if dz is not None and dg is not None:
-                    left.addcmul_(dg, weight, value=-1)
-                    following.addcmul_(dz, weight, value=-1)
+            weights = to_rows(-self._least_squares(self.gram, self.rhs), z).unbind()  # (n, 1) each
+            for weight, dz, dg in zip(weights, self.dz, self.dg):
+                if dz is None or dg is None:
+                    continue
+                if left is g:  # which nobody writes to, nor to z
+                    left, following = torch.addcmul(g, dg, weight), torch.addcmul(z, dz, weight)
+                else:
+                    left.addcmul_(dg, weight)
+                    following.addcmul_(dz, weight)
         self.last_z, self.last_g = z, g
         left = precondition(left)
         if following is z:  # which nobody writes to
@@ -145,35 +153,52 @@ class Anderson:
         """Bring DG^T g and the Gram matrix up to date with what `observe` asked for."""
         i = self.count % len(self.dg)
         self.count += 1
-        row, k = self.rhs * 0, 0
-        for j, d in enumerate(self.dg):
-            if d is not None:
-                row[j] = products[k]
-                k += 1
+        row, last = products[:-1], products[-1]
+        if len(row) < len(self.dg):  # some slots are empty
+            entries, row = iter(row), self.rhs * 0
+            for j, d in enumerate(self.dg):
+                if d is not None:
+                    row[j] = next(entries)
         self.gram[i] = row
         self.gram[:, i] = row
         # g has changed by DG_i, so DG^T g has changed by what is new, save for the new column.
-        self.rhs = self.rhs + row
-        self.rhs[i] = products[k]
+        self.rhs += row
+        self.rhs[i] = last
 
     def _least_squares(self, gram: Array, rhs: Array) -> Array:
         """gamma, (slots, n), of DG^T DG gamma = rhs, by Gauss-Jordan elimination; 0 where that fails."""
         xp, slots = namespace(rhs), len(self.dg)
+        if self.has_ridge and xp is np and rhs.size == slots:
+            return _one_lane(gram[..., 0].tolist(), rhs[:, 0].tolist(), self.ridge)
         square = gram[self.diagonal, self.diagonal]
         known = square > 0
-        inverse = xp.where(
-            known, xp.where(known, square, 1.0) ** -0.5, 0.0
-        )  # 1 / lengths of the columns of DG
+        inverse = known / xp.sqrt(xp.where(known, square, 1.0))  # 1 / lengths of the columns of DG
         normal = gram * inverse * inverse[:, None]
         normal[self.diagonal, self.diagonal] = 1 + self.ridge
         system = xp.concatenate([normal, (rhs * inverse)[:, None]], 1)  # (slots, slots + 1, n)
         # Without pivots, since the matrix is positive definite; empty slots have nothing to say.
         for i in (i for i in range(slots) if self.dg[i] is not None):
-            row = system[i] / system[i, i]
+            pivot = system[i, i]
+            if not self.has_ridge:  # a column that the others span has no weight
+                pivot = xp.where(pivot > _NO_PIVOT, pivot, float("inf"))
+            row = system[i] / pivot
             system = system - system[:, i, None] * row
             system[i] = row
         gamma = system[:, slots] * inverse
         return xp.where(xp.isfinite(gamma.sum(0)), gamma, 0.0)
+
+
+def _one_lane(gram: list[list[float]], rhs: list[float], ridge: float) -> Array:
+    """gamma of a single lane, (slots, 1): the same numbers, without the cost of arrays."""
+    slots = range(len(rhs))
+    scale = [1 / math.sqrt(gram[i][i]) if gram[i][i] > 0 else 0.0 for i in slots]
+    normal = [[gram[i][j] * scale[j] * scale[i] if i != j else 1 + ridge for j in slots] for i in slots]
+    try:
+        gamma = gauss_jordan(normal, [b * s for b, s in zip(rhs, scale)])
+    except ZeroDivisionError:
+        gamma = [math.nan]
+    gamma = [x * s for x, s in zip(gamma, scale)]
+    return np.array(gamma if math.isfinite(sum(gamma)) else [0.0 for _ in slots])[:, None]
 
 
 def _as_books(column: Tensor, books: Array) -> Array:

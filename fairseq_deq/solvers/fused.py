@@ -135,15 +135,15 @@ def mixed(
     gram, rhs = torch.where(forget, 0.0, gram), torch.where(forget, 0.0, rhs)
     gram = torch.where(newest[:, None, None], row, torch.where(newest[:, None], row[:, None], gram))
     rhs = torch.where(newest[:, None], last, rhs + row)
-    gamma, left, following = _eliminate(gram, rhs, ridge), g, z
+    gamma, left, following = _least_squares(gram, rhs, ridge), g, z
     for i in range(len(dz)):
         weight = gamma[i].to(z.dtype).unsqueeze(-1)
         left, following = left - dg[i] * weight, following - dz[i] * weight
     return gram, rhs, left, following
 
 
-def _eliminate(gram: Tensor, rhs: Tensor, ridge: Any) -> Tensor:
-    """Gauss-Jordan elimination, a vector over the lanes for each entry."""
+def _least_squares(gram: Tensor, rhs: Tensor, ridge: Any) -> Tensor:
+    """gamma, (slots, n), a vector over the lanes for each entry of the system."""
     slots = range(gram.shape[0])
     known = [gram[i, i] > 0 for i in slots]
     scale = [torch.where(known[i], torch.where(known[i], gram[i, i], 1.0) ** -0.5, 0.0) for i in slots]
@@ -151,7 +151,17 @@ def _eliminate(gram: Tensor, rhs: Tensor, ridge: Any) -> Tensor:
         [torch.ones_like(rhs[i]) + ridge if i == j else gram[i, j] * scale[i] * scale[j] for j in slots]
         for i in slots
     ]
-    right = [rhs[i] * scale[i] for i in slots]
+    right = gauss_jordan(left, [rhs[i] * scale[i] for i in slots])
+    gamma = torch.stack([right[i] * scale[i] for i in slots])
+    return torch.where(torch.isfinite(gamma.sum(0)), gamma, 0.0)
+
+
+def gauss_jordan(left: list[list[Any]], right: list[Any]) -> list[Any]:
+    """x with left x = right, of numbers or tensors (n,), without pivots: `left` is positive definite.
+
+    Both lists are overwritten.
+    """
+    slots = range(len(right))
     for p in slots:
         pivot = left[p][p]
         row, own = [left[p][j] / pivot for j in slots], right[p] / pivot
@@ -161,8 +171,7 @@ def _eliminate(gram: Tensor, rhs: Tensor, ridge: Any) -> Tensor:
                 left[i] = [left[i][j] - factor * row[j] if j > p else left[i][j] for j in slots]
                 right[i] = right[i] - factor * own
         left[p], right[p] = row, own
-    gamma = torch.stack([right[i] * scale[i] for i in slots])
-    return torch.where(torch.isfinite(gamma.sum(0)), gamma, 0.0)
+    return right
 
 
 @fused

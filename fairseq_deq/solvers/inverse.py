@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +29,8 @@ def inverse_transpose(loop: Loop, vector: Tensor) -> Tensor:
     live = (active.lanes_at(moving), active.method.subset(moving))
     for lanes, method in (*loop.frozen_histories, live):  # what a lane knew when it was last frozen
         own = rows.index_select(0, to_index(lanes, rows))
-        product = method.inverse_transpose(own, transposed)
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+            product = method.inverse_transpose(own, transposed)
         sound = torch.isfinite(product).all(1, keepdim=True)
         estimate.index_copy_(0, to_index(lanes, rows), torch.where(sound, product, own))
     return loop.lanes.unflatten(estimate).to(vector.dtype)

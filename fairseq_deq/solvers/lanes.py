@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -62,22 +63,22 @@ class LaneLayout:
         }
         return cls(z.shape, shapes[scope], 1 if scope == "batch" else z.shape[0])
 
-    @property
+    @cached_property
     def count(self) -> int:
         """Number of lanes, N."""
         return self.shape.numel()
 
-    @property
+    @cached_property
     def per_sample(self) -> int:
         """Number of lanes of a sample."""
         return self.count // max(self.samples, 1)
 
-    @property
+    @cached_property
     def width(self) -> int:
         """Channels of the state, C."""
         return self.full[-1]
 
-    @property
+    @cached_property
     def coupled(self) -> bool:
         """Whether lanes of one sample may depend on each other, so that a frozen one must be rechecked."""
         return self.count > self.samples

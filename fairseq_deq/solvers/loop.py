@@ -79,6 +79,8 @@ class Loop:
         self.tolerance = constant(limit, tau), constant(config.rtol, tau)  # as `Measured.of` takes it
         self.early = constant(margin * limit, tau), constant(margin * config.rtol, tau)
         self.damping = constant(config.damping, tau)
+        # No lane was sent back or looked at again yet: all have a history, P, and the same step length.
+        self.calm = self.on_host
         self.frozen_histories: list[tuple[Array, Method]] | None = [] if keep_inverse else None
 
     def run(self, trace: Trace | None = None) -> FixedPoint:
@@ -135,7 +137,7 @@ class Loop:
 
     def _recheck(self, k: int) -> None:
         """Evaluate every lane that is not final, wake those that do not pass any more, and step."""
-        active = self.active
+        active, self.calm = self.active, False
         active.scatter()
         lanes = active.open_lanes(self.final)
         if lanes is not None and not len(lanes):
@@ -165,9 +167,10 @@ class Loop:
 
     def _observe(self, g: Tensor) -> list[Tensor]:
         """The inner products that the method asks for; lanes that restart lose their history."""
-        record = self.active.record
-        forgetful = record.restarted | record.alone
-        restarted = None if self.on_host and not forgetful.any() else forgetful
+        record, restarted = self.active.record, None
+        if not self.calm:
+            forgetful = record.restarted | record.alone
+            restarted = None if self.on_host and not forgetful.any() else forgetful
         products = self.active.method.observe(self.active.z, g, restarted, self._precondition)
         if restarted is not None:
             record.restarted = record.restarted & False
@@ -226,12 +229,13 @@ class Loop:
         if not self.on_host:
             return send_back(record.moving, record, patience, self.damping)
         # A lane that has just come closer is not lost.
-        if not record.since_best.any() and not np.isinf(record.last_distance).any():
+        if not np.count_nonzero(record.since_best):
             return None
         lost = record.must_restart(patience)
         if not lost.any():
             return None
         record.restart(lost, self.config.damping)
+        self.calm = False
         return lost
 
     def _step(self, fz: Tensor, g: Tensor, products: Any, lost: Array | None) -> None:
@@ -239,7 +243,7 @@ class Loop:
         active = self.active
         record = active.record
         tau: Array | None = record.tau
-        if self.on_host and bool((record.tau == 1).all()):
+        if (self.calm and self.config.damping == 1) or (self.on_host and bool((record.tau == 1).all())):
             tau = None
         following = active.method.step(products, active.z, g, tau, self._precondition)
         if not self.on_host:
@@ -279,6 +283,8 @@ class Loop:
         """P of the active lanes; a lane that was lost with it goes without."""
         if self.preconditioner is None:
             return rows
+        if self.calm:
+            return self.preconditioner(rows)
         plain = self.active.record.plain
         if self.on_host and not plain.any():
             return self.preconditioner(rows)
@@ -300,7 +306,8 @@ class Loop:
         once."""
         moving = self.active.record.moving
         if self.on_host:
-            self.moving_count, self.all_final = int(np.count_nonzero(moving)), bool(self.final.all())
+            self.moving_count = int(np.count_nonzero(moving))
+            self.all_final = self.lanes.coupled and np.count_nonzero(self.final) == len(self.final)
         else:
             self.moving_count, final = divmod(int(2 * moving.sum() + self.final.all()), 2)
             self.all_final = bool(final)

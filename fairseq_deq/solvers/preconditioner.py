@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..invariant_matmul import pad_rows
@@ -80,6 +79,7 @@ class Preconditioner:
 
     def __call__(self, rows: Tensor) -> Tensor:
         """P of every position, (n, D) -> (n, D), D a multiple of C; a row depends on no other row."""
-        positions = rows.reshape(-1, self.width)
-        inside = F.linear(pad_rows(positions), self.right.T)  # (n', r)
-        return F.linear(inside, self.left)[: positions.shape[0]].add_(positions).view_as(rows)
+        positions = rows.reshape(-1, self.width)  # (n, C)
+        padded = pad_rows(positions)  # (n', C)
+        result = torch.addmm(padded, torch.mm(padded, self.right), self.left.T)
+        return result[: positions.shape[0]].view_as(rows)

@@ -124,7 +124,7 @@ class LaneRecord:
         if isinstance(distance, Tensor):
             return self._enter(distance, size, passed)
         closer = (distance < self.best_distance) | passed
-        if not closer.all() or not self.moving.all():
+        if np.count_nonzero(closer & self.moving) < len(closer):
             return self._enter(distance, size, passed)
         # Most iterations are like this one: every lane moves and comes closer. The outcome is the same.
         self.first_distance = np.where(np.isinf(self.first_distance), distance, self.first_distance)
