@@ -49,6 +49,10 @@ TRANSFORMER: dict[str, Any] = SHARED | {
     "decoder_head_dim": 0,
     "decoder_normalize_before": "false",
     "decoder_closing_norm": "true",
+    "activation_fn": "relu",
+    "decoder_gated_ffn": "false",
+    "decoder_norm": "layer",
+    "decoder_norm_affine": "false",
     "decoder_layers": 1,
     "local_size": 0,
 }
@@ -162,6 +166,10 @@ def _options(chosen: SimpleNamespace, family: str, weights: Weights) -> ModelOpt
             "head_dim": chosen.decoder_head_dim or dim // heads,
             "pre_norm": is_on(chosen, "decoder_normalize_before"),
             "closing_norm": is_on(chosen, "decoder_closing_norm"),
+            "activation": str(chosen.activation_fn),
+            "gated_ffn": is_on(chosen, "decoder_gated_ffn"),
+            "norm": str(chosen.decoder_norm),
+            "norm_affine": is_on(chosen, "decoder_norm_affine"),
             "local_size": chosen.local_size,
             "layers": chosen.decoder_layers,
         }

@@ -66,7 +66,7 @@ def exported_weights(state: Mapping[str, Tensor], chosen: SimpleNamespace, famil
     if family == "transformer":
         several = int(chosen.decoder_layers) > 1
         for i in range(chosen.decoder_layers):
-            _transformer(source, weights, f"layer.layers.{i}" if several else "layer")
+            _transformer(source, weights, f"layer.layers.{i}" if several else "layer", chosen)
     else:
         _linear(source, weights, "layer.conv", bias=True)
     gain = source.take("injection.gain", optional=True)
@@ -125,10 +125,18 @@ def _normalized(v: Tensor, gain: Tensor | None) -> Tensor:
     return v if gain is None else torch._weight_norm(v, gain, 0)
 
 
-def _transformer(source: _Source, weights: Weights, layer: str) -> None:
-    for name in ("qkv", "relative", "out", "ffn_in", "ffn_out"):
+def _transformer(source: _Source, weights: Weights, layer: str, chosen: SimpleNamespace) -> None:
+    gate = ["ffn_gate"] if is_on(chosen, "decoder_gated_ffn") else []
+    for name in ("qkv", "relative", "out", "ffn_in", *gate, "ffn_out"):
         _linear(source, weights, f"{layer}.{name}", bias=name not in ("qkv", "relative"))
-    for name in ("content_bias", "position_bias"):
+    vectors = ["content_bias", "position_bias"]
+    if is_on(chosen, "decoder_norm_affine"):
+        norms = ["middle_norm"]
+        norms += ["attention_norm"] if is_on(chosen, "decoder_normalize_before") else []
+        norms += ["closing_norm"] if is_on(chosen, "decoder_closing_norm") else []
+        parts = ("gain", "bias") if str(chosen.decoder_norm) == "layer" else ("gain",)
+        vectors += [f"{norm}.{part}" for norm in norms for part in parts]
+    for name in vectors:
         weights.tensors[f"{layer}.{name}"] = source.take(f"{layer}.{name}")
 
 

@@ -3,16 +3,22 @@
 from dataclasses import dataclass
 from typing import Any
 
+from fairseq.dataclass import ChoiceEnum
 from fairseq.models import register_model
 
 from ..errors import OptionError
 from ..layers.composition import compose
+from ..layers.transformer.activation import ACTIVATIONS
 from ..layers.transformer.layer import TransformerLayer
+from ..layers.transformer.norm import NORMS
 from ..options import check_values, is_on, named_size, option, switch
 from .deq_config import DEQLanguageModelConfig
 from .deq_decoder import DEQDecoder
 from .deq_language_model import DEQLanguageModel
 from .segment_decoder import InputOptions
+
+ActivationFn = ChoiceEnum(list(ACTIVATIONS))
+DecoderNorm = ChoiceEnum(list(NORMS))
 
 
 @dataclass
@@ -28,6 +34,18 @@ class DEQTransformerConfig(DEQLanguageModelConfig):
         "close the pre-norm form by a norm; without it what the feed-forward part is added to is normalised, "
         "as in the reference code",
         decoder_normalize_before="true",
+    )
+    activation_fn: ActivationFn = option("relu", "what the feed-forward part does between its matrices")
+    decoder_gated_ffn: str = switch(
+        False,
+        "multiply what the activation gives by a second linear map of what it sees, W_2 (act(W_1 h) * W_3 h)",
+    )
+    decoder_norm: DecoderNorm = option(
+        "layer",
+        "norms of the layer: of mean and standard deviation (layer), or of the root mean square (rms)",
+    )
+    decoder_norm_affine: str = switch(
+        False, "give every norm of the layer a gain, and with --decoder-norm layer a bias"
     )
     decoder_layers: int = option(1, "layers that f is made of, each with its own weights", valid="[1, 1000]")
     attention_dropout: float = option(
@@ -63,6 +81,10 @@ class DEQTransformerLanguageModel(DEQLanguageModel):
                 attention_dropout=cfg.attention_dropout,
                 local_size=cfg.local_size,
                 closing_norm=is_on(cfg, "decoder_closing_norm"),
+                activation=str(cfg.activation_fn),
+                gated_ffn=is_on(cfg, "decoder_gated_ffn"),
+                norm=str(cfg.decoder_norm),
+                norm_affine=is_on(cfg, "decoder_norm_affine"),
             )
             for _ in range(cfg.decoder_layers)
         ]

@@ -61,6 +61,19 @@ OF_A_TRANSFORMER = BOTH | {
         {"decoder_normalize_before": "true", "decoder_closing_norm": "false"},
         {"decoder_normalize_before": "true", "decoder_closing_norm": "false", "f_thres": 9, "f_eps": 1e-9},
     ],
+    "activation_fn": [{"activation_fn": "gelu"}, {"activation_fn": "silu"}],
+    "decoder_gated_ffn": [{"decoder_gated_ffn": "true", "wnorm": "true"}],
+    "decoder_norm": [{"decoder_norm": "rms"}],
+    "decoder_norm_affine": [
+        {"decoder_norm_affine": "true"},
+        {"decoder_norm_affine": "true", "decoder_norm": "rms", "decoder_normalize_before": "true"},
+        {
+            "decoder_norm_affine": "true",
+            "decoder_normalize_before": "true",
+            "decoder_closing_norm": "false",
+            "decoder_layers": 2,
+        },
+    ],
     "decoder_layers": [{"decoder_layers": 2}, {"decoder_layers": 3, "local_size": 4, "teach": True}],
     "local_size": [{"local_size": 3}],
 }

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
+from variants import VARIANTS, draw_vectors
 
 from fairseq_deq.check_layer import main
 from fairseq_deq.layers.cache import ContextCache
@@ -220,7 +222,11 @@ def test_a_planted_mistake_is_found_and_its_sentence_says_what_to_change(layer, 
 
 def _transformer(**options):
     sizes = {"dim": 12, "ffn_dim": 20, "heads": 2, "head_dim": 6, "pre_norm": False, "weight_norm": True}
-    return TransformerLayer(**(sizes | {"dropout": 0.3, "attention_dropout": 0.3, "local_size": 0} | options))
+    layer = TransformerLayer(
+        **(sizes | {"dropout": 0.3, "attention_dropout": 0.3, "local_size": 0} | options)
+    )
+    draw_vectors(layer)
+    return layer
 
 
 def _trellis():
@@ -233,6 +239,7 @@ SOUND = {
     "whole": Whole,
     "transformer": _transformer,
     "transformer, pre-norm, local": lambda: _transformer(pre_norm=True, local_size=4),
+    **{f"transformer, {variant}": partial(_transformer, **variant) for variant in VARIANTS},
     "trellis": _trellis,
     "several transformers": lambda: Composition([_transformer(), _transformer(pre_norm=True)]),
     "several windows": lambda: Composition([Gated(12, 2), Gated(12, 4)]),

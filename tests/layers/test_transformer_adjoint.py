@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from variants import EVERYTHING, VARIANTS, draw_vectors
 
 from fairseq_deq.layers.transformer.layer import TransformerLayer
 from fairseq_deq.layers.transformer.whole import BoundTransformer
@@ -13,7 +14,7 @@ B, C, HEADS, D = 3, 12, 2, 6
 
 
 def _bound(
-    length, memory, *, pre_norm=False, closing_norm=True, dropout=0.0, local_size=0, padded=False
+    length, memory, *, pre_norm=False, dropout=0.0, local_size=0, padded=False, **options
 ) -> BoundTransformer:
     torch.manual_seed(0)
     cell = TransformerLayer(
@@ -26,9 +27,10 @@ def _bound(
         dropout=dropout,
         attention_dropout=dropout,
         local_size=local_size,
-        closing_norm=closing_norm,
+        **options,
     ).double()
     cell.initialize(Initializer("normal", 0.4, 1.0))
+    draw_vectors(cell)
     u = torch.randn(B, length, cell.injection_dim, dtype=torch.float64)
     prepared = cell.train().prepare(cell.draw(B, length, memory, u))
     past = None
@@ -56,6 +58,8 @@ CASES = [
     {"length": 9, "memory": 3, "pre_norm": True, "closing_norm": False, "dropout": 0.3},
     {"length": 16, "memory": 0, "local_size": 4},
     {"length": 9, "memory": 3, "padded": True},
+    *({"length": 6, "memory": 5} | variant for variant in VARIANTS),
+    {"length": 16, "memory": 3, "dropout": 0.3} | EVERYTHING,
 ]
 
 
@@ -83,8 +87,9 @@ def test_restricted_it_is_the_whole_one_with_the_others_held(case, known):
     assert torch.allclose(part(rows), whole(moved).view(n, C)[positions], atol=1e-12)
 
 
-def test_a_sample_has_the_same_adjoint_alone_and_in_a_batch():
-    f = _bound(16, 16)
+@pytest.mark.parametrize("variant", [{}, *VARIANTS], ids=str)
+def test_a_sample_has_the_same_adjoint_alone_and_in_a_batch(variant):
+    f = _bound(16, 16, **variant)
     z, grad, adjoint = _vectors(16, 3)
     together = f.adjoint(z, grad)(adjoint)
     apart = z + 0.0
@@ -94,8 +99,9 @@ def test_a_sample_has_the_same_adjoint_alone_and_in_a_batch():
     assert torch.equal(f.adjoint(apart, grad)(mates)[0], together[0])
 
 
-def test_the_future_alone_reaches_the_past():
-    f = _bound(8, 4)
+@pytest.mark.parametrize("variant", [{}, EVERYTHING], ids=str)
+def test_the_future_alone_reaches_the_past(variant):
+    f = _bound(8, 4, **variant)
     z, grad, adjoint = _vectors(8, 3)
     moved = adjoint.clone()
     moved[:, :5] *= 2.0  # a constant would be lost in the closing LN

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from variants import EVERYTHING, VARIANTS, draw_vectors
 
 from fairseq_deq.layers.transformer.layer import TransformerLayer
 from fairseq_deq.layers.transformer.reference import reference
@@ -19,9 +20,7 @@ def _cell(**options) -> TransformerLayer:
     torch.manual_seed(0)
     cell = TransformerLayer(dim=C, ffn_dim=20, heads=HEADS, head_dim=D, **(OPTIONS | options)).double()
     cell.initialize(Initializer("normal", 0.4, 1.0))
-    with torch.no_grad():
-        for linear in (cell.out, cell.ffn_in, cell.ffn_out):
-            linear.bias.normal_()
+    draw_vectors(cell)
     return cell
 
 
@@ -46,6 +45,8 @@ def _by_hand(prepared, z, u, past, past_u, padding=None):
         {"weight_norm": False},
         {"local_size": 4},
         {"dropout": 0.3, "attention_dropout": 0.3},
+        *VARIANTS,
+        EVERYTHING | {"dropout": 0.3},
     ],
     ids=str,
 )
@@ -56,8 +57,9 @@ def test_f_is_its_definition(options):
     assert torch.allclose(f(z), _by_hand(prepared, z, u, past, past_u), atol=1e-12)
 
 
-def test_padding_is_not_attended_to():
-    cell, (z, u, past, past_u) = _cell(), _inputs()
+@pytest.mark.parametrize("options", [{}, EVERYTHING], ids=str)
+def test_padding_is_not_attended_to(options):
+    cell, (z, u, past, past_u) = _cell(**options), _inputs()
     padding = torch.zeros(B, M + T, dtype=torch.bool)
     padding[1, 2:6] = True
     prepared = cell.prepare(cell.draw(B, T, M, z))
@@ -72,6 +74,7 @@ def test_padding_is_not_attended_to():
         {"pre_norm": True},
         {"pre_norm": True, "closing_norm": False},
         {"dropout": 0.3, "attention_dropout": 0.3},
+        *VARIANTS[1:],
     ],
     ids=str,
 )
@@ -87,8 +90,9 @@ def test_f_at_some_positions_is_f_there_bitwise(rows, dtype, options):
         assert torch.equal(part, f(z).view(-1, C)[positions])
 
 
-def test_f_at_some_positions_holds_the_others():
-    cell, (z, u, _, _) = _cell(), _inputs()
+@pytest.mark.parametrize("options", [{}, EVERYTHING], ids=str)
+def test_f_at_some_positions_holds_the_others(options):
+    cell, (z, u, _, _) = _cell(**options), _inputs()
     f = cell.prepare(cell.draw(B, T, 0, z)).bind(u, None)
     positions = torch.tensor([2, 5])
     rows = z.view(-1, C)[positions] + 1.0
@@ -108,9 +112,10 @@ def test_nothing_is_dropped_in_evaluation():
     assert vars(masks) == dict.fromkeys(vars(masks))
 
 
+@pytest.mark.parametrize("options", [{}, EVERYTHING], ids=str)
 @pytest.mark.parametrize("place", ["hidden", "ffn_inner", "ffn_outer"])
-def test_a_dropped_channel_is_dropped_at_every_position_of_every_evaluation(place):
-    cell, (z, u, _, _) = _cell(), _inputs()
+def test_a_dropped_channel_is_dropped_at_every_position_of_every_evaluation(place, options):
+    cell, (z, u, _, _) = _cell(**options), _inputs()
     mask = torch.ones(B, {"hidden": C, "ffn_inner": 20, "ffn_outer": C}[place], dtype=z.dtype)
     mask[1, 3] = 0.0
     masks = replace(cell.draw(B, T, 0, z), **{place: mask})
@@ -133,8 +138,9 @@ def test_local_attention_does_not_see_further_back(local_size):
     assert changed.tolist() == [t < local_size for t in range(T)]
 
 
-def test_left_padding_of_any_content_changes_nothing():
-    cell, (z, u, _, _) = _cell(), _inputs()
+@pytest.mark.parametrize("options", [{}, EVERYTHING], ids=str)
+def test_left_padding_of_any_content_changes_nothing(options):
+    cell, (z, u, _, _) = _cell(**options), _inputs()
     padding = torch.zeros(B, T, dtype=torch.bool)
     padding[:, :3] = True
     prepared = cell.prepare(cell.draw(B, T, 0, z))

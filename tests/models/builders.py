@@ -62,6 +62,11 @@ def build(seed: int = 0, dtype: torch.dtype = torch.float64, **options: Any) -> 
         for cell in layers_of(model):
             for linear, gain in ((cell.qkv, 0.5), (cell.out, 8.0), (cell.ffn_out, 0.5)):
                 (linear.weight_v if linear.weight_g is None else linear.weight_g).mul_(gain)
+            for name, parameter in cell.named_parameters():  # what begins as nothing
+                if name.endswith("norm.gain"):
+                    parameter.uniform_(0.7, 1.3)
+                elif name.endswith("norm.bias") or name == "ffn_gate.bias":
+                    parameter.normal_(0.0, 0.3)
     return model.to(dtype).eval()
 
 

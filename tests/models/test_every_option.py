@@ -86,6 +86,10 @@ TRANSFORMER = SHARED | {
     "decoder_normalize_before": ("true", {}),
     "decoder_layers": (2, {}),
     "decoder_closing_norm": ("other", {"decoder_normalize_before": "true"}),
+    "activation_fn": ("gelu", {}),
+    "decoder_gated_ffn": ("true", {}),
+    "decoder_norm": ("rms", {}),
+    "decoder_norm_affine": ("true", {}),
     "attention_dropout": (0.3, {}),
     "local_size": (3, {}),
 }

@@ -224,8 +224,7 @@ def _layer(o: ModelOptions) -> TransformerLayer | Stack | TrellisLayer:
     if o.family == "trellisnet":
         return TrellisLayer(o.hidden_dim, o.output_dim, o.kernel_size)
     if o.family == "transformer":
-        sizes = (o.embed_dim, o.ffn_dim, o.heads, o.head_dim, o.pre_norm, o.local_size, o.closing_norm)
-        layers = [TransformerLayer(*sizes) for _ in range(o.layers)]
+        layers = [TransformerLayer(o) for _ in range(o.layers)]
         return layers[0] if o.layers == 1 else Stack(layers)
     raise ValueError(f"family must be transformer or trellisnet, got {o.family!r}")
 

@@ -12,8 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .options_deq import ModelOptions
+
 # Buffers of keys and values grow to this many positions, or by a quarter.
 LEAST_CAPACITY = 64
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
 
 class TransformerLayer(nn.Module):
@@ -21,39 +24,32 @@ class TransformerLayer(nn.Module):
 
     With [q, k, v] = W_qkv z + u over all positions up to that of the query,
         A_ij = ((q_i + r_w) . k_j + (q_i + r_r) . (W_r R_{i-j})) / sqrt(D),  a = W_o softmax(A) v,
-    post-norm:  h = LN(a + z),  f = LN(h + W_2 relu(W_1 h)),
-    pre-norm:   h = a + z with attention on LN(z),  f = LN(h + W_2 relu(W_1 LN(h))).
-    LN has no parameters.
+        F(x) = W_2 act(W_1 x), or gated F(x) = W_2 (act(W_1 x) * W_3 x),
+    post-norm:  h = LN(a + z),  f = LN(h + F(h)),
+    pre-norm:   h = a + z with attention on LN(z),  f = LN(h + F(LN(h))).
+    Each LN is a `Norm` of its own.
 
     Args:
-        dim: channels of z, C.
-        ffn_dim: channels of the feed-forward part.
-        heads, head_dim: attention heads, H, and their channels, D.
-        pre_norm: which of the two forms.
-        local_size: positions a query looks back at most, itself included; 0: no limit.
-        closing_norm: False: f is not normalised, and what the feed-forward part is added to is.
+        o: its sizes; `pre_norm` says which of the two forms, `closing_norm` False that f is not normalised
+            and what the feed-forward part is added to is, `activation` what act is (relu, gelu or silu).
     Source: Dai et al. (2019, arXiv 1901.02860); Bai, Kolter, Koltun (2019, arXiv 1909.01377).
     """
 
-    def __init__(
-        self,
-        dim: int,
-        ffn_dim: int,
-        heads: int,
-        head_dim: int,
-        pre_norm: bool,
-        local_size: int,
-        closing_norm: bool,
-    ) -> None:
+    def __init__(self, o: ModelOptions) -> None:
         super().__init__()
-        self.dim, self.heads, self.head_dim = dim, heads, head_dim
-        self.pre_norm, self.local_size, self.closing_norm = pre_norm, local_size, closing_norm
+        dim, heads, head_dim, ffn_dim = o.embed_dim, o.heads, o.head_dim, o.ffn_dim
+        self.dim, self.heads, self.head_dim, self.local_size = dim, heads, head_dim, o.local_size
+        self.activation = ACTIVATIONS[o.activation]
         inner = heads * head_dim
         self.qkv = nn.Linear(dim, 3 * inner, bias=False)
         self.relative = nn.Linear(dim, inner, bias=False)
         self.out = nn.Linear(inner, dim)
         self.ffn_in = nn.Linear(dim, ffn_dim)
+        self.ffn_gate = nn.Linear(dim, ffn_dim) if o.gated_ffn else None
         self.ffn_out = nn.Linear(ffn_dim, dim)
+        self.attention_norm = Norm(dim, o.norm, o.norm_affine) if o.pre_norm else None
+        self.middle_norm = Norm(dim, o.norm, o.norm_affine)
+        self.closing_norm = Norm(dim, o.norm, o.norm_affine) if o.closing_norm else None
         self.content_bias = nn.Parameter(torch.zeros(heads, head_dim))  # r_w
         self.position_bias = nn.Parameter(torch.zeros(heads, head_dim))  # r_r
 
@@ -90,6 +86,28 @@ class TransformerLayer(nn.Module):
             lengths: how many there are, (B,).
         """
         return BoundTransformer(self, u, past, lengths)
+
+
+class Norm(nn.Module):
+    """gain * x^ + bias with x^ = (x - mean(x)) / std(x), or gain * x^ with x^ = x / rms(x), a row by itself.
+
+    Args:
+        dim: channels of x.
+        kind: `layer`, the first, or `rms`, the second.
+        affine: False: there is no gain and no bias.
+    """
+
+    def __init__(self, dim: int, kind: str, affine: bool) -> None:
+        super().__init__()
+        self.kind = kind
+        self.gain = nn.Parameter(torch.ones(dim)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(dim)) if affine and kind == "layer" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape."""
+        if self.kind == "rms":
+            return F.rms_norm(x, x.shape[-1:], self.gain, 1e-5)
+        return F.layer_norm(x, x.shape[-1:], self.gain, self.bias, 1e-5)
 
 
 class KeysValues:
@@ -154,12 +172,14 @@ class BoundTransformer:
         scores = scores.add_(by_distance).add_(self.bias)
         attended = torch.matmul(scores.softmax(-1), values).transpose(1, 2).reshape(batch * length, -1)
         h = F.linear(attended, layer.out.weight, layer.out.bias) + rows
-        normed = F.layer_norm(h, h.shape[-1:])
-        if not (layer.pre_norm and layer.closing_norm):
+        normed = layer.middle_norm(h)
+        if layer.attention_norm is None or layer.closing_norm is None:
             h = normed
-        inner = F.linear(normed, layer.ffn_in.weight, layer.ffn_in.bias).relu_()
-        out = F.linear(inner, layer.ffn_out.weight, layer.ffn_out.bias) + h
-        return (F.layer_norm(out, out.shape[-1:]) if layer.closing_norm else out).view_as(z)
+        inner = layer.activation(layer.ffn_in(normed))
+        if layer.ffn_gate is not None:
+            inner = inner * layer.ffn_gate(normed)
+        out = layer.ffn_out(inner) + h
+        return (out if layer.closing_norm is None else layer.closing_norm(out)).view_as(z)
 
     def part(self, rows: Tensor, begin: int) -> BoundTransformer:
         """f of some rows (b,) and of times from `begin` on, the others held where this was last evaluated.
@@ -193,7 +213,7 @@ class BoundTransformer:
         raise NotImplementedError("a Transformer has no solver_scope recurrence; use position")
 
     def _normed(self, rows: Tensor) -> Tensor:
-        return F.layer_norm(rows, rows.shape[-1:]) if self.layer.pre_norm else rows
+        return rows if self.layer.attention_norm is None else self.layer.attention_norm(rows)
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, T, H*D) -> (B, H, T, D)."""

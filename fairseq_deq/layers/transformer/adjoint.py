@@ -13,38 +13,22 @@ from ...invariant_matmul import headwise, pad_rows
 from ..dropout import apply_mask
 from ..sample_rows import SampleRows
 from .equations import attention_weights, queries_keys_values
+from .norm import NormAt
 from .packing import QueryPacking
 from .segment import Segment
 from .weights import TransformerWeights
 
 
 @dataclass(frozen=True)
-class _Norm:
-    """y = LN(x) at the point of linearisation: y (n, C) and 1/std (n, 1)."""
-
-    y: Tensor
-    rstd: Tensor
-
-    @classmethod
-    def of(cls, x: Tensor) -> _Norm:
-        y, _, rstd = torch.native_layer_norm(x, x.shape[-1:], None, None, 1e-5)
-        return cls(y, rstd)
-
-    def transposed(self, grad: Tensor) -> Tensor:
-        """(dLN/dx)^T grad = rstd * (grad - mean(grad) - y*mean(grad*y))."""
-        along = torch.linalg.vecdot(grad, self.y).div_(grad.shape[-1]).unsqueeze(1)
-        centred = grad - grad.mean(1, keepdim=True)
-        return centred.addcmul_(self.y, along, value=-1).mul_(self.rstd)
-
-
-@dataclass(frozen=True)
 class _Rows:
     """What stays within a position at the point of linearisation, a row each."""
 
-    last: _Norm | None  # of the closing LN
-    middle: _Norm  # of the LN before the feed-forward part
-    first: _Norm | None  # of the LN before attention (pre-norm)
-    active: Tensor  # relu' times the dropout mask inside the feed-forward part, (n, F)
+    last: NormAt | None  # the closing norm
+    middle: NormAt  # before the feed-forward part
+    first: NormAt | None  # before attention (pre-norm)
+    active: (
+        Tensor  # slopes of the activation times the dropout mask inside the feed-forward part, (n, F or 2*F)
+    )
     hidden: Tensor | None  # dropout masks, (n, C)
     outer: Tensor | None
     attended: Tensor  # weights @ values, (n, H*D)
@@ -52,9 +36,9 @@ class _Rows:
     def at(self, index: Tensor) -> _Rows:
         """The rows `index`."""
 
-        def pick(value: Tensor | _Norm | None) -> Tensor | _Norm | None:
-            if isinstance(value, _Norm):
-                return _Norm(value.y.index_select(0, index), value.rstd.index_select(0, index))
+        def pick(value: Tensor | NormAt | None) -> Tensor | NormAt | None:
+            if isinstance(value, NormAt):
+                return value.rows(index)
             return None if value is None else value.index_select(0, index)
 
         return _Rows(*(pick(getattr(self, f.name)) for f in fields(self)))  # type: ignore[arg-type]
@@ -64,7 +48,8 @@ class _Rows:
         n = adjoint.shape[0]
         outer = adjoint if self.last is None else self.last.transposed(adjoint)
         inner = F.linear(pad_rows(apply_mask(outer, self.outer)), weights.ffn_out.T)
-        inner = F.linear(inner * pad_rows(self.active), weights.ffn_in.T)[:n]
+        inner = weights.activation.transposed(inner, pad_rows(self.active))
+        inner = F.linear(inner, weights.ffn_in.T)[:n]
         if weights.adds_to_stream:
             stream = outer + self.middle.transposed(inner)
         else:
@@ -171,15 +156,18 @@ class TransformerAdjoint:
         attended = segment.to_rows(torch.matmul(apply_mask(attention, mask), values))
         a = samples.masked(F.linear(pad_rows(attended), weights.out, weights.out_bias)[:n], masks.hidden)
         h = a + z
-        middle = _Norm.of(h)
-        inner = F.linear(pad_rows(middle.y), weights.ffn_in, weights.ffn_in_bias)[:n].relu_()
-        active = samples.masked((inner > 0).to(z.dtype), masks.ffn_inner)
+        middle = weights.middle_norm.at(h)
+        seen = middle.value
+        inner, slopes = weights.activation.at(
+            F.linear(pad_rows(seen), weights.ffn_in, weights.ffn_in_bias)[:n]
+        )
+        active = samples.masked(slopes, weights.activation.mask_of_slopes(masks.ffn_inner))
         inner = pad_rows(samples.masked(inner, masks.ffn_inner))
         outer = F.linear(inner, weights.ffn_out, weights.ffn_out_bias)[:n]
         outer = samples.masked(outer, masks.ffn_outer)
-        outer += h if weights.adds_to_stream else middle.y
-        last = _Norm.of(outer) if weights.closing_norm else None
-        first = _Norm.of(z) if weights.pre_norm else None
+        outer += h if weights.adds_to_stream else seen
+        last = None if weights.closing_norm is None else weights.closing_norm.at(outer)
+        first = None if weights.attention_norm is None else weights.attention_norm.at(z)
         hidden, outside = (samples.spread(mask) for mask in (masks.hidden, masks.ffn_outer))
         rows = _Rows(last, middle, first, active, hidden, outside, attended)
         return rows, _Attention(query, keys, values, attention, mask, segment.relative)

@@ -37,7 +37,7 @@ def after_attention(
     masks, n = weights.masks, rows.shape[0]
     a = samples.masked(F.linear(pad_rows(attended), weights.out, weights.out_bias)[:n], masks.hidden)
     h, normed = weights.before_ffn(a + rows)
-    inner = F.linear(pad_rows(normed), weights.ffn_in, weights.ffn_in_bias).relu_()
+    inner = weights.activation(F.linear(pad_rows(normed), weights.ffn_in, weights.ffn_in_bias))
     if masks.ffn_inner is not None:
         inner = pad_rows(samples.masked(inner[:n], masks.ffn_inner))
     o = samples.masked(F.linear(inner, weights.ffn_out, weights.ffn_out_bias)[:n], masks.ffn_outer)

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from ..dropout import variational_mask
 from ..layer import Layer, PreparedLayer
 from ..weight_norm import Initializer, WeightNormLinear
+from .activation import Activation
 from .cache import KVCache
+from .norm import NormParameters
 from .segment import Segment
 from .weights import DropoutMasks, KeysValues, TransformerWeights
 from .whole import BoundTransformer
@@ -20,24 +22,31 @@ class TransformerLayer(Layer):
     With [q, k, v] = W_qkv z + u over context and segment,
         A_ij = ((q_i + r_w) . k_j + (q_i + r_r) . (W_r R_{i-j})) / sqrt(D), j <= i,
         a = drop(W_o softmax(A) v),
-    post-norm:  h = LN(a + z),  f = LN(h + drop(W_2 drop(relu(W_1 h)))),
-    pre-norm:   h = a + z with attention on LN(z),  f = LN(h + drop(W_2 drop(relu(W_1 LN(h))))).
-    LN has no affine parameters. The closing LN of the pre-norm form bounds f, so that an equilibrium exists;
-    so does the pre-norm form of the reference code, which has none:
-                h = LN(a + z) with attention on LN(z),  f = h + drop(W_2 drop(relu(W_1 h))).
+        F(x) = drop(W_2 drop(act(W_1 x))), or gated F(x) = drop(W_2 drop(act(W_1 x) * W_3 x)),
+    post-norm:  h = LN(a + z),  f = LN(h + F(h)),
+    pre-norm:   h = a + z with attention on LN(z),  f = LN(h + F(LN(h))).
+    Each LN is a norm of its own: layer norm or RMS norm, with a gain and a bias or without (see `Norm`). The
+    closing LN of the pre-norm form bounds f, so that an equilibrium exists; so does the pre-norm form of the
+    reference code, which has none:
+                h = LN(a + z) with attention on LN(z),  f = h + F(h).
 
     Args:
         dim: channels of z, C.
-        ffn_dim: channels of the feed-forward part.
+        ffn_dim: channels inside the feed-forward part.
         heads: attention heads, H.
         head_dim: channels of a head, D.
         pre_norm: which of the two forms.
         closing_norm: False makes the pre-norm form that of the reference code.
-        weight_norm: whether the five matrices W are weight-normalised.
+        activation: act, `relu`, `gelu` or `silu` (see `Activation`).
+        gated_ffn: whether the feed-forward part is gated.
+        norm: `layer` or `rms`.
+        norm_affine: whether norms have a gain, and of `layer` a bias.
+        weight_norm: whether the matrices W are weight-normalised.
         dropout: probability of the variational dropouts (hidden, both places; relative positions).
         attention_dropout: probability of dropping attention weights.
         local_size: positions a query looks back at most, 0 for no limit.
-    Source: Dai et al. (2019, arXiv 1901.02860); Bai, Kolter, Koltun (2019, arXiv 1909.01377).
+    Source: Dai et al. (2019, arXiv 1901.02860); Bai, Kolter, Koltun (2019, arXiv 1909.01377); of the gated
+    feed-forward part Shazeer (2020, arXiv 2002.05202).
     """
 
     def __init__(
@@ -52,25 +61,35 @@ class TransformerLayer(Layer):
         attention_dropout: float,
         local_size: int,
         closing_norm: bool = True,
+        activation: str = "relu",
+        gated_ffn: bool = False,
+        norm: str = "layer",
+        norm_affine: bool = False,
     ) -> None:
         inner = heads * head_dim
         super().__init__(state_dim=dim, injection_dim=3 * inner)
         self.dim, self.heads, self.head_dim = dim, heads, head_dim
-        self.pre_norm, self.local_size = pre_norm, local_size
-        self.closing_norm = closing_norm
+        self.local_size, self.activation = local_size, Activation(activation, gated_ffn)
         self.dropout, self.attention_dropout = dropout, attention_dropout
         self.qkv = WeightNormLinear(dim, 3 * inner, bias=False, weight_norm=weight_norm)
         self.relative = WeightNormLinear(dim, inner, bias=False, weight_norm=weight_norm)
         self.out = WeightNormLinear(inner, dim, bias=True, weight_norm=weight_norm)
         self.ffn_in = WeightNormLinear(dim, ffn_dim, bias=True, weight_norm=weight_norm)
         self.ffn_out = WeightNormLinear(ffn_dim, dim, bias=True, weight_norm=weight_norm)
+        self.ffn_gate = (
+            WeightNormLinear(dim, ffn_dim, bias=True, weight_norm=weight_norm) if gated_ffn else None
+        )
+        self.attention_norm = NormParameters(dim, norm, norm_affine) if pre_norm else None
+        self.middle_norm = NormParameters(dim, norm, norm_affine)
+        self.closing_norm = NormParameters(dim, norm, norm_affine) if closing_norm else None
         self.content_bias = nn.Parameter(torch.zeros(heads, head_dim))  # r_w
         self.position_bias = nn.Parameter(torch.zeros(heads, head_dim))  # r_r
 
     def initialize(self, initializer: Initializer) -> None:
-        """Draw every weight from `initializer`; biases of linear maps start at 0."""
-        for linear in (self.qkv, self.relative, self.out, self.ffn_in, self.ffn_out):
-            linear.initialize(initializer)
+        """Draw every weight from `initializer`; biases of linear maps and norms start at 0, gains at 1."""
+        for linear in (self.qkv, self.relative, self.out, self.ffn_in, self.ffn_gate, self.ffn_out):
+            if linear is not None:
+                linear.initialize(initializer)
         with torch.no_grad():
             initializer.fill(self.content_bias)
             initializer.fill(self.position_bias)
@@ -98,20 +117,26 @@ class TransformerLayer(Layer):
         """The weights of one forward pass: normalised once, scaled once."""
         inner = self.heads * self.head_dim
         qkv = self.qkv.weight()
+        ffn_in, ffn_in_bias = self.ffn_in.weight(), self.ffn_in.required_bias()
+        if self.ffn_gate is not None:  # both in one product
+            ffn_in = torch.cat([ffn_in, self.ffn_gate.weight()])
+            ffn_in_bias = torch.cat([ffn_in_bias, self.ffn_gate.required_bias()])
         return TransformerWeights(
             heads=self.heads,
             head_dim=self.head_dim,
-            pre_norm=self.pre_norm,
-            closing_norm=self.closing_norm,
+            attention_norm=None if self.attention_norm is None else self.attention_norm.norm(),
+            middle_norm=self.middle_norm.norm(),
+            closing_norm=None if self.closing_norm is None else self.closing_norm.norm(),
+            activation=self.activation,
             local_size=self.local_size,
             query=qkv[:inner] * self.head_dim**-0.5,
             key_value=qkv[inner:],
             relative=self.relative.weight(),
             out=self.out.weight(),
-            ffn_in=self.ffn_in.weight(),
+            ffn_in=ffn_in,
             ffn_out=self.ffn_out.weight(),
             out_bias=self.out.required_bias(),
-            ffn_in_bias=self.ffn_in.required_bias(),
+            ffn_in_bias=ffn_in_bias,
             ffn_out_bias=self.ffn_out.required_bias(),
             content_bias=self.content_bias,
             position_bias=self.position_bias,

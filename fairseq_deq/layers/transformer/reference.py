@@ -6,10 +6,11 @@ Everything else in this folder computes the same, faster; the tests compare the 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..dropout import apply_mask
+from .activation import Activation
+from .norm import Norm
 from .weights import TransformerWeights, sinusoid
 
 
@@ -31,7 +32,7 @@ def reference(
     heads, head_dim, masks = weights.heads, weights.head_dim, weights.masks
     scale = head_dim**-0.5
     u_query, u_key, u_value = u.chunk(3, -1)
-    seen = F.layer_norm(z, (dim,)) if weights.pre_norm else z
+    seen = _normed(z, weights.attention_norm)
 
     # q, k, v of every position, (B, S, H, D).
     w_key, w_value = weights.key_value.chunk(2, 0)
@@ -62,14 +63,37 @@ def reference(
     z = z[:, before:]
     a = _drop(torch.stack(attended, 1) @ weights.out.T + weights.out_bias, masks.hidden)
     h = a + z
-    inner = F.layer_norm(h, (dim,))
-    if not weights.pre_norm or not weights.closing_norm:
+    inner = _normed(h, weights.middle_norm)
+    if weights.attention_norm is None or weights.closing_norm is None:
         h = inner
-    inner = _drop(torch.relu(inner @ weights.ffn_in.T + weights.ffn_in_bias), masks.ffn_inner)
+    inner = _activated(inner @ weights.ffn_in.T + weights.ffn_in_bias, weights.activation)
+    inner = _drop(inner, masks.ffn_inner)
     outer = _drop(inner @ weights.ffn_out.T + weights.ffn_out_bias, masks.ffn_outer)
-    return F.layer_norm(h + outer, (dim,)) if weights.closing_norm else h + outer
+    return _normed(h + outer, weights.closing_norm)
 
 
 def _drop(x: Tensor, mask: Tensor | None) -> Tensor:
     """x (B, T, K) times a mask (B, K) that all positions share."""
     return x if mask is None else x * mask.unsqueeze(1)
+
+
+def _normed(x: Tensor, norm: Norm | None) -> Tensor:
+    """x (B, T, C) normalised; x where there is no norm."""
+    if norm is None:
+        return x
+    if norm.kind == "layer":
+        x = x - x.mean(-1, keepdim=True)
+    x = x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
+    x = x if norm.gain is None else x * norm.gain
+    return x if norm.bias is None else x + norm.bias
+
+
+def _activated(x: Tensor, activation: Activation) -> Tensor:
+    """act(x), or act(a) * b with x = [a, b]."""
+    a, b = x.chunk(2, -1) if activation.gated else (x, torch.ones_like(x))
+    share = {
+        "relu": lambda: (a > 0).to(a),
+        "gelu": lambda: torch.distributions.Normal(0.0, 1.0).cdf(a),
+        "silu": lambda: 1 / (1 + torch.exp(-a)),
+    }[activation.name]()
+    return a * share * b

@@ -75,7 +75,7 @@ class TokenTransformer:
         attended = torch.bmm(scores.softmax(-1), self.flat_values)  # (H*B, 1, D)
         attended = attended.view(heads, n, head_dim).transpose(0, 1).reshape(n, -1)
         h, normed = layer.before_ffn(torch.addmm(layer.out_bias, attended, weights.out).add_(rows))
-        inner = torch.addmm(layer.ffn_in_bias, normed, weights.ffn_in).relu_()
+        inner = layer.activation(torch.addmm(layer.ffn_in_bias, normed, weights.ffn_in))
         out = torch.addmm(layer.ffn_out_bias, inner, weights.ffn_out).add_(h)
         return layer.closed(out).view_as(z)
 

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...invariant_matmul import pad_rows
+from .activation import Activation
+from .norm import Norm
 
 
 @dataclass(frozen=True)
@@ -28,14 +30,16 @@ class TransformerWeights:
 
     heads: int  # H
     head_dim: int  # D
-    pre_norm: bool
-    closing_norm: bool  # False: f is not normalised, and the residual before the feed-forward part is
+    attention_norm: Norm | None  # of what attention sees (pre-norm)
+    middle_norm: Norm  # before the feed-forward part
+    closing_norm: Norm | None  # None: f is not normalised, and the residual before the feed-forward part is
+    activation: Activation
     local_size: int  # positions that a query looks back at; 0: no limit
     query: Tensor  # (H*D, C)
     key_value: Tensor  # (2*H*D, C)
     relative: Tensor  # W_r, (H*D, C)
     out: Tensor  # W_o, (C, H*D)
-    ffn_in: Tensor  # W_1, (F, C)
+    ffn_in: Tensor  # W_1, (F, C), or gated [W_1; W_3], (2*F, C)
     ffn_out: Tensor  # W_2, (C, F)
     out_bias: Tensor
     ffn_in_bias: Tensor
@@ -56,20 +60,20 @@ class TransformerWeights:
     @property
     def adds_to_stream(self) -> bool:
         """Whether the feed-forward part is added to what has not been normalised."""
-        return self.pre_norm and self.closing_norm
+        return self.attention_norm is not None and self.closing_norm is not None
 
     def normed(self, rows: Tensor) -> Tensor:
         """What attention sees of the states, (n, C)."""
-        return F.layer_norm(rows, rows.shape[-1:]) if self.pre_norm else rows
+        return rows if self.attention_norm is None else self.attention_norm(rows)
 
     def before_ffn(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """What the feed-forward part is added to, and what it sees, from a + z, (n, C) each."""
-        normed = F.layer_norm(h, h.shape[-1:])
+        normed = self.middle_norm(h)
         return (h if self.adds_to_stream else normed), normed
 
     def closed(self, rows: Tensor) -> Tensor:
         """f, (n, C), from the residual and the feed-forward part."""
-        return F.layer_norm(rows, rows.shape[-1:]) if self.closing_norm else rows
+        return rows if self.closing_norm is None else self.closing_norm(rows)
 
     def split_heads(self, x: Tensor) -> Tensor:
         """(B, S, H*D) -> (B, H, S, D)."""

@@ -1,0 +1,94 @@
+"""What the feed-forward part of the DEQ-Transformer layer does between its matrices, with its slopes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ACTIVATIONS = ("relu", "gelu", "silu")
+
+
+@dataclass(frozen=True)
+class Activation:
+    """From x = W_1 h to the F inner channels: act(x), or gated act(a) * b with x = [a, b] = [W_1 h, W_3 h].
+
+    An element rounds the same wherever it stands. torch's own `gelu`, `silu` and `sigmoid` do not on a CPU:
+    the last elements of a matrix, and of each thread's share, go through a scalar function that rounds
+    otherwise than the vector one. `erf` and `tanh` have one function for all, and sums and products are exact
+    to rounding in both.
+
+    Attributes:
+        name: `relu`, max(x, 0); `gelu`, x P(X <= x) of a normal X; `silu`, x / (1 + exp(-x)).
+        gated: which of the two.
+    Raises:
+        ValueError: there is no such name.
+    Source: Hendrycks, Gimpel (2016, arXiv 1606.08415); Shazeer (2020, arXiv 2002.05202).
+    """
+
+    name: str = "relu"
+    gated: bool = False
+
+    def __post_init__(self) -> None:
+        if self.name not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}; got {self.name!r}")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The inner channels, (n, F), of x (n, F) or (n, 2*F); x may be overwritten."""
+        if not self.gated:
+            return x.relu_() if self.name == "relu" else self._smooth(x)
+        a, b = x.chunk(2, -1)
+        return (a.relu() if self.name == "relu" else self._smooth(a)) * b
+
+    def at(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The inner channels, (n, F), and the slopes that `transposed` reads, in the shape of x."""
+        a, b = x.chunk(2, -1) if self.gated else (x, None)
+        if self.name == "relu":
+            value = a.relu_()
+            slope = (value > 0).to(a.dtype)
+        else:
+            wide = _wide(a)
+            share = self._share(wide)
+            value = share * wide
+            if self.name == "gelu":
+                slope = (wide.square() * -0.5).exp_().mul_(wide).mul_(1 / math.sqrt(2 * math.pi)) + share
+            else:
+                slope = (1 - share).mul_(value).add_(share)
+            value, slope = value.to(a.dtype), slope.to(a.dtype)
+        if b is None:
+            return value, slope
+        return value * b, torch.cat([slope * b, value], -1)
+
+    def transposed(self, grad: Tensor, slopes: Tensor) -> Tensor:
+        """The adjoint of x, in its shape, from that of the inner channels, (n, F), and the slopes."""
+        if not self.gated:
+            return grad * slopes
+        return (grad.unsqueeze(1) * slopes.unflatten(1, (2, -1))).flatten(1)
+
+    def mask_of_slopes(self, mask: Tensor | None) -> Tensor | None:
+        """A mask of inner channels, (B, F), in the shape of slopes."""
+        return mask.repeat(1, 2) if self.gated and mask is not None else mask
+
+    def _smooth(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return F.gelu(x) if self.name == "gelu" else F.silu(x)
+        wide = _wide(x)
+        share = self._share(wide)
+        return (share * wide if share.requires_grad else share.mul_(wide)).to(x.dtype)
+
+    def _share(self, x: Tensor) -> Tensor:
+        """act(x) / x: (1 + erf(x / sqrt(2))) / 2 is P(X <= x), (1 + tanh(x / 2)) / 2 is 1 / (1 + exp(-x))."""
+        if self.name == "gelu":
+            odd = torch.erf(x * math.sqrt(0.5))
+        else:
+            odd = torch.tanh(x * 0.5)
+        # In place a quarter faster; autograd may need what would be overwritten.
+        return (odd + 1) * 0.5 if odd.requires_grad else odd.add_(1).mul_(0.5)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """x in a precision that 1 + erf keeps its digits in."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

@@ -1,0 +1,106 @@
+"""The normalisations of the DEQ-Transformer layer, each with its transposed Jacobian."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NORMS = ("layer", "rms")
+_EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class Norm:
+    """y = gain * x^ + bias, a row by itself, with x^ = (x - mean(x)) / std(x), or x^ = x / rms(x).
+
+    A row rounds the same whatever stands beside it: each kernel sums over a row in one order.
+
+    Attributes:
+        kind: `layer`, the first, or `rms`, the second.
+        gain: (C,); None: 1.
+        bias: (C,); None: 0.
+    Source: Ba, Kiros, Hinton (2016, arXiv 1607.06450); Zhang, Sennrich (2019, arXiv 1910.07467).
+    """
+
+    kind: str = "layer"
+    gain: Tensor | None = None
+    bias: Tensor | None = None
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """y, (n, C), of rows (n, C)."""
+        if self.kind == "rms":
+            return F.rms_norm(rows, rows.shape[-1:], self.gain, _EPS)
+        return F.layer_norm(rows, rows.shape[-1:], self.gain, self.bias, _EPS)
+
+    def at(self, rows: Tensor) -> NormAt:
+        """The norm at a point of linearisation, rows (n, C)."""
+        if self.kind == "rms":
+            rstd = rows.square().mean(-1, keepdim=True).add_(_EPS).rsqrt_()
+            return NormAt(self, rows * rstd, rstd)
+        unit, _, rstd = torch.native_layer_norm(rows, rows.shape[-1:], None, None, _EPS)
+        return NormAt(self, unit, rstd)
+
+
+@dataclass(frozen=True)
+class NormAt:
+    """A norm where it is linearised.
+
+    Attributes:
+        norm: the norm.
+        unit: x^, (n, C).
+        rstd: 1/std(x), or 1/rms(x), (n, 1).
+    """
+
+    norm: Norm
+    unit: Tensor
+    rstd: Tensor
+
+    @property
+    def value(self) -> Tensor:
+        """y, (n, C)."""
+        y = self.unit if self.norm.gain is None else self.unit * self.norm.gain
+        return y if self.norm.bias is None else y + self.norm.bias
+
+    def rows(self, index: Tensor) -> NormAt:
+        """The rows `index`."""
+        return NormAt(self.norm, self.unit.index_select(0, index), self.rstd.index_select(0, index))
+
+    def transposed(self, grad: Tensor) -> Tensor:
+        """(dy/dx)^T grad = rstd * (g - mean(g) - x^ * mean(g * x^)) with g = gain * grad, (n, C).
+
+        `rms` has no mean(g).
+        """
+        if self.norm.gain is not None:
+            grad = grad * self.norm.gain
+        along = torch.linalg.vecdot(grad, self.unit).div_(grad.shape[-1]).unsqueeze(1)
+        if self.norm.kind == "rms":
+            return torch.addcmul(grad, self.unit, along, value=-1).mul_(self.rstd)
+        centred = grad - grad.mean(1, keepdim=True)
+        return centred.addcmul_(self.unit, along, value=-1).mul_(self.rstd)
+
+
+class NormParameters(nn.Module):
+    """The parameters of a norm: a gain, which starts at 1, and of `layer` a bias, which starts at 0; or none.
+
+    Args:
+        dim: channels, C.
+        kind: `layer` or `rms`.
+        affine: whether there are any.
+    Raises:
+        ValueError: there is no such kind.
+    """
+
+    def __init__(self, dim: int, kind: str, affine: bool) -> None:
+        super().__init__()
+        if kind not in NORMS:
+            raise ValueError(f"norm must be one of {', '.join(NORMS)}; got {kind!r}")
+        self.kind = kind
+        self.gain = nn.Parameter(torch.ones(dim)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(dim)) if affine and kind == "layer" else None
+
+    def norm(self) -> Norm:
+        """The norm with these parameters."""
+        return Norm(self.kind, self.gain, self.bias)
