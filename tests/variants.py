@@ -5,14 +5,19 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-EVERYTHING = {"activation": "gelu", "gated_ffn": True, "norm": "layer", "norm_affine": True}
+EVERYTHING = {
+    "activation": "gelu",
+    "gated_ffn": True,
+    "norm_affine": True,
+    "input_residual": True,
+}
 # Arguments of `TransformerLayer`: each value of each at least once, in every form of the layer.
 VARIANTS = [
     {"activation": "gelu"},
     {"activation": "silu", "pre_norm": True},
     {"gated_ffn": True},
-    {"norm": "rms"},
-    {"norm_affine": True, "pre_norm": True, "closing_norm": False},
+    {"norm": "rms", "input_residual": True},
+    {"norm_affine": True, "pre_norm": True, "closing_norm": False, "input_residual": True},
     {"norm": "rms", "norm_affine": True, "activation": "silu", "gated_ffn": True, "pre_norm": True},
     EVERYTHING,
 ]

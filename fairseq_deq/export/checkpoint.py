@@ -53,6 +53,7 @@ TRANSFORMER: dict[str, Any] = SHARED | {
     "decoder_gated_ffn": "false",
     "decoder_norm": "layer",
     "decoder_norm_affine": "false",
+    "decoder_input_residual": "false",
     "decoder_layers": 1,
     "local_size": 0,
 }
@@ -170,6 +171,7 @@ def _options(chosen: SimpleNamespace, family: str, weights: Weights) -> ModelOpt
             "gated_ffn": is_on(chosen, "decoder_gated_ffn"),
             "norm": str(chosen.decoder_norm),
             "norm_affine": is_on(chosen, "decoder_norm_affine"),
+            "input_residual": is_on(chosen, "decoder_input_residual"),
             "local_size": chosen.local_size,
             "layers": chosen.decoder_layers,
         }

@@ -47,6 +47,10 @@ class DEQTransformerConfig(DEQLanguageModelConfig):
     decoder_norm_affine: str = switch(
         False, "give every norm of the layer a gain, and with --decoder-norm layer a bias"
     )
+    decoder_input_residual: str = switch(
+        False,
+        "let the input enter the residual stream of each layer of f too, beside queries, keys and values",
+    )
     decoder_layers: int = option(1, "layers that f is made of, each with its own weights", valid="[1, 1000]")
     attention_dropout: float = option(
         0.0, "dropout of attention weights, held through a whole solve", valid="[0, 1)"
@@ -85,6 +89,7 @@ class DEQTransformerLanguageModel(DEQLanguageModel):
                 gated_ffn=is_on(cfg, "decoder_gated_ffn"),
                 norm=str(cfg.decoder_norm),
                 norm_affine=is_on(cfg, "decoder_norm_affine"),
+                input_residual=is_on(cfg, "decoder_input_residual"),
             )
             for _ in range(cfg.decoder_layers)
         ]

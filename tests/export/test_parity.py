@@ -74,6 +74,15 @@ OF_A_TRANSFORMER = BOTH | {
             "decoder_layers": 2,
         },
     ],
+    "decoder_input_residual": [
+        {"decoder_input_residual": "true"},
+        {
+            "decoder_input_residual": "true",
+            "decoder_normalize_before": "true",
+            "decoder_layers": 2,
+            "local_size": 4,
+        },
+    ],
     "decoder_layers": [{"decoder_layers": 2}, {"decoder_layers": 3, "local_size": 4, "teach": True}],
     "local_size": [{"local_size": 3}],
 }

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import Tensor
+from variants import EVERYTHING, draw_vectors
 
 from fairseq_deq.adjoint import HasAdjoint
 from fairseq_deq.layers.check import assert_layer_is_sound
@@ -26,6 +27,7 @@ FORMS = [
     {"pre_norm": True},
     {"weight_norm": False, "local_size": 4},
     {"dropout": 0.3, "attention_dropout": 0.3},
+    EVERYTHING | {"pre_norm": True},
 ]
 
 
@@ -37,6 +39,7 @@ def _composition(layers: int = 3, **options) -> Composition:
     ]
     composition = Composition(cells).double()
     composition.initialize(Initializer("normal", 0.4, 1.0))
+    draw_vectors(composition)
     return composition
 
 
@@ -66,10 +69,11 @@ def _by_hand(
 @pytest.mark.parametrize("layers", [2, 3])
 @pytest.mark.parametrize("options", FORMS, ids=str)
 def test_f_is_one_layer_after_another(options, layers):
-    prepared = _prepared(_composition(layers, **options).train(), T, M)
+    composition = _composition(layers, **options).train()
+    prepared = _prepared(composition, T, M)
     z, u, past = (
         _draw(B, T, C, seed=1),
-        _draw(B, M + T, layers * WIDTH, seed=2),
+        _draw(B, M + T, composition.injection_dim, seed=2),
         _draw(B, M, layers * C, seed=3),
     )
     f = prepared.bind(u[:, M:], prepared.context(past, u[:, :M], None))
@@ -99,11 +103,12 @@ def test_the_record_is_what_each_layer_was_given(options):
 
 
 @pytest.mark.parametrize("cut", [1, 4, 6])
-@pytest.mark.parametrize("options", FORMS[:3], ids=str)
+@pytest.mark.parametrize("options", [*FORMS[:3], FORMS[4]], ids=str)
 def test_a_segment_after_its_beginning_is_the_whole(options, cut):
     """One context after another, and a cache: what each layer was given is all that later positions need."""
-    prepared = _prepared(_composition(**options), T, 0)
-    z, u = _draw(B, T, C, seed=1), _draw(B, T, 3 * WIDTH, seed=2)
+    composition = _composition(**options)
+    prepared = _prepared(composition, T, 0)
+    z, u = _draw(B, T, C, seed=1), _draw(B, T, composition.injection_dim, seed=2)
     whole = prepared.bind(u, None)
     expected, record = whole(z), recorded(whole, z)
     parts = [slice(0, cut), slice(cut, T - 1), slice(T - 1, T)]
@@ -144,10 +149,12 @@ def test_rows_of_context_and_cache_follow_their_texts():
     assert torch.allclose(cache.bind(u[order, M:], None)(z[order]), expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("options", [*FORMS[:2], FORMS[3]], ids=str)
+@pytest.mark.parametrize("options", [*FORMS[:2], *FORMS[3:]], ids=str)
 def test_its_adjoint_is_that_of_autograd(options):
-    prepared = _prepared(_composition(**options).train(), T, M)
-    z, u, past = _draw(B, T, C, seed=1), _draw(B, M + T, 3 * WIDTH, seed=2), _draw(B, M, 3 * C, seed=3)
+    composition = _composition(**options).train()
+    prepared = _prepared(composition, T, M)
+    z, past = _draw(B, T, C, seed=1), _draw(B, M, 3 * C, seed=3)
+    u = _draw(B, M + T, composition.injection_dim, seed=2)
     f = prepared.bind(u[:, M:], prepared.context(past, u[:, :M], None))
     assert isinstance(f, HasAdjoint)
     vector, grad = _draw(B, T, C, seed=5), _draw(B, T, C, seed=6)

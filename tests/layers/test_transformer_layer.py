@@ -24,9 +24,10 @@ def _cell(**options) -> TransformerLayer:
     return cell
 
 
-def _inputs():
+def _inputs(cell):
+    """States and injections of a segment, and of the positions before it."""
     generator = torch.Generator().manual_seed(1)
-    shapes = ((B, T, C), (B, T, 3 * HEADS * D), (B, M, C), (B, M, 3 * HEADS * D))
+    shapes = ((B, T, C), (B, T, cell.injection_dim), (B, M, C), (B, M, cell.injection_dim))
     return [torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in shapes]
 
 
@@ -51,7 +52,8 @@ def _by_hand(prepared, z, u, past, past_u, padding=None):
     ids=str,
 )
 def test_f_is_its_definition(options):
-    cell, (z, u, past, past_u) = _cell(**options).train(), _inputs()
+    cell = _cell(**options).train()
+    (z, u, past, past_u) = _inputs(cell)
     prepared = cell.prepare(cell.draw(B, T, M, z))
     f = prepared.bind(u, prepared.context(past, past_u, None))
     assert torch.allclose(f(z), _by_hand(prepared, z, u, past, past_u), atol=1e-12)
@@ -59,7 +61,8 @@ def test_f_is_its_definition(options):
 
 @pytest.mark.parametrize("options", [{}, EVERYTHING], ids=str)
 def test_padding_is_not_attended_to(options):
-    cell, (z, u, past, past_u) = _cell(**options), _inputs()
+    cell = _cell(**options)
+    (z, u, past, past_u) = _inputs(cell)
     padding = torch.zeros(B, M + T, dtype=torch.bool)
     padding[1, 2:6] = True
     prepared = cell.prepare(cell.draw(B, T, M, z))
@@ -81,7 +84,8 @@ def test_padding_is_not_attended_to(options):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("rows", [[0, 3, 6], [7, 8, 9, 13], list(range(21)), [20]], ids=str)
 def test_f_at_some_positions_is_f_there_bitwise(rows, dtype, options):
-    cell, (z, u, past, past_u) = _cell(**options).to(dtype).train(), [x.to(dtype) for x in _inputs()]
+    cell = _cell(**options).to(dtype).train()
+    (z, u, past, past_u) = [x.to(dtype) for x in _inputs(cell)]
     with torch.no_grad():
         prepared = cell.prepare(cell.draw(B, T, M, z))
         f = prepared.bind(u, prepared.context(past, past_u, None))
@@ -92,7 +96,8 @@ def test_f_at_some_positions_is_f_there_bitwise(rows, dtype, options):
 
 @pytest.mark.parametrize("options", [{}, EVERYTHING], ids=str)
 def test_f_at_some_positions_holds_the_others(options):
-    cell, (z, u, _, _) = _cell(**options), _inputs()
+    cell = _cell(**options)
+    (z, u, _, _) = _inputs(cell)
     f = cell.prepare(cell.draw(B, T, 0, z)).bind(u, None)
     positions = torch.tensor([2, 5])
     rows = z.view(-1, C)[positions] + 1.0
@@ -115,7 +120,8 @@ def test_nothing_is_dropped_in_evaluation():
 @pytest.mark.parametrize("options", [{}, EVERYTHING], ids=str)
 @pytest.mark.parametrize("place", ["hidden", "ffn_inner", "ffn_outer"])
 def test_a_dropped_channel_is_dropped_at_every_position_of_every_evaluation(place, options):
-    cell, (z, u, _, _) = _cell(**options), _inputs()
+    cell = _cell(**options)
+    (z, u, _, _) = _inputs(cell)
     mask = torch.ones(B, {"hidden": C, "ffn_inner": 20, "ffn_outer": C}[place], dtype=z.dtype)
     mask[1, 3] = 0.0
     masks = replace(cell.draw(B, T, 0, z), **{place: mask})
@@ -130,7 +136,8 @@ def test_a_dropped_channel_is_dropped_at_every_position_of_every_evaluation(plac
 
 @pytest.mark.parametrize("local_size", [1, 3])
 def test_local_attention_does_not_see_further_back(local_size):
-    cell, (z, u, _, _) = _cell(local_size=local_size), _inputs()
+    cell = _cell(local_size=local_size)
+    (z, u, _, _) = _inputs(cell)
     f = cell.prepare(cell.draw(B, T, 0, z)).bind(u, None)
     moved = z.clone()
     moved[:, 0] += 1.0
@@ -140,7 +147,8 @@ def test_local_attention_does_not_see_further_back(local_size):
 
 @pytest.mark.parametrize("options", [{}, EVERYTHING], ids=str)
 def test_left_padding_of_any_content_changes_nothing(options):
-    cell, (z, u, _, _) = _cell(**options), _inputs()
+    cell = _cell(**options)
+    (z, u, _, _) = _inputs(cell)
     padding = torch.zeros(B, T, dtype=torch.bool)
     padding[:, :3] = True
     prepared = cell.prepare(cell.draw(B, T, 0, z))
@@ -154,7 +162,8 @@ def test_left_padding_of_any_content_changes_nothing(options):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_keys_and_values_of_the_past_are_bitwise_those_of_the_row_alone(dtype):
-    cell, (_, _, past, past_u) = _cell().to(dtype), [x.to(dtype) for x in _inputs()]
+    cell = _cell().to(dtype)
+    (_, _, past, past_u) = [x.to(dtype) for x in _inputs(cell)]
     prepared = cell.prepare(cell.draw(B, T, M, past))
     together, alone = prepared.context(past, past_u, None), prepared.context(past[1:2], past_u[1:2], None)
     assert torch.equal(together.keys[1], alone.keys[0])

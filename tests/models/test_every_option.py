@@ -90,6 +90,7 @@ TRANSFORMER = SHARED | {
     "decoder_gated_ffn": ("true", {}),
     "decoder_norm": ("rms", {}),
     "decoder_norm_affine": ("true", {}),
+    "decoder_input_residual": ("true", {}),
     "attention_dropout": (0.3, {}),
     "local_size": (3, {}),
 }

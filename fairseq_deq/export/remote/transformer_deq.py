@@ -27,7 +27,8 @@ class TransformerLayer(nn.Module):
         F(x) = W_2 act(W_1 x), or gated F(x) = W_2 (act(W_1 x) * W_3 x),
     post-norm:  h = LN(a + z),  f = LN(h + F(h)),
     pre-norm:   h = a + z with attention on LN(z),  f = LN(h + F(LN(h))).
-    Each LN is a `Norm` of its own.
+    With `input_residual` u has a further part u_h, and a + z + u_h stands for a + z. Each LN is a `Norm` of
+    its own.
 
     Args:
         o: its sizes; `pre_norm` says which of the two forms, `closing_norm` False that f is not normalised
@@ -39,6 +40,7 @@ class TransformerLayer(nn.Module):
         super().__init__()
         dim, heads, head_dim, ffn_dim = o.embed_dim, o.heads, o.head_dim, o.ffn_dim
         self.dim, self.heads, self.head_dim, self.local_size = dim, heads, head_dim, o.local_size
+        self.input_residual = o.input_residual
         self.activation = ACTIVATIONS[o.activation]
         inner = heads * head_dim
         self.qkv = nn.Linear(dim, 3 * inner, bias=False)
@@ -61,7 +63,7 @@ class TransformerLayer(nn.Module):
     @property
     def injection_dim(self) -> int:
         """Channels of the injection u."""
-        return 3 * self.heads * self.head_dim
+        return 3 * self.heads * self.head_dim + (self.dim if self.input_residual else 0)
 
     def output(self, state: Tensor) -> Tensor:
         """The features that the softmax sees."""
@@ -81,7 +83,7 @@ class TransformerLayer(nn.Module):
         """f of the positions that follow, with what does not depend on z computed once.
 
         Args:
-            u: injections, (B, T, 3*H*D).
+            u: injections, (B, T, 3*H*D), with u_h (B, T, 3*H*D + C).
             past: keys and values of the positions before; f writes its own behind them.
             lengths: how many there are, (B,).
         """
@@ -154,7 +156,8 @@ class BoundTransformer:
         self.key_value = layer.qkv.weight[inner:]
         # (q + r_w) / sqrt(D): the bias joins the injection of the scaled query.
         self.query_injection = (u[..., :inner] + layer.content_bias.flatten()) * scale
-        self.kv_injection = u[..., inner:]
+        self.kv_injection = u[..., inner : 3 * inner]
+        self.residual = u[..., 3 * inner :] if layer.input_residual else None
         self.position = lengths.unsqueeze(1) + torch.arange(self.length, device=u.device)  # (B, T)
         self.first = first
         self._set_distances(u, scale)
@@ -172,6 +175,8 @@ class BoundTransformer:
         scores = scores.add_(by_distance).add_(self.bias)
         attended = torch.matmul(scores.softmax(-1), values).transpose(1, 2).reshape(batch * length, -1)
         h = F.linear(attended, layer.out.weight, layer.out.bias) + rows
+        if self.residual is not None:
+            h = h + self.residual.reshape(batch * length, -1)
         normed = layer.middle_norm(h)
         if layer.attention_norm is None or layer.closing_norm is None:
             h = normed
@@ -195,6 +200,8 @@ class BoundTransformer:
             if of_all is not None:
                 of_rows = of_all if self.uniform else of_all.index_select(0, rows)
                 setattr(part, name, of_rows[:, :, begin:])
+        if self.residual is not None:
+            part.residual = self.residual.index_select(0, rows)[:, begin:]
         part.past = self.past.reordered(rows)
         return part
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...invariant_matmul import headwise, pad_rows
 from ..dropout import apply_mask
 from ..sample_rows import SampleRows
-from .equations import attention_weights, queries_keys_values
+from .equations import attention_weights, queries_keys_values, residual_stream
 from .norm import NormAt
 from .packing import QueryPacking
 from .segment import Segment
@@ -154,8 +154,9 @@ class TransformerAdjoint:
         mask = segment.attention_mask
         attention = attention_weights(segment, query, keys)
         attended = segment.to_rows(torch.matmul(apply_mask(attention, mask), values))
-        a = samples.masked(F.linear(pad_rows(attended), weights.out, weights.out_bias)[:n], masks.hidden)
-        h = a + z
+        injection = segment.residual_injection
+        injection = None if injection is None else injection.flatten(0, 1)
+        h = residual_stream(weights, z, attended, injection, samples)
         middle = weights.middle_norm.at(h)
         seen = middle.value
         inner, slopes = weights.activation.at(

@@ -67,12 +67,13 @@ class KVCache:
         self._reserve(count)
         if count == 1:
             normed = layer.normed(record.reshape(self.batch, -1))
-            kv = torch.addmm(injection[:, 0, layer.inner :], normed, self.key_value)
+            kv = torch.addmm(layer.split_injection(injection[:, 0])[1], normed, self.key_value)
             own = kv.view(self.batch, 2, layer.heads, layer.head_dim).transpose(0, 2)  # (H, 2, B, D)
             self.keys[..., self.length] = own[:, 0]
             self.values[:, :, self.length] = own[:, 1]
         else:
-            new, end = KeysValues.of(layer, record, injection[..., layer.inner :]), self.length + count
+            new = KeysValues.of(layer, record, layer.split_injection(injection)[1])
+            end = self.length + count
             self.keys[..., self.length : end] = new.keys.permute(1, 0, 3, 2)
             self.values[:, :, self.length : end] = new.values.transpose(0, 1)
         self.length += count
@@ -92,13 +93,15 @@ class KVCache:
             # A padded query still sees itself, so that no row of the softmax is empty.
             hidden = F.pad(padding[:, begin : end - 1], (0, 1), value=False)
             bias = bias.masked_fill(hidden, float("-inf"))
+        attention = u[:, : 3 * self.layer.inner]
         return TokenTransformer(
             weights=self.weights,
-            injection=torch.addcmul(self.injection_bias, u, self.injection_scale),
+            injection=torch.addcmul(self.injection_bias, attention, self.injection_scale),
             keys=self.keys[..., begin:end],
             values=self.values[:, :, begin:end],
             relative=self.relative[..., nearest:],
             bias=bias,
+            residual=self.layer.split_injection(u)[2],
         )
 
     def _reserve(self, count: int) -> None:

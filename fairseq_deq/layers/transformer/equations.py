@@ -30,13 +30,21 @@ def attention_weights(segment: Segment, query: Tensor, keys: Tensor) -> Tensor:
     return scores.add_(segment.bias).softmax(-1)
 
 
-def after_attention(
-    weights: TransformerWeights, rows: Tensor, attended: Tensor, samples: SampleRows
+def residual_stream(
+    weights: TransformerWeights, rows: Tensor, attended: Tensor, injection: Tensor | None, samples: SampleRows
 ) -> Tensor:
-    """Output projection, residual, feed-forward part: f at positions (n, C) where attention gave (n, H*D)."""
+    """a + z, or a + z + u_h, (n, C) each, where attention gave (n, H*D); a is what W_o makes of that."""
+    projected = F.linear(pad_rows(attended), weights.out, weights.out_bias)[: rows.shape[0]]
+    stream = samples.masked(projected, weights.masks.hidden) + rows
+    return stream if injection is None else stream + injection
+
+
+def after_attention(
+    weights: TransformerWeights, rows: Tensor, attended: Tensor, injection: Tensor | None, samples: SampleRows
+) -> Tensor:
+    """f at positions, (n, C): from their states, what attention gave, (n, H*D), and u_h, (n, C) or None."""
     masks, n = weights.masks, rows.shape[0]
-    a = samples.masked(F.linear(pad_rows(attended), weights.out, weights.out_bias)[:n], masks.hidden)
-    h, normed = weights.before_ffn(a + rows)
+    h, normed = weights.before_ffn(residual_stream(weights, rows, attended, injection, samples))
     inner = weights.activation(F.linear(pad_rows(normed), weights.ffn_in, weights.ffn_in_bias))
     if masks.ffn_inner is not None:
         inner = pad_rows(samples.masked(inner[:n], masks.ffn_inner))

@@ -25,6 +25,7 @@ class TransformerLayer(Layer):
         F(x) = drop(W_2 drop(act(W_1 x))), or gated F(x) = drop(W_2 drop(act(W_1 x) * W_3 x)),
     post-norm:  h = LN(a + z),  f = LN(h + F(h)),
     pre-norm:   h = a + z with attention on LN(z),  f = LN(h + F(LN(h))).
+    With `input_residual` u has a further part u_h, which enters the residual stream: a + z + u_h for a + z.
     Each LN is a norm of its own: layer norm or RMS norm, with a gain and a bias or without (see `Norm`). The
     closing LN of the pre-norm form bounds f, so that an equilibrium exists; so does the pre-norm form of the
     reference code, which has none:
@@ -40,6 +41,7 @@ class TransformerLayer(Layer):
         activation: act, `relu`, `gelu` or `silu` (see `Activation`).
         gated_ffn: whether the feed-forward part is gated.
         norm: `layer` or `rms`.
+        input_residual: whether u has the part u_h, C more channels.
         norm_affine: whether norms have a gain, and of `layer` a bias.
         weight_norm: whether the matrices W are weight-normalised.
         dropout: probability of the variational dropouts (hidden, both places; relative positions).
@@ -65,9 +67,10 @@ class TransformerLayer(Layer):
         gated_ffn: bool = False,
         norm: str = "layer",
         norm_affine: bool = False,
+        input_residual: bool = False,
     ) -> None:
         inner = heads * head_dim
-        super().__init__(state_dim=dim, injection_dim=3 * inner)
+        super().__init__(state_dim=dim, injection_dim=3 * inner + (dim if input_residual else 0))
         self.dim, self.heads, self.head_dim = dim, heads, head_dim
         self.local_size, self.activation = local_size, Activation(activation, gated_ffn)
         self.dropout, self.attention_dropout = dropout, attention_dropout
@@ -159,7 +162,7 @@ class PreparedTransformer(PreparedLayer):
         self.weights = weights
 
     def context(self, record: Tensor, injection: Tensor, context: KeysValues | None) -> KeysValues:
-        own = KeysValues.of(self.weights, record, injection[..., self.weights.inner :])
+        own = KeysValues.of(self.weights, record, self.weights.split_injection(injection)[1])
         return own if context is None else context.followed_by(own)
 
     def bind(

@@ -21,7 +21,7 @@ def reference(
 
     Args:
         z: states of all positions, (B, S, C); those of the context come first.
-        u: their injections, (B, S, 3*H*D).
+        u: their injections, (B, S, 3*H*D), or with the part u_h of the residual (B, S, 3*H*D + C).
         weights: of the layer, with its dropout masks; its `query` carries the factor 1/sqrt(D).
         before: positions of the context, whose f is not asked for.
         padding: (B, S) bool, True at positions that others do not see; None: there are none.
@@ -31,7 +31,8 @@ def reference(
     batch, total, dim = z.shape
     heads, head_dim, masks = weights.heads, weights.head_dim, weights.masks
     scale = head_dim**-0.5
-    u_query, u_key, u_value = u.chunk(3, -1)
+    inner_dim = heads * head_dim
+    u_query, u_key, u_value, u_h = u.split([inner_dim] * 3 + [u.shape[-1] - 3 * inner_dim], -1)
     seen = _normed(z, weights.attention_norm)
 
     # q, k, v of every position, (B, S, H, D).
@@ -62,7 +63,7 @@ def reference(
 
     z = z[:, before:]
     a = _drop(torch.stack(attended, 1) @ weights.out.T + weights.out_bias, masks.hidden)
-    h = a + z
+    h = a + z + u_h[:, before:] if u_h.shape[-1] else a + z
     inner = _normed(h, weights.middle_norm)
     if weights.attention_norm is None or weights.closing_norm is None:
         h = inner

@@ -31,6 +31,8 @@ class RestrictedTransformer:
             u.reshape(-1, u.shape[-1]).index_select(0, positions)
             for u in (segment.query_injection, segment.kv_injection)
         )
+        residual = segment.residual_injection
+        self.injection = None if residual is None else residual.flatten(0, 1).index_select(0, positions)
         own = segment.own_keys_values(z, None if packing.everyone else packing.live)
         context = segment.context
         if context is not None and not packing.everyone:
@@ -57,7 +59,8 @@ class RestrictedTransformer:
         scores = torch.matmul(query, keys.transpose(2, 3))
         scores = scores.add_(packing.by_key(headwise(query, segment.relative))).add_(self.bias)
         attention = apply_mask(scores.softmax(-1), self.attention_mask)
-        return after_attention(weights, rows, packing.collect(weighted(attention, values)), self.samples)
+        attended = packing.collect(weighted(attention, values))
+        return after_attention(weights, rows, attended, self.injection, self.samples)
 
     def _with_own(self, held: Tensor, new: Tensor) -> Tensor:
         """Keys or values of all positions, (b, H, columns, D), those evaluated (n, H*D) in their places."""

@@ -27,6 +27,7 @@ class Segment:
     length: int  # T
     query_injection: Tensor  # (u_q + r_w)/sqrt(D), (B, T, H*D)
     kv_injection: Tensor  # (B, T, 2*H*D)
+    residual_injection: Tensor | None  # u_h, (B, T, C)
     relative: Tensor  # W_r R, (H, D, W), from distance M+T-1 down to 0; W >= columns + 1
     bias: Tensor  # of the scores; -inf where a key is hidden, (1 or B, H, T', columns)
     attention_mask: Tensor | None  # (B, H, T', columns)
@@ -40,9 +41,10 @@ class Segment:
         padding: Tensor | None,
         start: int,
     ) -> Segment:
-        """The segment of injections (B, T, 3*H*D); the other arguments as for `PreparedLayer.bind`."""
+        """The segment of injections (B, T, 3*H*D [+ C]); the other arguments as for `PreparedLayer.bind`."""
         batch, length = injection.shape[:2]
-        memory, inner = context.length if context is not None else 0, weights.inner
+        memory = context.length if context is not None else 0
+        query, key_value, residual = weights.split_injection(injection)
         total, columns = memory + length, padded_count(memory + length)
         relative, bias = _positions(weights, memory, length, injection, padding)
         mask = weights.masks.attention
@@ -56,8 +58,9 @@ class Segment:
             batch=batch,
             length=length,
             # The bias r_w joins the injection of the scaled query.
-            query_injection=(injection[..., :inner] + weights.content_bias.flatten()) * weights.scale,
-            kv_injection=injection[..., inner:],
+            query_injection=(query + weights.content_bias.flatten()) * weights.scale,
+            kv_injection=key_value,
+            residual_injection=residual,
             relative=relative,
             bias=bias,
             attention_mask=mask,

@@ -43,6 +43,7 @@ class TokenTransformer:
         keys, values: those before and, last, room for its own, (H, B, D, S + 1) and (H, B, S + 1, D).
         relative: W_r R, (H, D, S + 1), by position.
         bias: what the scores have that does not depend on z, (H, 1 or B, S + 1).
+        residual: u_h, (B, C); None: there is none.
     """
 
     def __init__(
@@ -53,9 +54,11 @@ class TokenTransformer:
         values: Tensor,
         relative: Tensor,
         bias: Tensor,
+        residual: Tensor | None,
     ) -> None:
         self.weights, self.injection = weights, injection
         self.keys, self.values, self.relative, self.bias = keys, values, relative, bias
+        self.residual = residual
         self.own_key, self.own_value = keys[..., -1], values[:, :, -1]  # (H, B, D)
         self.flat_keys, self.flat_values = keys.flatten(0, 1), values.flatten(0, 1)
 
@@ -74,7 +77,8 @@ class TokenTransformer:
         scores = torch.baddbmm(scores, query.view(heads * n, 1, head_dim), self.flat_keys)
         attended = torch.bmm(scores.softmax(-1), self.flat_values)  # (H*B, 1, D)
         attended = attended.view(heads, n, head_dim).transpose(0, 1).reshape(n, -1)
-        h, normed = layer.before_ffn(torch.addmm(layer.out_bias, attended, weights.out).add_(rows))
+        stream = torch.addmm(layer.out_bias, attended, weights.out).add_(rows)
+        h, normed = layer.before_ffn(stream if self.residual is None else stream.add_(self.residual))
         inner = layer.activation(torch.addmm(layer.ffn_in_bias, normed, weights.ffn_in))
         out = torch.addmm(layer.ffn_out_bias, inner, weights.ffn_out).add_(h)
         return layer.closed(out).view_as(z)
@@ -88,4 +92,5 @@ class TokenTransformer:
             values=self.values.index_select(1, positions),
             relative=self.relative,
             bias=self.bias if self.bias.shape[1] == 1 else self.bias.index_select(1, positions),
+            residual=None if self.residual is None else self.residual.index_select(0, positions),
         )

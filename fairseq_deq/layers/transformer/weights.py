@@ -57,6 +57,12 @@ class TransformerWeights:
         """Channels of all heads, H*D."""
         return self.heads * self.head_dim
 
+    def split_injection(self, injection: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The parts of u, (..., 3*H*D [+ C]): for the query, for key and value, and for the residual, u_h."""
+        attention = 3 * self.inner
+        residual = injection[..., attention:] if injection.shape[-1] > attention else None
+        return injection[..., : self.inner], injection[..., self.inner : attention], residual
+
     @property
     def adds_to_stream(self) -> bool:
         """Whether the feed-forward part is added to what has not been normalised."""

@@ -26,6 +26,8 @@ class BoundTransformer:
 
     def __init__(self, segment: Segment) -> None:
         self.segment = segment
+        injection = segment.residual_injection
+        self.injection = None if injection is None else injection.flatten(0, 1)  # (B*T, C)
 
     def __call__(self, z: Tensor) -> Tensor:
         segment, rows = self.segment, z.reshape(-1, z.shape[-1])  # (B*T, C)
@@ -33,7 +35,7 @@ class BoundTransformer:
         weights = apply_mask(attention_weights(segment, query, keys), segment.attention_mask)
         attended = segment.to_rows(weighted(weights, values))
         samples = SampleRows(segment.batch, segment.length)
-        return after_attention(segment.weights, rows, attended, samples).view_as(z)
+        return after_attention(segment.weights, rows, attended, self.injection, samples).view_as(z)
 
     def restrict(
         self, z: Tensor, positions: Tensor, value: Tensor | None = None
