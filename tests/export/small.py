@@ -29,6 +29,13 @@ CONFIGS = {
 SOLVE = {"f_solver": "anderson", "f_thres": 100, "f_eps": 1e-6, "active_set": "never"}
 ADAPTIVE = {"adaptive_input": "true", "adaptive_input_cutoff": "10,20", "adaptive_softmax_cutoff": "10,20"}
 TIED = ADAPTIVE | {"tie_adaptive_weights": "true"}
+# Every variant of the Transformer's layer.
+VARIANT = {
+    "activation_fn": "gelu",
+    "decoder_gated_ffn": "true",
+    "decoder_norm_affine": "true",
+    "decoder_input_residual": "true",
+}
 
 
 @dataclass
@@ -114,4 +121,15 @@ def scores(
     return torch.cat(parts, 1), cache
 
 
-__all__ = ["ADAPTIVE", "CONFIGS", "SOLVE", "TIED", "VOCABULARY", "Small", "save", "scores", "small"]
+__all__ = [
+    "ADAPTIVE",
+    "CONFIGS",
+    "SOLVE",
+    "TIED",
+    "VARIANT",
+    "VOCABULARY",
+    "Small",
+    "save",
+    "scores",
+    "small",
+]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from export.small import scores, small
+from export.small import VARIANT, scores, small
 from models.builders import tokens
 
 from fairseq_deq.export.remote.decoder_deq import TextCache
@@ -14,6 +14,7 @@ FAMILIES = [
     pytest.param("transformer", {"local_size": 4, "decoder_normalize_before": "true"}, id="pre-norm, local"),
     pytest.param("transformer", {"teach": True}, id="transformer with knowledge"),
     pytest.param("transformer", {"decoder_layers": 2, "init_std": 0.1}, id="two layers"),
+    pytest.param("transformer", VARIANT | {"wnorm": "true"}, id="variant"),
     pytest.param("trellisnet", {"ksize": 3}, id="trellisnet"),
     pytest.param("trellisnet", {"teach": True, "solver_scope": "position", "init_std": 0.1}, id="position"),
 ]

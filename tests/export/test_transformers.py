@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from documents import ROOT
-from export.small import ADAPTIVE, CONFIGS, EXACT, SOLVE, TIED, save, small
+from export.small import ADAPTIVE, CONFIGS, EXACT, SOLVE, TIED, VARIANT, save, small
 from models.builders import tokens
 
 from fairseq_deq.generation.text import TextEncoder
@@ -38,6 +38,10 @@ EXPORTS = {
         TIED | {"tie_adaptive_proj": "true", "decoder_normalize_before": "true", "local_size": 5},
     ),
     "two-layers": ("transformer", {"decoder_layers": 2, "init_std": 0.1, "teach": True}),
+    "variant": (
+        "transformer",
+        VARIANT | {"decoder_normalize_before": "true", "share_decoder_input_output_embed": "true"},
+    ),
     "trellisnet": ("trellisnet", TIED | {"teach": True, "ksize": 3}),
     "side-by-side": ("trellisnet", ADAPTIVE | {"solver_scope": "position", "init_std": 0.05, "f_thres": 400}),
 }
