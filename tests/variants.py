@@ -19,7 +19,9 @@ VARIANTS = [
     {"norm": "rms", "input_residual": True},
     {"norm_affine": True, "pre_norm": True, "closing_norm": False, "input_residual": True},
     {"norm": "rms", "norm_affine": True, "activation": "silu", "gated_ffn": True, "pre_norm": True},
+    {"positions": "rotary"},
     EVERYTHING,
+    EVERYTHING | {"positions": "rotary", "pre_norm": True, "local_size": 4},
 ]
 
 

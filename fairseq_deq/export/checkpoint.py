@@ -54,6 +54,7 @@ TRANSFORMER: dict[str, Any] = SHARED | {
     "decoder_norm": "layer",
     "decoder_norm_affine": "false",
     "decoder_input_residual": "false",
+    "decoder_positions": "relative",
     "decoder_layers": 1,
     "local_size": 0,
 }
@@ -172,6 +173,7 @@ def _options(chosen: SimpleNamespace, family: str, weights: Weights) -> ModelOpt
             "norm": str(chosen.decoder_norm),
             "norm_affine": is_on(chosen, "decoder_norm_affine"),
             "input_residual": is_on(chosen, "decoder_input_residual"),
+            "positions": str(chosen.decoder_positions),
             "local_size": chosen.local_size,
             "layers": chosen.decoder_layers,
         }

@@ -127,9 +127,10 @@ def _normalized(v: Tensor, gain: Tensor | None) -> Tensor:
 
 def _transformer(source: _Source, weights: Weights, layer: str, chosen: SimpleNamespace) -> None:
     gate = ["ffn_gate"] if is_on(chosen, "decoder_gated_ffn") else []
-    for name in ("qkv", "relative", "out", "ffn_in", *gate, "ffn_out"):
+    relative = ["relative"] if str(chosen.decoder_positions) == "relative" else []
+    for name in ("qkv", *relative, "out", "ffn_in", *gate, "ffn_out"):
         _linear(source, weights, f"{layer}.{name}", bias=name not in ("qkv", "relative"))
-    vectors = ["content_bias", "position_bias"]
+    vectors = ["content_bias", "position_bias"] if relative else []
     if is_on(chosen, "decoder_norm_affine"):
         norms = ["middle_norm"]
         norms += ["attention_norm"] if is_on(chosen, "decoder_normalize_before") else []

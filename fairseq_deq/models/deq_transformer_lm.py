@@ -11,6 +11,7 @@ from ..layers.composition import compose
 from ..layers.transformer.activation import ACTIVATIONS
 from ..layers.transformer.layer import TransformerLayer
 from ..layers.transformer.norm import NORMS
+from ..layers.transformer.positions import POSITIONS
 from ..options import check_values, is_on, named_size, option, switch
 from .deq_config import DEQLanguageModelConfig
 from .deq_decoder import DEQDecoder
@@ -19,6 +20,7 @@ from .segment_decoder import InputOptions
 
 ActivationFn = ChoiceEnum(list(ACTIVATIONS))
 DecoderNorm = ChoiceEnum(list(NORMS))
+DecoderPositions = ChoiceEnum(list(POSITIONS))
 
 
 @dataclass
@@ -50,6 +52,11 @@ class DEQTransformerConfig(DEQLanguageModelConfig):
     decoder_input_residual: str = switch(
         False,
         "let the input enter the residual stream of each layer of f too, beside queries, keys and values",
+    )
+    decoder_positions: DecoderPositions = option(
+        "relative",
+        "how attention knows distances: by learned scores of each (relative), or by turning queries and keys "
+        "(rotary)",
     )
     decoder_layers: int = option(1, "layers that f is made of, each with its own weights", valid="[1, 1000]")
     attention_dropout: float = option(
@@ -90,6 +97,7 @@ class DEQTransformerLanguageModel(DEQLanguageModel):
                 norm=str(cfg.decoder_norm),
                 norm_affine=is_on(cfg, "decoder_norm_affine"),
                 input_residual=is_on(cfg, "decoder_input_residual"),
+                positions=str(cfg.decoder_positions),
             )
             for _ in range(cfg.decoder_layers)
         ]
@@ -109,6 +117,12 @@ def _check(cfg: DEQTransformerConfig) -> None:
         raise OptionError(
             f"--decoder-embed-dim {cfg.decoder_embed_dim} is not a multiple of --decoder-attention-heads "
             f"{cfg.decoder_attention_heads}; change one, or set --decoder-head-dim"
+        )
+    head_dim = cfg.decoder_head_dim or cfg.decoder_embed_dim // cfg.decoder_attention_heads
+    if str(cfg.decoder_positions) == "rotary" and head_dim % 2:
+        raise OptionError(
+            f"--decoder-positions rotary needs heads with an even number of channels, got {head_dim}; "
+            "change --decoder-attention-heads, or set --decoder-head-dim"
         )
 
 

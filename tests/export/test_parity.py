@@ -83,6 +83,15 @@ OF_A_TRANSFORMER = BOTH | {
             "local_size": 4,
         },
     ],
+    "decoder_positions": [
+        {"decoder_positions": "rotary"},
+        {
+            "decoder_positions": "rotary",
+            "local_size": 4,
+            "decoder_normalize_before": "true",
+            "decoder_layers": 2,
+        },
+    ],
     "decoder_layers": [{"decoder_layers": 2}, {"decoder_layers": 3, "local_size": 4, "teach": True}],
     "local_size": [{"local_size": 3}],
 }

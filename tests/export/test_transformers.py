@@ -40,7 +40,12 @@ EXPORTS = {
     "two-layers": ("transformer", {"decoder_layers": 2, "init_std": 0.1, "teach": True}),
     "variant": (
         "transformer",
-        VARIANT | {"decoder_normalize_before": "true", "share_decoder_input_output_embed": "true"},
+        VARIANT
+        | {
+            "decoder_normalize_before": "true",
+            "decoder_positions": "rotary",
+            "share_decoder_input_output_embed": "true",
+        },
     ),
     "trellisnet": ("trellisnet", TIED | {"teach": True, "ksize": 3}),
     "side-by-side": ("trellisnet", ADAPTIVE | {"solver_scope": "position", "init_std": 0.05, "f_thres": 400}),

@@ -91,6 +91,7 @@ TRANSFORMER = SHARED | {
     "decoder_norm": ("rms", {}),
     "decoder_norm_affine": ("true", {}),
     "decoder_input_residual": ("true", {}),
+    "decoder_positions": ("rotary", {}),
     "attention_dropout": (0.3, {}),
     "local_size": (3, {}),
 }

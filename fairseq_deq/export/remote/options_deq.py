@@ -48,7 +48,8 @@ class ModelOptions:
         embed_dim, embed_scale: channels of an embedding, and the factor of all.
         window: tokens that an injection is made of.
         ffn_dim, heads, head_dim, pre_norm, closing_norm, local_size: of a Transformer.
-        activation, gated_ffn, norm, norm_affine, input_residual: likewise; see `TransformerLayer`.
+        activation, gated_ffn, norm, norm_affine, input_residual, positions: likewise; see
+            `TransformerLayer`.
         layers: how many f has.
         hidden_dim, output_dim, kernel_size: of a TrellisNet.
         adaptive_input_cutoff, adaptive_input_factor: bands of the embedding; no cut-offs: a table.
@@ -79,6 +80,7 @@ class ModelOptions:
     norm: str = "layer"
     norm_affine: bool = False
     input_residual: bool = False
+    positions: str = "relative"
     local_size: int = 0
     layers: int = 1
     hidden_dim: int = 0

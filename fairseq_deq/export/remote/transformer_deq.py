@@ -24,6 +24,8 @@ class TransformerLayer(nn.Module):
 
     With [q, k, v] = W_qkv z + u over all positions up to that of the query,
         A_ij = ((q_i + r_w) . k_j + (q_i + r_r) . (W_r R_{i-j})) / sqrt(D),  a = W_o softmax(A) v,
+        or with rotary positions A_ij = (G_i q_i) . (G_j k_j) / sqrt(D), where G_i turns by angles that grow
+        with i (see `turned`),
         F(x) = W_2 act(W_1 x), or gated F(x) = W_2 (act(W_1 x) * W_3 x),
     post-norm:  h = LN(a + z),  f = LN(h + F(h)),
     pre-norm:   h = a + z with attention on LN(z),  f = LN(h + F(LN(h))).
@@ -44,7 +46,8 @@ class TransformerLayer(nn.Module):
         self.activation = ACTIVATIONS[o.activation]
         inner = heads * head_dim
         self.qkv = nn.Linear(dim, 3 * inner, bias=False)
-        self.relative = nn.Linear(dim, inner, bias=False)
+        self.rotary = o.positions == "rotary"
+        self.relative = None if self.rotary else nn.Linear(dim, inner, bias=False)
         self.out = nn.Linear(inner, dim)
         self.ffn_in = nn.Linear(dim, ffn_dim)
         self.ffn_gate = nn.Linear(dim, ffn_dim) if o.gated_ffn else None
@@ -52,8 +55,9 @@ class TransformerLayer(nn.Module):
         self.attention_norm = Norm(dim, o.norm, o.norm_affine) if o.pre_norm else None
         self.middle_norm = Norm(dim, o.norm, o.norm_affine)
         self.closing_norm = Norm(dim, o.norm, o.norm_affine) if o.closing_norm else None
-        self.content_bias = nn.Parameter(torch.zeros(heads, head_dim))  # r_w
-        self.position_bias = nn.Parameter(torch.zeros(heads, head_dim))  # r_r
+        if not self.rotary:
+            self.content_bias = nn.Parameter(torch.zeros(heads, head_dim))  # r_w
+            self.position_bias = nn.Parameter(torch.zeros(heads, head_dim))  # r_r
 
     @property
     def state_dim(self) -> int:
@@ -73,8 +77,10 @@ class TransformerLayer(nn.Module):
         """What stands before a text: nothing."""
         return KeysValues(self, like.new_zeros(2, batch, self.heads, 0, self.head_dim))
 
-    def by_distance(self, capacity: int, like: Tensor) -> Tensor:
-        """W_r R of the distances capacity-1 ... 0, (H, D, capacity)."""
+    def by_distance(self, capacity: int, like: Tensor) -> Tensor | None:
+        """W_r R of the distances capacity-1 ... 0, (H, D, capacity); None: positions are rotary."""
+        if self.relative is None:
+            return None
         distance = torch.arange(capacity - 1, -1, -1, device=like.device)
         table = F.linear(sinusoid(distance, self.dim).to(like.dtype), self.relative.weight)
         return table.unflatten(-1, (self.heads, self.head_dim)).permute(1, 2, 0)
@@ -155,10 +161,12 @@ class BoundTransformer:
         self.query = layer.qkv.weight[:inner] * scale
         self.key_value = layer.qkv.weight[inner:]
         # (q + r_w) / sqrt(D): the bias joins the injection of the scaled query.
-        self.query_injection = (u[..., :inner] + layer.content_bias.flatten()) * scale
+        bias = 0.0 if layer.rotary else layer.content_bias.flatten()
+        self.query_injection = (u[..., :inner] + bias) * scale
         self.kv_injection = u[..., inner : 3 * inner]
         self.residual = u[..., 3 * inner :] if layer.input_residual else None
         self.position = lengths.unsqueeze(1) + torch.arange(self.length, device=u.device)  # (B, T)
+        self.angles = angles(self.position, layer.head_dim, u) if layer.rotary else None
         self.first = first
         self._set_distances(u, scale)
 
@@ -166,13 +174,16 @@ class BoundTransformer:
         layer, batch, length = self.layer, self.batch, self.length
         rows = z.reshape(batch * length, -1)
         normed = self._normed(rows)
-        query = self._split(F.linear(normed, self.query).view(batch, length, -1) + self.query_injection)
+        query = F.linear(normed, self.query).view(batch, length, -1) + self.query_injection
+        query = self._split(query if self.angles is None else turned(query, self.angles))
         keys, values = self._write(normed)
         scores = torch.matmul(query, keys.transpose(2, 3))  # (B, H, T, columns)
-        by_distance = torch.matmul(query, self.relative)
-        if self.by_key is not None:
-            by_distance = by_distance.gather(3, self.by_key.expand(batch, layer.heads, -1, -1))
-        scores = scores.add_(by_distance).add_(self.bias)
+        if self.relative is not None:
+            by_distance = torch.matmul(query, self.relative)
+            if self.by_key is not None:
+                by_distance = by_distance.gather(3, self.by_key.expand(batch, layer.heads, -1, -1))
+            scores = scores.add_(by_distance)
+        scores = scores.add_(self.bias)
         attended = torch.matmul(scores.softmax(-1), values).transpose(1, 2).reshape(batch * length, -1)
         h = F.linear(attended, layer.out.weight, layer.out.bias) + rows
         if self.residual is not None:
@@ -202,6 +213,8 @@ class BoundTransformer:
                 setattr(part, name, of_rows[:, :, begin:])
         if self.residual is not None:
             part.residual = self.residual.index_select(0, rows)[:, begin:]
+        if self.angles is not None:
+            part.angles = self.angles.index_select(1, rows)[:, :, begin:]
         part.past = self.past.reordered(rows)
         return part
 
@@ -229,6 +242,9 @@ class BoundTransformer:
     def _write(self, normed: Tensor) -> Tensor:
         """Put own keys and values behind those of the past; all of them, (2, B, H, columns, D)."""
         own = F.linear(normed, self.key_value).view_as(self.kv_injection) + self.kv_injection
+        if self.angles is not None:
+            keys, values = own.chunk(2, -1)
+            own = torch.cat([turned(keys, self.angles), values], -1)
         buffers = self.past.buffers
         for buffer, new in zip(buffers, own.chunk(2, -1)):
             new = self._split(new)
@@ -242,20 +258,37 @@ class BoundTransformer:
     def _set_distances(self, like: Tensor, scale: float) -> None:
         """W_r R by distance, which distance each key has from each query, and what does not depend on z."""
         layer, columns, device = self.layer, self.columns, like.device
-        self.relative = self.past.relative[..., -columns:]  # (H, D, columns), the nearest last
         position = self.position[:1] if self.uniform else self.position
         gap = position.unsqueeze(2) - torch.arange(columns, device=device)  # (1 or B, T, columns)
         by_key = (columns - 1 - gap.clamp(min=0)).unsqueeze(1)
-        # (q + r_r) = (q + r_w) + (r_r - r_w): the second part is the same for every query.
-        extra = ((layer.position_bias - layer.content_bias) * scale).unsqueeze(1)  # (H, 1, D)
-        bias = torch.bmm(extra, self.relative).squeeze(1)[:, by_key.squeeze(1)].transpose(0, 1)
+        self.relative, relative = None, self.past.relative
+        bias = like.new_zeros(1, 1, *gap.shape[1:])
+        if relative is not None:
+            self.relative = relative = relative[..., -columns:]  # (H, D, columns), the nearest last
+            # (q + r_r) = (q + r_w) + (r_r - r_w): the second part is the same for every query.
+            extra = ((layer.position_bias - layer.content_bias) * scale).unsqueeze(1)  # (H, 1, D)
+            bias = torch.bmm(extra, relative).squeeze(1)[:, by_key.squeeze(1)].transpose(0, 1)
         hidden = gap < 0
         if layer.local_size:
             hidden = hidden | (gap >= layer.local_size)
         self.bias = bias.masked_fill(hidden.unsqueeze(1), float("-inf"))  # (1 or B, H, T, columns)
         # One position a text, all of the same number: distances stand in the order of the keys.
         alone = self.uniform and self.length == 1
-        self.by_key = None if alone else by_key
+        self.by_key = None if alone or relative is None else by_key
+
+
+def angles(position: Tensor, head_dim: int, like: Tensor) -> Tensor:
+    """cos and sin of position / 10000^(2*j/D), twice over, (2, B, T, 1, D), for positions (B, T)."""
+    inverse = 10000 ** (-torch.arange(0, head_dim, 2, device=like.device, dtype=torch.float64) / head_dim)
+    angle = (position.unsqueeze(-1) * inverse).repeat(1, 1, 2).unsqueeze(2)
+    return torch.stack([angle.cos(), angle.sin()]).to(like.dtype)
+
+
+def turned(x: Tensor, by: Tensor) -> Tensor:
+    """x (B, T, H*D), channels j and j + D/2 of each head turned by angles whose cos and sin are given."""
+    heads = x.unflatten(-1, (-1, by.shape[-1]))
+    a, b = heads.chunk(2, -1)
+    return (heads * by[0] + torch.cat([-b, a], -1) * by[1]).flatten(-2)
 
 
 def sinusoid(distance: Tensor, dim: int) -> Tensor:

@@ -15,6 +15,7 @@ from ..sample_rows import SampleRows
 from .equations import attention_weights, queries_keys_values, residual_stream
 from .norm import NormAt
 from .packing import QueryPacking
+from .positions import Rotation
 from .segment import Segment
 from .weights import TransformerWeights
 
@@ -32,12 +33,13 @@ class _Rows:
     hidden: Tensor | None  # dropout masks, (n, C)
     outer: Tensor | None
     attended: Tensor  # weights @ values, (n, H*D)
+    rotation: Rotation | None  # of queries and keys
 
     def at(self, index: Tensor) -> _Rows:
         """The rows `index`."""
 
-        def pick(value: Tensor | NormAt | None) -> Tensor | NormAt | None:
-            if isinstance(value, NormAt):
+        def pick(value: Tensor | NormAt | Rotation | None) -> Tensor | NormAt | Rotation | None:
+            if isinstance(value, (NormAt, Rotation)):
                 return value.rows(index)
             return None if value is None else value.index_select(0, index)
 
@@ -57,10 +59,13 @@ class _Rows:
         return stream, F.linear(pad_rows(apply_mask(stream, self.hidden)), weights.out.T)[:n]
 
     def to_state(
-        self, weights: TransformerWeights, stream: Tensor, query: Tensor, key_value: Tensor
+        self, weights: TransformerWeights, stream: Tensor, query: Tensor, keys: Tensor, values: Tensor
     ) -> Tensor:
-        """From the adjoints of the residual stream, q (n, H*D) and [k, v] (n, 2*H*D): that of z, (n, C)."""
+        """From the adjoints of the residual stream and of q, k and v, (n, H*D) each: that of z, (n, C)."""
         n = stream.shape[0]
+        if self.rotation is not None:
+            query, keys = self.rotation.back(query), self.rotation.back(keys)
+        key_value = torch.cat([keys, values], 1)
         own = F.linear(pad_rows(query), weights.query.T) + F.linear(pad_rows(key_value), weights.key_value.T)
         if self.first is not None:
             return stream + self.first.transposed(own[:n])
@@ -76,7 +81,7 @@ class _Attention:
     values: Tensor
     weights: Tensor  # before dropout, (b, H, Q, S)
     mask: Tensor | None  # attention dropout, likewise
-    relative: Tensor  # W_r R, (H, D, W)
+    relative: Tensor | None  # W_r R, (H, D, W)
 
     def scores(self, adjoint: Tensor, attended: Tensor) -> Tensor:
         """The adjoint of the scores, (b, H, Q, S), from weights @ values, (b, H, Q, D), and its adjoint."""
@@ -84,9 +89,18 @@ class _Attention:
         mean = torch.linalg.vecdot(adjoint, attended).unsqueeze(-1)
         return of_weights.sub_(mean).mul_(self.weights)
 
-    def query_adjoint(self, scores: Tensor, by_distance: Tensor) -> Tensor:
+    def distances(self) -> Tensor | None:
+        """Room for the adjoint of the scores by distance, (b, H, Q, W), zeros."""
+        if self.relative is None:
+            return None
+        return self.weights.new_zeros(*self.weights.shape[:3], self.relative.shape[-1])
+
+    def query_adjoint(self, scores: Tensor, by_distance: Tensor | None) -> Tensor:
         """The adjoint of q, (b, H, Q, D), from that of the scores by key and by distance."""
-        return torch.matmul(scores, self.keys).add_(headwise(by_distance, self.relative.transpose(1, 2)))
+        query = torch.matmul(scores, self.keys)
+        if self.relative is None or by_distance is None:
+            return query
+        return query.add_(headwise(by_distance, self.relative.transpose(1, 2)))
 
 
 class TransformerAdjoint:
@@ -108,8 +122,7 @@ class TransformerAdjoint:
         self.segment, self.grad = segment, grad
         self.rows, self.attention = self._linearised(z.reshape(-1, z.shape[-1]))
         # Only what `by_key` sees of it is ever written.
-        shape = (*self.attention.weights.shape[:3], segment.relative.shape[-1])
-        self._by_distance = z.new_zeros(shape)
+        self._by_distance = self.attention.distances()
 
     @torch.no_grad()
     def __call__(self, adjoint: Tensor) -> Tensor:
@@ -118,15 +131,15 @@ class TransformerAdjoint:
         of_attended, attended = (segment.to_heads(x) for x in (of_attended, self.rows.attended))
         attention = self.attention
         scores = attention.scores(of_attended, attended)
-        segment.by_key(self._by_distance).copy_(scores)
+        if self._by_distance is not None:
+            segment.by_key(self._by_distance).copy_(scores)
         query = segment.to_rows(attention.query_adjoint(scores, self._by_distance))
         own = slice(segment.memory, segment.memory + segment.length)
         mask = None if attention.mask is None else attention.mask[..., own]
         dropped = apply_mask(attention.weights[..., own], mask)
         keys = torch.matmul(scores[..., own].transpose(2, 3), attention.query)
         values = torch.matmul(dropped.transpose(2, 3), of_attended)
-        key_value = torch.cat([segment.to_rows(keys), segment.to_rows(values)], 1)
-        product = self.rows.to_state(weights, stream, query, key_value)
+        product = self.rows.to_state(weights, stream, query, segment.to_rows(keys), segment.to_rows(values))
         return product.view_as(adjoint).add_(self.grad)
 
     @torch.no_grad()
@@ -170,7 +183,8 @@ class TransformerAdjoint:
         last = None if weights.closing_norm is None else weights.closing_norm.at(outer)
         first = None if weights.attention_norm is None else weights.attention_norm.at(z)
         hidden, outside = (samples.spread(mask) for mask in (masks.hidden, masks.ffn_outer))
-        rows = _Rows(last, middle, first, active, hidden, outside, attended)
+        rotation = None if segment.rotation is None else segment.rotation.repeated(segment.batch)
+        rows = _Rows(last, middle, first, active, hidden, outside, attended, rotation)
         return rows, _Attention(query, keys, values, attention, mask, segment.relative)
 
 
@@ -202,8 +216,7 @@ class _RestrictedAdjoint:
             mask=mask,
             relative=attention.relative,
         )
-        shape = (*self.attention.weights.shape[:3], attention.relative.shape[-1])
-        self.by_distance = self.attention.weights.new_zeros(shape)
+        self.by_distance = self.attention.distances()
         # The columns of the scores that are keys of these positions, (b, H, Q, Q).
         column = (segment.memory + packing.query_time)[:, None, None, :]
         shape = (-1, packing.heads, packing.width, -1)
@@ -217,8 +230,10 @@ class _RestrictedAdjoint:
         stream, of_attended = self.rows.to_attention(weights, adjoint)
         of_attended = packing.spread(of_attended)
         scores = attention.scores(of_attended, self.attended)
-        by_distance = packing.by_distance(scores, self.by_distance)
+        by_distance = self.by_distance
+        if by_distance is not None:
+            by_distance = packing.by_distance(scores, by_distance)
         query = packing.collect(attention.query_adjoint(scores, by_distance))
         keys = packing.collect(torch.matmul(scores.gather(-1, self.own).transpose(2, 3), attention.query))
         values = packing.collect(torch.matmul(self.dropped, of_attended))
-        return self.rows.to_state(weights, stream, query, torch.cat([keys, values], 1))
+        return self.rows.to_state(weights, stream, query, keys, values)

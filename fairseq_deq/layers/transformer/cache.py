@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .positions import sinusoid
 from .segment import Segment
 from .token import TokenTransformer, TokenWeights
-from .weights import KeysValues, TransformerWeights, sinusoid
+from .weights import KeysValues, TransformerWeights
 from .whole import BoundTransformer
 
 # Buffers grow to this many positions, or by a quarter.
@@ -37,13 +38,16 @@ class KVCache:
         self.weights = TokenWeights.of(weights)
         self.key_value = self.weights.qkv[:, weights.inner :]
         # u becomes the injection of the scaled query, which carries r_w as well.
-        query_bias = weights.content_bias.flatten() * weights.scale
+        query_bias = weights.query.new_zeros(weights.inner)
+        if weights.relative is not None:
+            query_bias = weights.relative.content_bias.flatten() * weights.scale
         self.injection_scale = torch.cat(
             [torch.full_like(query_bias, weights.scale), query_bias.new_ones(2 * weights.inner)]
         )
         self.injection_bias = F.pad(query_bias, (0, 2 * weights.inner))
         self.keys = query_bias.new_empty(weights.heads, batch, weights.head_dim, 0)
         self.values = query_bias.new_empty(weights.heads, batch, 0, weights.head_dim)
+        self.relative: Tensor | None
         self._set_distances(0)
 
     # ------------------------------------------------------------------ LayerCache
@@ -65,14 +69,17 @@ class KVCache:
     def append(self, record: Tensor, injection: Tensor) -> None:
         count, layer = record.shape[1], self.layer
         self._reserve(count)
+        rotation = layer.rotation(self.length, count, self.keys)
         if count == 1:
             normed = layer.normed(record.reshape(self.batch, -1))
             kv = torch.addmm(layer.split_injection(injection[:, 0])[1], normed, self.key_value)
+            if rotation is not None:
+                kv = torch.cat([rotation(kv[:, : layer.inner]), kv[:, layer.inner :]], 1)
             own = kv.view(self.batch, 2, layer.heads, layer.head_dim).transpose(0, 2)  # (H, 2, B, D)
             self.keys[..., self.length] = own[:, 0]
             self.values[:, :, self.length] = own[:, 1]
         else:
-            new = KeysValues.of(layer, record, layer.split_injection(injection)[1])
+            new = KeysValues.of(layer, record, layer.split_injection(injection)[1], rotation)
             end = self.length + count
             self.keys[..., self.length : end] = new.keys.permute(1, 0, 3, 2)
             self.values[:, :, self.length : end] = new.values.transpose(0, 1)
@@ -85,23 +92,25 @@ class KVCache:
     # ------------------------------------------------------------------ one position
 
     def _token(self, u: Tensor, padding: Tensor | None) -> TokenTransformer:
-        end, local = self.length + 1, self.layer.local_size
+        end, local, layer = self.length + 1, self.layer.local_size, self.layer
         begin = max(0, end - local) if local else 0
-        nearest = self.relative.shape[-1] - (end - begin)
-        bias = self.by_distance[..., nearest:]
+        bias, relative = self.by_distance[..., begin - end :], None
+        if self.relative is not None:
+            relative = self.relative[..., begin - end :]
         if padding is not None:
             # A padded query still sees itself, so that no row of the softmax is empty.
             hidden = F.pad(padding[:, begin : end - 1], (0, 1), value=False)
             bias = bias.masked_fill(hidden, float("-inf"))
-        attention = u[:, : 3 * self.layer.inner]
+        attention = u[:, : 3 * layer.inner]
         return TokenTransformer(
             weights=self.weights,
             injection=torch.addcmul(self.injection_bias, attention, self.injection_scale),
             keys=self.keys[..., begin:end],
             values=self.values[:, :, begin:end],
-            relative=self.relative[..., nearest:],
+            relative=relative,
+            rotation=layer.rotation(self.length, 1, u),
             bias=bias,
-            residual=self.layer.split_injection(u)[2],
+            residual=layer.split_injection(u)[2],
         )
 
     def _reserve(self, count: int) -> None:
@@ -114,11 +123,17 @@ class KVCache:
         self._set_distances(capacity + more)
 
     def _set_distances(self, capacity: int) -> None:
-        """W_r R, (H, D, capacity), and ((r_r - r_w) . W_r R)/sqrt(D), (H, 1, capacity), nearest last."""
-        layer = self.layer
+        """W_r R, (H, D, capacity), and ((r_r - r_w) . W_r R)/sqrt(D), (H, 1, capacity), nearest last.
+
+        Where positions are rotary, there is none, and zeros, (1, 1, capacity).
+        """
+        layer, weights = self.layer, self.layer.relative
+        if weights is None:
+            self.relative, self.by_distance = None, self.keys.new_zeros(1, 1, capacity)
+            return
         distance = torch.arange(capacity - 1, -1, -1, device=self.keys.device)
-        dim = layer.relative.shape[1]
-        table = F.linear(sinusoid(distance, dim).to(self.keys.dtype), layer.relative)
+        dim = weights.matrix.shape[1]
+        table = F.linear(sinusoid(distance, dim).to(self.keys.dtype), weights.matrix)
         self.relative = table.view(capacity, layer.heads, layer.head_dim).permute(1, 2, 0).contiguous()
-        extra = (layer.position_bias - layer.content_bias) * layer.scale
+        extra = (weights.position_bias - weights.content_bias) * layer.scale
         self.by_distance = torch.bmm(extra.unsqueeze(1), self.relative)

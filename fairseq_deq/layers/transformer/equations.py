@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...invariant_matmul import headwise, pad_rows
 from ..sample_rows import SampleRows
+from .positions import turned
 from .segment import Segment
 from .weights import KeysValues, TransformerWeights
 
@@ -17,16 +18,18 @@ def queries_keys_values(segment: Segment, rows: Tensor) -> tuple[Tensor, Tensor,
     weights, shape = segment.weights, (segment.batch, segment.length, -1)
     normed = weights.normed(pad_rows(rows))
     query = F.linear(normed, weights.query)[: rows.shape[0]].view(shape)
-    query = weights.split_heads(query + segment.query_injection)  # (B, H, T, D)
+    query = turned(query + segment.query_injection, segment.rotation)
+    query = weights.split_heads(query)  # (B, H, T, D)
     query = segment.pad_queries(query) if segment.missing else query.contiguous()
-    own = KeysValues.projected(weights, normed, segment.kv_injection)
+    own = KeysValues.projected(weights, normed, segment.kv_injection, segment.rotation)
     return query, *segment.with_context(own, segment.context)
 
 
 def attention_weights(segment: Segment, query: Tensor, keys: Tensor) -> Tensor:
     """What each query attends to, before dropout, (B, H, T', columns)."""
     scores = torch.matmul(query, keys.transpose(2, 3))
-    scores = scores.add_(segment.by_key(headwise(query, segment.relative)))
+    if segment.relative is not None:
+        scores = scores.add_(segment.by_key(headwise(query, segment.relative)))
     return scores.add_(segment.bias).softmax(-1)
 
 

@@ -11,6 +11,7 @@ from ..weight_norm import Initializer, WeightNormLinear
 from .activation import Activation
 from .cache import KVCache
 from .norm import NormParameters
+from .positions import POSITIONS, RelativeWeights
 from .segment import Segment
 from .weights import DropoutMasks, KeysValues, TransformerWeights
 from .whole import BoundTransformer
@@ -21,6 +22,7 @@ class TransformerLayer(Layer):
 
     With [q, k, v] = W_qkv z + u over context and segment,
         A_ij = ((q_i + r_w) . k_j + (q_i + r_r) . (W_r R_{i-j})) / sqrt(D), j <= i,
+        or with rotary positions A_ij = (G_i q_i) . (G_j k_j) / sqrt(D) (see `Rotation`),
         a = drop(W_o softmax(A) v),
         F(x) = drop(W_2 drop(act(W_1 x))), or gated F(x) = drop(W_2 drop(act(W_1 x) * W_3 x)),
     post-norm:  h = LN(a + z),  f = LN(h + F(h)),
@@ -42,6 +44,7 @@ class TransformerLayer(Layer):
         gated_ffn: whether the feed-forward part is gated.
         norm: `layer` or `rms`.
         input_residual: whether u has the part u_h, C more channels.
+        positions: `relative` or `rotary`, which has neither W_r nor r_w and r_r.
         norm_affine: whether norms have a gain, and of `layer` a bias.
         weight_norm: whether the matrices W are weight-normalised.
         dropout: probability of the variational dropouts (hidden, both places; relative positions).
@@ -68,14 +71,22 @@ class TransformerLayer(Layer):
         norm: str = "layer",
         norm_affine: bool = False,
         input_residual: bool = False,
+        positions: str = "relative",
     ) -> None:
+        if positions not in POSITIONS:
+            raise ValueError(f"positions must be one of {', '.join(POSITIONS)}; got {positions!r}")
+        if positions == "rotary" and head_dim % 2:
+            raise ValueError(f"rotary positions need an even number of channels of a head, got {head_dim}")
         inner = heads * head_dim
         super().__init__(state_dim=dim, injection_dim=3 * inner + (dim if input_residual else 0))
         self.dim, self.heads, self.head_dim = dim, heads, head_dim
         self.local_size, self.activation = local_size, Activation(activation, gated_ffn)
         self.dropout, self.attention_dropout = dropout, attention_dropout
         self.qkv = WeightNormLinear(dim, 3 * inner, bias=False, weight_norm=weight_norm)
-        self.relative = WeightNormLinear(dim, inner, bias=False, weight_norm=weight_norm)
+        relative = positions == "relative"
+        self.relative = (
+            WeightNormLinear(dim, inner, bias=False, weight_norm=weight_norm) if relative else None
+        )
         self.out = WeightNormLinear(inner, dim, bias=True, weight_norm=weight_norm)
         self.ffn_in = WeightNormLinear(dim, ffn_dim, bias=True, weight_norm=weight_norm)
         self.ffn_out = WeightNormLinear(ffn_dim, dim, bias=True, weight_norm=weight_norm)
@@ -85,8 +96,8 @@ class TransformerLayer(Layer):
         self.attention_norm = NormParameters(dim, norm, norm_affine) if pre_norm else None
         self.middle_norm = NormParameters(dim, norm, norm_affine)
         self.closing_norm = NormParameters(dim, norm, norm_affine) if closing_norm else None
-        self.content_bias = nn.Parameter(torch.zeros(heads, head_dim))  # r_w
-        self.position_bias = nn.Parameter(torch.zeros(heads, head_dim))  # r_r
+        self.content_bias = nn.Parameter(torch.zeros(heads, head_dim)) if relative else None  # r_w
+        self.position_bias = nn.Parameter(torch.zeros(heads, head_dim)) if relative else None  # r_r
 
     def initialize(self, initializer: Initializer) -> None:
         """Draw every weight from `initializer`; biases of linear maps and norms start at 0, gains at 1."""
@@ -94,8 +105,9 @@ class TransformerLayer(Layer):
             if linear is not None:
                 linear.initialize(initializer)
         with torch.no_grad():
-            initializer.fill(self.content_bias)
-            initializer.fill(self.position_bias)
+            for bias in (self.content_bias, self.position_bias):
+                if bias is not None:
+                    initializer.fill(bias)
 
     def draw(self, batch: int, length: int, memory: int, like: Tensor) -> DropoutMasks:
         """Draw the masks of one forward pass, to be held through every solve in it.
@@ -112,7 +124,7 @@ class TransformerLayer(Layer):
             hidden=mask(self.dropout, batch, self.dim),
             ffn_inner=mask(self.dropout, batch, self.ffn_in.weight_v.shape[0]),
             ffn_outer=mask(self.dropout, batch, self.dim),
-            relative=mask(self.dropout, 1, self.dim),
+            relative=None if self.relative is None else mask(self.dropout, 1, self.dim),
             attention=mask(self.attention_dropout, batch, self.heads, length, length + memory),
         )
 
@@ -134,17 +146,20 @@ class TransformerLayer(Layer):
             local_size=self.local_size,
             query=qkv[:inner] * self.head_dim**-0.5,
             key_value=qkv[inner:],
-            relative=self.relative.weight(),
             out=self.out.weight(),
             ffn_in=ffn_in,
             ffn_out=self.ffn_out.weight(),
             out_bias=self.out.required_bias(),
             ffn_in_bias=ffn_in_bias,
             ffn_out_bias=self.ffn_out.required_bias(),
-            content_bias=self.content_bias,
-            position_bias=self.position_bias,
+            relative=self._relative_weights(),
             masks=masks,
         )
+
+    def _relative_weights(self) -> RelativeWeights | None:
+        if self.relative is None or self.content_bias is None or self.position_bias is None:
+            return None
+        return RelativeWeights(self.relative.weight(), self.content_bias, self.position_bias)
 
     def prepare(self, masks: DropoutMasks) -> PreparedTransformer:
         """The layer with the weights of one forward pass and these masks."""
@@ -162,7 +177,9 @@ class PreparedTransformer(PreparedLayer):
         self.weights = weights
 
     def context(self, record: Tensor, injection: Tensor, context: KeysValues | None) -> KeysValues:
-        own = KeysValues.of(self.weights, record, self.weights.split_injection(injection)[1])
+        weights, first = self.weights, 0 if context is None else context.length
+        rotation = weights.rotation(first, record.shape[1], record)
+        own = KeysValues.of(weights, record, weights.split_injection(injection)[1], rotation)
         return own if context is None else context.followed_by(own)
 
     def bind(

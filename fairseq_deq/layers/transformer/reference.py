@@ -11,7 +11,8 @@ from torch import Tensor
 from ..dropout import apply_mask
 from .activation import Activation
 from .norm import Norm
-from .weights import TransformerWeights, sinusoid
+from .positions import sinusoid
+from .weights import TransformerWeights
 
 
 def reference(
@@ -40,9 +41,13 @@ def reference(
     query = (seen @ (weights.query / scale).T + u_query).view(batch, total, heads, head_dim)
     key = (seen @ w_key.T + u_key).view(batch, total, heads, head_dim)
     value = (seen @ w_value.T + u_value).view(batch, total, heads, head_dim)
-    # W_r R at distances 0 ... S-1, (S, H, D).
-    table = apply_mask(sinusoid(torch.arange(total), dim).to(z), masks.relative)
-    relative = (table @ weights.relative.T).view(total, heads, head_dim)
+    by_distance = weights.relative
+    if by_distance is None:
+        query, key = _turned(query), _turned(key)
+    else:
+        # W_r R at distances 0 ... S-1, (S, H, D).
+        table = apply_mask(sinusoid(torch.arange(total), dim).to(z), masks.relative)
+        relative = (table @ by_distance.matrix.T).view(total, heads, head_dim)
 
     attended = []
     for i in range(before, total):  # a query
@@ -50,9 +55,11 @@ def reference(
         keys = range(first, i + 1)  # itself and those before it
         scores = []
         for j in keys:
-            content = ((query[:, i] + weights.content_bias) * key[:, j]).sum(-1)  # (B, H)
-            position = ((query[:, i] + weights.position_bias) * relative[i - j]).sum(-1)
-            score = (content + position) * scale
+            score = (query[:, i] * key[:, j]).sum(-1) * scale  # (B, H)
+            if by_distance is not None:
+                score = score + (by_distance.content_bias * key[:, j]).sum(-1) * scale
+                position = ((query[:, i] + by_distance.position_bias) * relative[i - j]).sum(-1)
+                score = score + position * scale
             if padding is not None and j != i:
                 score = score.masked_fill(padding[:, j : j + 1], float("-inf"))
             scores.append(score)
@@ -98,3 +105,12 @@ def _activated(x: Tensor, activation: Activation) -> Tensor:
         "silu": lambda: 1 / (1 + torch.exp(-a)),
     }[activation.name]()
     return a * share * b
+
+
+def _turned(x: Tensor) -> Tensor:
+    """x (B, S, H, D) with channels j and j + D/2, as a complex number, times exp(i * s / 10000^(2*j/D))."""
+    half = x.shape[-1] // 2
+    speed = 10000 ** (-torch.arange(half) * 2.0 / x.shape[-1]).to(x)
+    turn = torch.polar(torch.ones(()).to(x), torch.arange(x.shape[1]).to(x)[:, None, None] * speed)
+    y = torch.complex(x[..., :half], x[..., half:]) * turn
+    return torch.cat([y.real, y.imag], -1)

@@ -11,6 +11,7 @@ from ..dropout import apply_mask
 from ..sample_rows import SampleRows
 from .equations import after_attention
 from .packing import QueryPacking
+from .positions import turned
 from .segment import Segment
 
 
@@ -31,6 +32,7 @@ class RestrictedTransformer:
             u.reshape(-1, u.shape[-1]).index_select(0, positions)
             for u in (segment.query_injection, segment.kv_injection)
         )
+        self.rotation = None if segment.rotation is None else segment.rotation.rows(packing.time)
         residual = segment.residual_injection
         self.injection = None if residual is None else residual.flatten(0, 1).index_select(0, positions)
         own = segment.own_keys_values(z, None if packing.everyone else packing.live)
@@ -51,14 +53,16 @@ class RestrictedTransformer:
         segment, packing, weights = self.segment, self.packing, self.segment.weights
         n = rows.shape[0]
         normed = weights.normed(pad_rows(rows))
-        query = packing.spread(F.linear(normed, weights.query)[:n] + self.query_injection)
+        query = F.linear(normed, weights.query)[:n] + self.query_injection
+        query = packing.spread(turned(query, self.rotation))
         own = F.linear(normed, weights.key_value)[:n] + self.kv_injection
-        keys, values = (
-            self._with_own(held, new) for held, new in zip((self.keys, self.values), own.chunk(2, -1))
-        )
+        own_keys, own_values = own.chunk(2, -1)
+        keys = self._with_own(self.keys, turned(own_keys, self.rotation))
+        values = self._with_own(self.values, own_values)
         scores = torch.matmul(query, keys.transpose(2, 3))
-        scores = scores.add_(packing.by_key(headwise(query, segment.relative))).add_(self.bias)
-        attention = apply_mask(scores.softmax(-1), self.attention_mask)
+        if segment.relative is not None:
+            scores = scores.add_(packing.by_key(headwise(query, segment.relative)))
+        attention = apply_mask(scores.add_(self.bias).softmax(-1), self.attention_mask)
         attended = packing.collect(weighted(attention, values))
         return after_attention(weights, rows, attended, self.injection, self.samples)
 

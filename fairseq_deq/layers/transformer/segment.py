@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ...invariant_matmul import ROW_MULTIPLE, padded_count
 from ..dropout import apply_mask
-from .weights import KeysValues, TransformerWeights, sinusoid
+from .positions import RelativeWeights, Rotation, sinusoid
+from .weights import KeysValues, TransformerWeights
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,12 @@ class Segment:
     context: KeysValues | None  # of the M positions before the segment
     batch: int  # B
     length: int  # T
-    query_injection: Tensor  # (u_q + r_w)/sqrt(D), (B, T, H*D)
+    query_injection: Tensor  # (u_q + r_w)/sqrt(D), (B, T, H*D); rotary: without r_w
     kv_injection: Tensor  # (B, T, 2*H*D)
     residual_injection: Tensor | None  # u_h, (B, T, C)
-    relative: Tensor  # W_r R, (H, D, W), from distance M+T-1 down to 0; W >= columns + 1
-    bias: Tensor  # of the scores; -inf where a key is hidden, (1 or B, H, T', columns)
+    relative: Tensor | None  # W_r R, (H, D, W), from distance M+T-1 down to 0; W >= columns + 1
+    rotation: Rotation | None  # of the positions M to M+T-1
+    bias: Tensor  # of the scores; -inf where a key is hidden, (1 or B, 1 or H, T', columns)
     attention_mask: Tensor | None  # (B, H, T', columns)
 
     @classmethod
@@ -52,16 +54,18 @@ class Segment:
             end = mask.shape[-1] - mask.shape[-2] + start + length
             mask = mask[..., start : start + length, end - total : end]
             mask = F.pad(mask, (0, columns - total, 0, -length % ROW_MULTIPLE))
+        if weights.relative is not None:  # r_w joins the injection of the scaled query
+            query = query + weights.relative.content_bias.flatten()
         return cls(
             weights=weights,
             context=context,
             batch=batch,
             length=length,
-            # The bias r_w joins the injection of the scaled query.
-            query_injection=(query + weights.content_bias.flatten()) * weights.scale,
+            query_injection=query * weights.scale,
             kv_injection=key_value,
             residual_injection=residual,
             relative=relative,
+            rotation=weights.rotation(memory, length, injection),
             bias=bias,
             attention_mask=mask,
         )
@@ -96,10 +100,10 @@ class Segment:
 
     def own_keys_values(self, z: Tensor, live: Tensor | None = None) -> KeysValues:
         """Keys and values of the segment's own positions at z (B, T, C), of all samples or of the `live`."""
-        injection = self.kv_injection
+        injection, rotation = self.kv_injection, self.rotation
         if live is not None:
             z, injection = z.index_select(0, live), injection.index_select(0, live)
-        return KeysValues.of(self.weights, z, injection)
+        return KeysValues.of(self.weights, z, injection, rotation)
 
     def with_context(self, own: KeysValues, context: KeysValues | None) -> tuple[Tensor, Tensor]:
         """Keys and values, (B, H, columns, D): the context's, the segment's, and what stands for nothing."""
@@ -125,25 +129,19 @@ class Segment:
 
 def _positions(
     weights: TransformerWeights, memory: int, length: int, like: Tensor, padding: Tensor | None
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor | None, Tensor]:
     """W_r R, (H, D, W), and the z-independent part of the scores with the mask, (1 or B, H, T', columns).
 
     W exceeds the number of columns by at least one: the shift of the scores reads past their end, where the
-    mask hides what it finds.
+    mask hides what it finds. Where positions are rotary, there is no W_r R, and the mask alone, with H = 1.
     """
     total, columns, device = memory + length, padded_count(memory + length), like.device
-    distance = torch.arange(total - 1, -1, -1, device=device)  # S-1 ... 0
-    dim = weights.relative.shape[1]
-    table = apply_mask(sinusoid(distance, dim).to(like.dtype), weights.masks.relative)  # (S, C)
-    table = F.pad(table, (0, 0, 0, columns + ROW_MULTIPLE - total))
-    relative = F.linear(table, weights.relative)
-    relative = relative.unflatten(-1, (weights.heads, weights.head_dim)).permute(1, 2, 0)  # (H, D, W)
-    # (q + r_r) = (q + r_w) + (r_r - r_w): the second part is the same for every query.
-    extra = ((weights.position_bias - weights.content_bias) * weights.scale).unsqueeze(1)  # (H, 1, D)
-    by_distance = torch.bmm(extra, relative).squeeze(1)[:, :total].flip(-1)  # (H, S), from distance 0
     query = torch.arange(length, device=device).unsqueeze(1) + memory
     gap = query - torch.arange(total, device=device)  # (T, S)
-    bias = by_distance[:, gap.clamp(min=0)]  # (H, T, S)
+    relative, bias = None, like.new_zeros(1, length, total)
+    if weights.relative is not None:
+        relative, by_distance = _by_distance(weights, weights.relative, total, columns, like)
+        bias = by_distance[:, gap.clamp(min=0)]  # (H, T, S)
     hidden = gap < 0
     if weights.local_size:
         hidden = hidden | (gap >= weights.local_size)
@@ -154,3 +152,18 @@ def _positions(
         bias = bias.masked_fill(blind, float("-inf"))
     bias = F.pad(bias, (0, columns - total), value=float("-inf"))
     return relative, F.pad(bias, (0, 0, 0, -length % ROW_MULTIPLE))
+
+
+def _by_distance(
+    weights: TransformerWeights, relative: RelativeWeights, total: int, columns: int, like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """W_r R, (H, D, W), and ((r_r - r_w) . W_r R)/sqrt(D) from distance 0 on, (H, S)."""
+    distance = torch.arange(total - 1, -1, -1, device=like.device)  # S-1 ... 0
+    dim = relative.matrix.shape[1]
+    table = apply_mask(sinusoid(distance, dim).to(like.dtype), weights.masks.relative)  # (S, C)
+    table = F.pad(table, (0, 0, 0, columns + ROW_MULTIPLE - total))
+    projected = F.linear(table, relative.matrix)
+    projected = projected.unflatten(-1, (weights.heads, weights.head_dim)).permute(1, 2, 0)  # (H, D, W)
+    # (q + r_r) = (q + r_w) + (r_r - r_w): the second part is the same for every query.
+    extra = ((relative.position_bias - relative.content_bias) * weights.scale).unsqueeze(1)  # (H, 1, D)
+    return projected, torch.bmm(extra, projected).squeeze(1)[:, :total].flip(-1)

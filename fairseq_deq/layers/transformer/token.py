@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .positions import Rotation
 from .weights import TransformerWeights
 
 
@@ -41,8 +42,9 @@ class TokenTransformer:
         weights: of the layer, without dropout.
         injection: u with the factor and the bias of the query, (B, 3*H*D).
         keys, values: those before and, last, room for its own, (H, B, D, S + 1) and (H, B, S + 1, D).
-        relative: W_r R, (H, D, S + 1), by position.
-        bias: what the scores have that does not depend on z, (H, 1 or B, S + 1).
+        relative: W_r R, (H, D, S + 1), by position; None: positions are rotary.
+        rotation: of the new position, where they are.
+        bias: what the scores have that does not depend on z, (1 or H, 1 or B, S + 1).
         residual: u_h, (B, C); None: there is none.
     """
 
@@ -52,13 +54,14 @@ class TokenTransformer:
         injection: Tensor,
         keys: Tensor,
         values: Tensor,
-        relative: Tensor,
+        relative: Tensor | None,
+        rotation: Rotation | None,
         bias: Tensor,
         residual: Tensor | None,
     ) -> None:
         self.weights, self.injection = weights, injection
         self.keys, self.values, self.relative, self.bias = keys, values, relative, bias
-        self.residual = residual
+        self.rotation, self.residual = rotation, residual
         self.own_key, self.own_value = keys[..., -1], values[:, :, -1]  # (H, B, D)
         self.flat_keys, self.flat_values = keys.flatten(0, 1), values.flatten(0, 1)
 
@@ -68,11 +71,17 @@ class TokenTransformer:
         rows = z.reshape(-1, z.shape[-1])  # (B, C)
         n = rows.shape[0]
         qkv = torch.addmm(self.injection, layer.normed(rows), weights.qkv)
+        if self.rotation is not None:
+            turned = self.rotation(qkv[:, : 2 * layer.inner])
+            qkv = torch.cat([turned, qkv[:, 2 * layer.inner :]], 1)
         query, key, value = qkv.view(n, 3, heads, head_dim).transpose(0, 2).unbind(1)  # (H, B, D)
         self.own_key.copy_(key)
         self.own_value.copy_(value)
         query = query.contiguous()
-        scores = torch.baddbmm(self.bias, query, self.relative).view(heads * n, 1, -1)
+        if self.relative is None:
+            scores = self.bias.expand(heads, n, -1).reshape(heads * n, 1, -1)
+        else:
+            scores = torch.baddbmm(self.bias, query, self.relative).view(heads * n, 1, -1)
         # Not in place: autocast does not reach such products, and the buffers have the type of the weights.
         scores = torch.baddbmm(scores, query.view(heads * n, 1, head_dim), self.flat_keys)
         attended = torch.bmm(scores.softmax(-1), self.flat_values)  # (H*B, 1, D)
@@ -91,6 +100,7 @@ class TokenTransformer:
             keys=self.keys.index_select(1, positions),
             values=self.values.index_select(1, positions),
             relative=self.relative,
+            rotation=self.rotation,
             bias=self.bias if self.bias.shape[1] == 1 else self.bias.index_select(1, positions),
             residual=None if self.residual is None else self.residual.index_select(0, positions),
         )

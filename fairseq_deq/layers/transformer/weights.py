@@ -11,6 +11,7 @@ from torch import Tensor
 from ...invariant_matmul import pad_rows
 from .activation import Activation
 from .norm import Norm
+from .positions import RelativeWeights, Rotation, turned
 
 
 @dataclass(frozen=True)
@@ -37,20 +38,22 @@ class TransformerWeights:
     local_size: int  # positions that a query looks back at; 0: no limit
     query: Tensor  # (H*D, C)
     key_value: Tensor  # (2*H*D, C)
-    relative: Tensor  # W_r, (H*D, C)
     out: Tensor  # W_o, (C, H*D)
     ffn_in: Tensor  # W_1, (F, C), or gated [W_1; W_3], (2*F, C)
     ffn_out: Tensor  # W_2, (C, F)
     out_bias: Tensor
     ffn_in_bias: Tensor
     ffn_out_bias: Tensor
-    content_bias: Tensor  # r_w, (H, D)
-    position_bias: Tensor  # r_r, (H, D)
+    relative: RelativeWeights | None  # None: positions are rotary
     masks: DropoutMasks
 
     @property
     def scale(self) -> float:
         return self.head_dim**-0.5
+
+    def rotation(self, first: int, count: int, like: Tensor) -> Rotation | None:
+        """That of queries and keys at the positions from `first` on; None: there is none."""
+        return Rotation.of(first, count, self.head_dim, like) if self.relative is None else None
 
     @property
     def inner(self) -> int:
@@ -88,28 +91,37 @@ class TransformerWeights:
 
 @dataclass(frozen=True)
 class KeysValues:
-    """The context of a segment: keys and values of settled positions, each (B, H, S, D)."""
+    """The context of a segment: keys and values of settled positions, each (B, H, S, D).
+
+    Rotary keys are turned, as those of the positions 0 to S-1.
+    """
 
     keys: Tensor
     values: Tensor
 
     @classmethod
-    def of(cls, weights: TransformerWeights, state: Tensor, injection: Tensor) -> KeysValues:
+    def of(
+        cls, weights: TransformerWeights, state: Tensor, injection: Tensor, rotation: Rotation | None
+    ) -> KeysValues:
         """Those of positions.
 
         Args:
             weights: of the layer.
             state: their states, (B, S, C).
             injection: the part of their injections that goes into keys and values, (B, S, 2*H*D).
+            rotation: of their positions.
         """
-        return cls.projected(weights, weights.normed(pad_rows(state.reshape(-1, state.shape[-1]))), injection)
+        normed = weights.normed(pad_rows(state.reshape(-1, state.shape[-1])))
+        return cls.projected(weights, normed, injection, rotation)
 
     @classmethod
-    def projected(cls, weights: TransformerWeights, normed: Tensor, injection: Tensor) -> KeysValues:
+    def projected(
+        cls, weights: TransformerWeights, normed: Tensor, injection: Tensor, rotation: Rotation | None
+    ) -> KeysValues:
         """The same from what attention sees of the states, (n, C) with n >= B*S, rows in order."""
         kv = F.linear(normed, weights.key_value)[: injection.shape[:2].numel()]
         keys, values = (kv.view(injection.shape) + injection).chunk(2, -1)
-        return cls(weights.split_heads(keys), weights.split_heads(values))
+        return cls(weights.split_heads(turned(keys, rotation)), weights.split_heads(values))
 
     @property
     def length(self) -> int:
@@ -123,10 +135,3 @@ class KeysValues:
     def rows(self, index: Tensor) -> KeysValues:
         """The samples `index` (B',), in that order."""
         return KeysValues(self.keys.index_select(0, index), self.values.index_select(0, index))
-
-
-def sinusoid(distance: Tensor, dim: int) -> Tensor:
-    """R: [sin; cos] of distance over wavelengths 2*pi to 10000*2*pi, (len(distance), dim)."""
-    inverse = 10000 ** (-torch.arange(0, dim, 2, device=distance.device, dtype=torch.float32) / dim)
-    angle = distance.float().unsqueeze(1) * inverse
-    return torch.cat([angle.sin(), angle.cos()], 1)[:, :dim]
