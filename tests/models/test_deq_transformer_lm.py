@@ -86,6 +86,7 @@ def test_initial_weights_have_the_asked_for_spread():
         ({"pretrain_layers": 0}, "--pretrain-layers must be in .1, 10000."),
         ({"dropout": 1.0}, r"--dropout must be in \[0, 1\)"),
         ({"decoder_attention_heads": 3}, "not a multiple of --decoder-attention-heads"),
+        ({"decoder_positions": "rotary", "decoder_head_dim": 5}, "rotary needs heads with an even number"),
         ({"adaptive_input": "true"}, "--adaptive-input needs --adaptive-input-cutoff"),
         ({"adaptive_softmax_cutoff": "10,400"}, "goes beyond the dictionary of 52 types"),
         ({"adaptive_softmax_cutoff": "20,10"}, "increasing"),
