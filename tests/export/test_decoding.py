@@ -14,8 +14,7 @@ FAMILIES = [
     pytest.param("transformer", {"local_size": 4, "decoder_normalize_before": "true"}, id="pre-norm, local"),
     pytest.param("transformer", {"teach": True}, id="transformer with knowledge"),
     pytest.param("transformer", {"decoder_layers": 2, "init_std": 0.1}, id="two layers"),
-    pytest.param("transformer", VARIANT | {"wnorm": "true"}, id="variant"),
-    pytest.param("transformer", {"decoder_positions": "rotary", "local_size": 4}, id="rotary"),
+    pytest.param("transformer", VARIANT | {"decoder_positions": "rotary", "local_size": 4}, id="variant"),
     pytest.param("trellisnet", {"ksize": 3}, id="trellisnet"),
     pytest.param("trellisnet", {"teach": True, "solver_scope": "position", "init_std": 0.1}, id="position"),
 ]
