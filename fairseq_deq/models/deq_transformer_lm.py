@@ -143,6 +143,26 @@ class DEQTransformerTiny(DEQTransformerLanguageModel):
 
 
 @named_size(
+    decoder_embed_dim=128,
+    decoder_ffn_embed_dim=448,
+    decoder_attention_heads=4,
+    activation_fn="gelu",
+    decoder_norm_affine=True,
+    decoder_input_residual=True,
+    share_decoder_input_output_embed=True,
+    init_std=0.05,
+)
+class MiniConfig(DEQTransformerConfig):
+    """As many parameters as `TinyConfig`, with what was measured to help: GELU, norms with gain and bias, and
+    the token in the residual stream."""
+
+
+@register_model("deq_transformer_lm_mini", dataclass=MiniConfig)
+class DEQTransformerMini(DEQTransformerLanguageModel):
+    """`deq_transformer_lm` in the size of `MiniConfig`."""
+
+
+@named_size(
     decoder_embed_dim=700,
     decoder_ffn_embed_dim=48000,
     decoder_attention_heads=10,
