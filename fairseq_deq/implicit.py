@@ -195,7 +195,7 @@ class _ImplicitGradient(torch.autograd.Function):
         with torch.autocast(kind, dtype=precision, enabled=enabled):
             adjoint = adjoint_map(ctx.f, fz, leaf, grad, solver)
             if solver.solver in linear_solver_names():
-                # From zero its first evaluation gives the constant of the map; one Krylov space a sample.
+                # From zero its first evaluation gives the constant of the map; one Krylov space per sample.
                 start = torch.zeros_like(grad)
                 solver = replace(solver, scope="batch" if solver.scope == "batch" else "sample")
             result = solve(adjoint, start, solver, ctx.preconditioner)

@@ -21,7 +21,7 @@ from .watch import ConvergenceWatch
 
 logger = logging.getLogger(__name__)
 
-# Entries of SolveStats, as they are named in the log: a mean a lane, prefixed f_ (forward) or b_ (backward).
+# Entries of SolveStats, as they are named in the log: means per lane, with f_ (forward) or b_ (backward).
 _COLUMNS = ("nfe", "lane_nfe", "res", "conv")
 # The Jacobian's: sums, and what they are sums over.
 _JACOBIAN = ("jac_sum", "jac_positions", "sradius_sum", "sradius_rows")

@@ -1,4 +1,4 @@
-"""Variational dropout: one mask a sample, drawn before a solve and held through all of it."""
+"""Variational dropout: one mask per sample, drawn before a solve and held through all of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def variational_mask(like: Tensor, shape: tuple[int, ...], p: float, training: b
 
     Args:
         like: a tensor of the device and dtype to use.
-        shape: shape of the mask, (B, 1, C) for one mask a sample shared by all positions.
+        shape: shape of the mask, (B, 1, C) for one mask per sample shared by all positions.
         p: probability of a zero.
         training: without it there is no mask.
     Returns:

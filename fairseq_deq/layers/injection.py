@@ -17,7 +17,7 @@ class Injection(nn.Linear):
         dim: channels of x, D.
         injection_dim: channels of u.
         window: tokens that one injection is made of, w; 1 makes it a linear map.
-        weight_norm: whether W = g * V / |V|, a norm a row; `weight` then is V, and `gain` is g.
+        weight_norm: whether W = g * V / |V|, a norm per row; `weight` then is V, and `gain` is g.
     """
 
     def __init__(self, dim: int, injection_dim: int, window: int = 1, weight_norm: bool = False) -> None:

@@ -33,7 +33,7 @@ class Initializer:
 
 
 class WeightNormLinear(nn.Module):
-    """The parameters of a linear map, optionally weight-normalised: W = g * V / |V|, a norm a row.
+    """The parameters of a linear map, optionally weight-normalised: W = g * V / |V|, a norm per row.
 
     It is never called: `weight()` gives W, and whoever runs a solve takes it once and applies it as often
     as the solver asks. V holds the initial W and g its norms, so that W starts as the initialiser made it.

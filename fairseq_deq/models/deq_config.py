@@ -30,7 +30,7 @@ class DEQLanguageModelConfig(FairseqDataclass):
 
     decoder_embed_dim: int = option(256, "width of the model, and of its embeddings", valid="[1, 65536]")
     dropout: float = option(
-        0.0, "variational dropout, one mask a sample held through a whole solve", valid="[0, 1)"
+        0.0, "variational dropout, one mask per sample held through a whole solve", valid="[0, 1)"
     )
     wnorm: str = switch(False, "normalise the weights inside the layer (weight norm)")
     init: Init = option("normal", "initial weights: N(0, std), U(-range, range), or U(+-1/sqrt(fan_in))")
@@ -153,7 +153,7 @@ class DEQLanguageModelConfig(FairseqDataclass):
     )
     spectral_radius: int = option(
         0,
-        "Arnoldi steps for the spectral radius at validation (8 positions a row), for example 20; 0: off",
+        "Arnoldi steps for the spectral radius at validation (8 positions per row), for example 20; 0: off",
         valid="[0, 1000]",
     )
 

@@ -20,9 +20,9 @@ _CONTINUED = "@@"  # subword-nmt puts it after a piece that the next one continu
 
 
 def count_words_of_subwords() -> None:
-    """Say the perplexity a word beside that a piece, and print it where `--post-process` asks for words.
+    """Say the perplexity per word beside that per piece, and print it where `--post-process` asks for words.
 
-    The faults: fairseq-eval-lm prints a perplexity a piece, which depends on how the text was split, and
+    The faults: fairseq-eval-lm prints a perplexity per piece, which depends on how the text was split, and
     knows words for subword-nmt alone: `--post-process sentencepiece` ends in a NotImplementedError,
     `--post-process subword_nmt` looks for pieces that end in "subword_nmt" and so changes nothing, and with
     `--post-process "@@ "` a word that two blocks share counts twice, so that the number depends on the

@@ -39,7 +39,7 @@ class Anderson:
         self.ridge, self.has_ridge = constant(config.ridge, books), config.ridge > _NO_PIVOT
         slots = (config.memory or self.default_memory) - 1
         self.count = 0  # differences taken, or passed over
-        # One tensor a slot, (n, D), None where nothing was stored yet: rows stay contiguous.
+        # One tensor per slot, (n, D), None where nothing was stored yet: rows stay contiguous.
         self.dz: list[Tensor | None] = [None] * slots
         self.dg: list[Tensor | None] = [None] * slots
         self.gram = zeros_like_books(books, slots, slots)  # DG^T DG, (slots, slots, n)

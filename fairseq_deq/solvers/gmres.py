@@ -1,4 +1,4 @@
-"""GMRES for affine f, as the adjoint of a fixed point is: one Krylov space a sample."""
+"""GMRES for affine f, as the adjoint of a fixed point is: one Krylov space per sample."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _DEFAULT_MEMORY = 30
 def gmres(f: Callable[[Tensor], Tensor], z0: Tensor, config: SolverConfig) -> FixedPoint:
     """Restarted GMRES for z = f(z), with f(z) = J z + c: minimises |c - (I - J) z| over a Krylov space.
 
-    A cycle keeps one basis vector an evaluation, at most `memory` (30 where that is 0), and then starts again
-    from the best state. The residual that is reported was evaluated, not estimated.
+    A cycle keeps one basis vector per evaluation, at most `memory` (30 where that is 0), and then starts
+    again from the best state. The residual that is reported was evaluated, not estimated.
 
     Args:
         f: an affine map of a tensor to one of the same shape.

@@ -45,7 +45,7 @@ def zeros_like_books(books: Array, *shape: int) -> Array:
 
 @dataclass
 class LaneRecord:
-    """One entry a lane, (n,) each. Distances are |f(z) - z|, inf: not measured, or not finite.
+    """One entry per lane, (n,) each. Distances are |f(z) - z|, inf: not measured, or not finite.
 
     Attributes:
         best_distance, best_size: at the best state, the latter |f(z)|.

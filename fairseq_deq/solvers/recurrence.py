@@ -42,7 +42,7 @@ class Recurrent(Protocol):
 def solve_recurrence(
     f: Recurrent, z0: Tensor, config: SolverConfig, preconditioner: Preconditioner | None = None
 ) -> FixedPoint:
-    """Find z_t = f_t(z_t; z_before), one small solve of independent lanes a position.
+    """Find z_t = f_t(z_t; z_before), one small solve of independent lanes per position.
 
     What is solved for are the `own` channels of a position. Its other channels follow from them, so the
     residual of a lane is that of its own channels: large ones that are no unknowns would hide it. Others look

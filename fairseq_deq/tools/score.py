@@ -8,10 +8,10 @@ takes the options of fairseq-interactive, and reads one sentence a line. Each is
 included. It prints, with natural logarithms and tabs between, a header line that begins with # and names the
 columns, and then
 
-    S-0   log-probability   tokens   perplexity a token   the sentence   unknown words
+    S-0   log-probability   tokens   perplexity per token   the sentence   unknown words
     W-0   log-probability   word   unknown pieces in it
     ...
-    T     log-probability   tokens   perplexity a token   words   perplexity a word   unknown words
+    T     log-probability   tokens   perplexity per token   words   perplexity per word   unknown words
           share of the positions that converged   mean residual   bits per byte
 
 where W lines come once a word (its pieces added up) and T last, on one line, over all sentences; with

@@ -18,7 +18,7 @@ from .state_dict import Tensors
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear map of the layer: W = g * V / |V|, a norm a row, or W = V where there is no g.
+    """A linear map of the layer: W = g * V / |V|, a norm per row, or W = V where there is no g.
 
     Attributes:
         v: V, (out, in).
