@@ -7,7 +7,7 @@ usage() {
 Usage: bash scripts/quickstart.sh [--clean] [--help]
 
 Trains a small deep equilibrium language model on US presidential addresses, evaluates it and lets it continue
-some prompts: in 10 to 15 minutes on 2 CPU cores. Each command is shown before it runs, so that you can
+some prompts: in 5 to 10 minutes on 2 CPU cores. Each command is shown before it runs, so that you can
 copy it. Running the script again reuses what is there; a run that was stopped goes on where it was.
 
   --clean   remove what an earlier run left in the output folder, then run
@@ -18,8 +18,8 @@ Environment:
   TEXT_OPTIONS     other text, as options of fairseq-deq-prepare (paths from the project's folder), like
                    TEXT_OPTIONS="--input /home/me/book.txt --paragraphs blank --document-paragraphs 20"
   PROMPTS          file of prompts to continue, one a line (default: three beginnings of sentences)
-  PRETRAIN_STEPS   updates as a shallow stack of tied layers, before the equilibrium (default: 1500)
-  MAX_UPDATE       updates in all (default: 1900)
+  PRETRAIN_STEPS   updates as a shallow stack of tied layers, before the equilibrium (default: 900)
+  MAX_UPDATE       updates in all (default: 1200)
   OMP_NUM_THREADS  threads (default: the cores of the machine, at most 2; more do not pay for a small model)
   PYTHON           the Python to make the environment .venv with (3.11 or 3.12)
 END
@@ -44,8 +44,8 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores < 2 ? cores : 2))}
 # Threads that spin while they wait make a small model ten times slower where anything else runs.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 export PYTHONUNBUFFERED=1 # so that progress is seen when it is made
-pretrain_steps=${PRETRAIN_STEPS:-1500}
-max_update=${MAX_UPDATE:-1900}
+pretrain_steps=${PRETRAIN_STEPS:-900}
+max_update=${MAX_UPDATE:-1200}
 for number in "$pretrain_steps" "$max_update"; do
     [[ $number =~ ^[0-9]+$ ]] || die "PRETRAIN_STEPS and MAX_UPDATE must be whole numbers, not '$number'."
 done
@@ -144,6 +144,9 @@ before_train() {
 before_evaluate() { :; }
 before_generate() { :; }
 before_plot() { :; }
+before_stack() { :; }
+before_deeper() { :; }
+before_anytime() { :; }
 
 say "1. Set up the environment"
 show source scripts/venv.sh
@@ -170,16 +173,22 @@ stage preprocess "$dir/bin/dict.txt" 's/^.*\| //; s/^INFO:[^:]*://; /sents|Wrote
     --validpref "$dir/text/valid.txt" --testpref "$dir/text/test.txt" --destdir "$dir/bin" --workers "$OMP_NUM_THREADS"
 
 say "4. Train: $pretrain_steps updates as a shallow stack, then to $max_update at the equilibrium"
+# Checkpoints are written at the end of the first phase too, and that one is kept.
+interval=300
+((pretrain_steps % interval == 0)) || interval=$pretrain_steps
+((interval > 0)) || interval=300
+last_of_stack=$((pretrain_steps > 0 ? pretrain_steps : max_update + 1))
+warmup=$((max_update < 100 ? max_update : 100))
 progress='s/^[^|]*\| INFO \| (train_inner|valid) \| //; T; s/, (wps|ups|wpb|bsz|clip|train_wall|lr|gnorm)=[^,]*//g; p'
 stage train "$dir/checkpoints/checkpoint_last.pt" "$progress" \
     fairseq-train "$dir/bin" --user-dir fairseq_deq --task language_modeling \
-    --arch deq_transformer_lm_tiny --criterion deq_lm_loss \
+    --arch deq_transformer_lm_mini --criterion deq_lm_loss \
     --pretrain-steps "$pretrain_steps" --pretrain-layers 4 \
     --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0 \
-    --lr 0.004 --lr-scheduler cosine --warmup-updates 100 --max-update "$max_update" \
+    --lr 0.004 --lr-scheduler cosine_from_zero --warmup-updates "$warmup" --max-update "$max_update" \
     --tokens-per-sample 64 --batch-size 16 --required-batch-size-multiple 1 --num-workers 0 \
-    --validate-interval-updates 200 --max-valid-steps 20 \
-    --save-dir "$dir/checkpoints" --save-interval-updates 200 --keep-interval-updates 1 --no-epoch-checkpoints \
+    --validate-interval-updates "$interval" --max-valid-steps 20 --save-dir "$dir/checkpoints" --no-epoch-checkpoints \
+    --save-interval-updates "$interval" --keep-interval-updates 1 --keep-interval-updates-pattern "$last_of_stack" \
     --log-format simple --log-interval 20 --tensorboard-logdir "$dir/tensorboard"
 
 say "5. Evaluate on the test text, beside a unigram model"
@@ -189,7 +198,21 @@ stage evaluate "$dir/logs/evaluate.log" 's/^.*[|:] ?(Evaluated|Loss)/\1/; T; p' 
     fairseq-eval-lm "$dir/bin" --user-dir fairseq_deq --path "$dir/checkpoints/checkpoint_last.pt" \
     --gen-subset test --tokens-per-sample 64 --batch-size 32 --num-workers 0
 
-say "6. Continue prompts"
+say "6. What more evaluations of the layer do: to the stack of the first phase, and to the equilibrium"
+valid=("$dir/bin" --user-dir fairseq_deq --gen-subset valid --tokens-per-sample 64 --batch-size 32 --num-workers 0)
+stack=$(find "$dir/checkpoints" -name "checkpoint_*_$pretrain_steps.pt" | sort | head -n 1)
+summary='s/^.*[|:] ?(Loss)/\1/; T; p'
+if [ -n "$stack" ]; then
+    stage stack "$dir/logs/stack.log" "$summary" \
+        fairseq-eval-lm "${valid[@]}" --path "$stack" --model-overrides "{'pretrain_steps': 1000000}"
+    stage deeper "$dir/logs/deeper.log" "$summary" \
+        fairseq-eval-lm "${valid[@]}" --path "$stack" --model-overrides "{'pretrain_steps': 1000000, 'pretrain_layers': 16}"
+fi
+stage anytime "$dir/anytime.png" p \
+    fairseq-deq-anytime "${valid[@]}" --path "$dir/checkpoints/checkpoint_last.pt" --budgets 1,4,16,40 \
+    --words 5 --plot "$dir/anytime.png"
+
+say "7. Continue prompts"
 # What takes prompts apart, and puts continuations together, as the text was taken apart.
 case " ${text_options[*]} " in
     *" moses "*) words=(--tokenizer moses --moses-no-escape) ;;
@@ -204,17 +227,35 @@ stage generate "$dir/logs/generate.log" 's/^D-[0-9]+\t[^\t]*\t/\n/; T; p' \
     "${words[@]}" \
     --beam 1 --nbest 1 --sampling --sampling-topk 20 --temperature 0.8 --max-len-a 1 --max-len-b 60 --seed 1
 
-say "7. Draw the learning curves"
+say "8. Draw the learning curves"
 stage plot "$dir/training.png" p \
     fairseq-deq-plot "$dir/tensorboard" --out "$dir/training.png"
 
 number() { sed -n -E "s/^.*Perplexity: ([0-9.]+).*\$/\1/p" "$dir/logs/$1.log" | tail -n 1; }
+budget() { sed -n -E "s/^ *$1 +([0-9.]+) .*\$/\1/p" "$dir/logs/anytime.log" | tail -n 1; }
+speed=$(awk -F '\t' '/^H-/ { tokens += split($3, words, " ") }
+    match($0, /translation time: [0-9.]+/) { seconds = substr($0, RSTART + 18, RLENGTH - 18) }
+    END { if (seconds > 0) printf "%.0f", tokens / seconds }' "$dir/logs/generate.log")
+stack_line=
+[ -z "$stack" ] || stack_line="
+  the stack of the first phase   $(number stack) at its 4 layers, $(number deeper) at 16"
 say "Results, after $((SECONDS - seconds_before)) seconds"
 cat <<END
 Test perplexity      $(number evaluate) per token (context: up to 64 tokens)
 Unigram perplexity   $(number unigram) per token, over the same tokens
-Continuations
+
+Validation perplexity by evaluations of the layer:$stack_line
+  the equilibrium                $(budget 1) after 1 evaluation, $(budget 4) after 4, $(budget 16) after 16, $(budget 40) after 40
+
+Continuations, at ${speed:-?} tokens a second
 $(sed -n -E 's/^D-[0-9]+\t[^\t]*\t/  - /p' "$dir/logs/generate.log")
+
 Checkpoint           $dir/checkpoints/checkpoint_last.pt
 Learning curves      $dir/training.png
+The budget's curve   $dir/anytime.png
+
+What next
+  fairseq-deq-diagnose $dir/checkpoints/checkpoint_last.pt $dir/bin --out report.html   # what its solves are like
+  TEXT_OPTIONS="--input my.txt" QUICKSTART_DIR=mine bash scripts/quickstart.sh          # the same on your text
+  examples/*/README.md: longer trainings, a layer of your own, export to transformers
 END

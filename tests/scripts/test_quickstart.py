@@ -85,7 +85,13 @@ def test_the_whole_way_in_miniature(tmp_path):
     assert len(tokens) == 2
     assert tokens[0] == tokens[1]
     assert re.findall(r"^  - (.*)$", results, re.M)[1].startswith("We must work together to")
-    assert image.imread(out / "training.png").ndim == 3
+    assert re.search(r"first phase +[0-9.]+ at its 4 layers, [0-9.]+ at 16", results)
+    assert re.search(
+        r"equilibrium +[0-9.]+ after 1 evaluation, [0-9.]+ after 4, [0-9.]+ after 16, [0-9.]+ ", results
+    )
+    assert re.search(r"Continuations, at [0-9]+ tokens a second", results)
+    for picture in ("training", "anytime"):
+        assert image.imread(out / f"{picture}.png").ndim == 3
     # Every command is shown as it can be typed.
     shown = re.findall(r"^\$ (\S+ ?\S*)", output, re.M)
     for command in ("fairseq-preprocess", "fairseq-train", "fairseq-eval-lm", "fairseq-interactive"):
@@ -94,7 +100,7 @@ def test_the_whole_way_in_miniature(tmp_path):
     files = {path: path.stat().st_mtime_ns for path in (out / "checkpoints").iterdir()}
     status, again = run(cwd=tmp_path, **env)
     assert status == 0, again
-    assert again.count("Done before") == 7
+    assert again.count("Done before") == 10
     assert again[again.index("Test perplexity") :] == output[output.index("Test perplexity") :]
     assert files == {path: path.stat().st_mtime_ns for path in (out / "checkpoints").iterdir()}
 
@@ -104,7 +110,7 @@ def test_the_whole_way_in_miniature(tmp_path):
     (out / "training.png").unlink()
     status, mended = run(cwd=tmp_path, **env)
     assert status == 0, mended
-    assert mended.count("Done before") == 5
+    assert mended.count("Done before") == 8
     assert mended[mended.index("Test perplexity") :] == output[output.index("Test perplexity") :]
     assert (out / "training.png").exists()
 
