@@ -7,6 +7,6 @@ with fairseq, at once where fairseq is in use and otherwise when it is imported.
 
 from .registration import is_named_by_import, register_with_fairseq
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 register_with_fairseq(at_once=is_named_by_import(__name__))
