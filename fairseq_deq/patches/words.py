@@ -1,4 +1,4 @@
-"""Perplexity a word of a text that was split into pieces of words."""
+"""Perplexity per word of a text that was split into pieces of words."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _counting_words(eval_lm: Callable[..., dict[str, float]]) -> Callable[..., d
         perplexity = 2**bits if bits < 1000 else math.inf
         logger.info(
             f"{counted.words:,} words in {counted.pieces:,} pieces ({_NAMES[scheme][0]}): "
-            f"loss a word {bits:.4f}, word-level perplexity {perplexity:.2f}"
+            f"loss per word {bits:.4f}, word-level perplexity {perplexity:.2f}"
         )
         return results if asked is None else {"loss": bits, "perplexity": perplexity}
 

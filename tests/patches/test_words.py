@@ -1,4 +1,4 @@
-"""The perplexity a word is that of the whole text, however it is cut into blocks."""
+"""The perplexity per word is that of the whole text, however it is cut into blocks."""
 
 import logging
 import math
