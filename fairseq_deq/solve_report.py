@@ -1,4 +1,4 @@
-"""What the solves of an evaluation came to, for whoever reads its numbers."""
+"""What the solves of an evaluation came to: one line beside its numbers."""
 
 from __future__ import annotations
 

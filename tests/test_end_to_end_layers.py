@@ -70,6 +70,7 @@ def test_resuming_on_either_side_of_the_switch_gives_the_uninterrupted_run(
     check_resuming(partial(_train, in_process, data_bin, options=options), tmp_path, stop, 9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", ["shine", "phantom", "jfb", "unroll"])
 def test_every_gradient_trains_and_evaluates(gradient, in_process, data_bin, tmp_path):
     log = _train(
@@ -129,6 +130,7 @@ def test_diagnose_finds_it_causal_and_measures_its_spectrum(trained, data_bin, t
     assert json.loads(numbers.read_text())
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_a_step_knows_its_truth(trained, data_bin, tmp_path):
     out = tmp_path / "step"
     words = [str(data_bin), "--path", str(trained[0]), "--tokens", "12", "--batch", "3", "--rounds", "1"]
@@ -142,6 +144,7 @@ def test_the_benchmark_of_a_step_knows_its_truth(trained, data_bin, tmp_path):
     assert figures["anderson+ift"]["gradient_error"] < 1e-3
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_generation_counts_a_cache_a_layer(trained, data_bin, tmp_path):
     out = tmp_path / "generation"
     words = [str(data_bin), "--path", str(trained[0]), "--cpu", "--out", str(out)]
@@ -152,6 +155,7 @@ def test_the_benchmark_of_generation_counts_a_cache_a_layer(trained, data_bin, t
     assert entry["stack"]["cache_bytes"] == 5 * 2 * 16 * 4
 
 
+@pytest.mark.slow
 def test_its_training_is_drawn(trained, tmp_path):
     picture = tmp_path / "training.png"
     assert plot.main([f"two={trained[0].parent / 'train.log'}", "--out", str(picture)]) == 0

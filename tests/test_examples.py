@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from documents import RECIPES, ROOT, commands
+from documents import README, RECIPES, ROOT, commands
 from runs import load_script
 
 # The options that make a command small: they follow those of the README, and the last one given holds.
@@ -55,7 +55,7 @@ def _smaller_training(command) -> tuple[str, ...]:
 # What is trained from a checkpoint that was imported runs in tools/test_import_readme.py.
 TRAININGS = [
     command
-    for recipe in RECIPES
+    for recipe in (README, *RECIPES)
     for command in commands(recipe)
     if command.tool == "fairseq-train" and recipe.parent.name != "import"
 ]

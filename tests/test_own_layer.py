@@ -68,7 +68,10 @@ def test_it_is_evaluated_and_generates(trained, in_process, data_bin):
     assert 1 < perplexity < 2000
 
 
-@pytest.mark.parametrize("tool", ["score", "anytime", "diagnose", "benchmark", "benchmark-generation"])
+SLOW_TOOLS = [pytest.param(tool, marks=pytest.mark.slow) for tool in ("benchmark", "benchmark-generation")]
+
+
+@pytest.mark.parametrize("tool", ["score", "anytime", "diagnose", *SLOW_TOOLS])
 def test_every_tool_works_with_it(tool, trained, data_bin, tmp_path, capsys):
     text = tmp_path / "text.txt"
     text.write_text("the people of the states\n", encoding="utf-8")

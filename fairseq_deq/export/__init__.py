@@ -1,1 +1,1 @@
-"""Models for those who have neither fairseq nor this package: safetensors, and code for transformers."""
+"""Models that run without fairseq and without this package: safetensors, and code for transformers."""

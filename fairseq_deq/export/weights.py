@@ -107,7 +107,7 @@ class _Source:
             )
 
     def finish(self) -> None:
-        """Refuse what nobody asked for."""
+        """Refuse weights that no part of the export has taken."""
         more = [n for n in self.left if not n.startswith(_LEFT_OUT) and not n.endswith(_UNSET)]
         if more:
             raise OptionError(

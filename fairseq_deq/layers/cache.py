@@ -12,7 +12,7 @@ from torch import Tensor
 class LayerCache(Protocol):
     """What f needs of settled positions, with a row for each text that is being generated.
 
-    It is changed in place: nobody else may hold on to what it gives out.
+    It is changed in place: `append` and `reorder` make maps that `bind` has given out invalid.
     """
 
     @property

@@ -1,4 +1,4 @@
-"""What a run says that cannot go on because its numbers are not finite any more."""
+"""The sentence of a run whose numbers are no longer finite, and which therefore stops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What fairseq says that nobody asked for."""
+"""Messages of fairseq and its libraries that help no user."""
 
 from __future__ import annotations
 

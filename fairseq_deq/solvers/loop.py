@@ -280,7 +280,7 @@ class Loop:
         return choose_rows(~lost, active.z.clone() if self.on_host else active.z, active.best)
 
     def _precondition(self, rows: Tensor) -> Tensor:
-        """P of the active lanes; a lane that was lost with it goes without."""
+        """P of the active lanes; the identity for a lane that was lost with P."""
         if self.preconditioner is None:
             return rows
         if self.calm:

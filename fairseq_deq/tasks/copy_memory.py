@@ -80,7 +80,7 @@ def generate(count: int, blank_len: int, copy_len: int, definition: str, seed: i
 
 
 def memoryless_loss(blank_len: int, copy_len: int) -> float:
-    """The loss of who knows when to answer but not what: K ln 8 / (T + 2K), in nats a position."""
+    """The loss of a model that times the answer but guesses its symbols: K ln 8 / (T + 2K) nats."""
     return copy_len * math.log(SYMBOLS) / (blank_len + 2 * copy_len)
 
 

@@ -1,4 +1,4 @@
-"""An exported model with its cache, with padding, and in any company."""
+"""An exported model with its cache, with padding, and beside any batch mates."""
 
 import pytest
 import torch

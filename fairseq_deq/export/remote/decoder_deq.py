@@ -175,7 +175,7 @@ class DEQDecoder(nn.Module):
         """State, evaluations, residual and convergence of tokens (B, T), the first `counts` of each row."""
         length = tokens.shape[1]
         alone = length == 1
-        if not alone:  # in multiples of 16, so that sums round the same in any company
+        if not alone:  # in multiples of 16, so that a row rounds the same beside any others
             tokens = F.pad(tokens, (0, -length % 16), value=self.options.pad)
         real = torch.arange(tokens.shape[1], device=tokens.device) < counts.unsqueeze(1)
         embedded = self.embedding(tokens) * self.options.embed_scale
