@@ -137,7 +137,10 @@ def test_solver_options_can_be_changed_at_evaluation(trained, in_process, data_b
 def test_resuming_on_either_side_of_the_switch_gives_the_uninterrupted_run(
     stop, in_process, data_bin, tmp_path
 ):
-    options = ("--pretrain-steps", "10", "--disable-validation", "--dropout", "0.1", "--wnorm")
+    options = (
+        *("--pretrain-steps", "10", "--pretrain-layers", "4", "--pretrain-random-layers"),
+        *("--disable-validation", "--dropout", "0.1", "--wnorm"),
+    )
     check_resuming(partial(_train, in_process, data_bin, options=options), tmp_path, stop, 16)
 
 

@@ -161,6 +161,9 @@ class DEQLanguageModelConfig(FairseqDataclass):
         0, "updates trained as a tied stack before the equilibrium phase", valid="[0, inf)"
     )
     pretrain_layers: int = option(2, "layers of that stack", valid="[1, 10000]", pretrain_steps="*")
+    pretrain_random_layers: str = switch(
+        False, "draw the layers of each training update, 1 to 2 * --pretrain-layers - 1", pretrain_steps="*"
+    )
     mem_len: int = option(0, "positions of the previous segment that are remembered", valid="[0, inf)")
     subseq_len: int = option(0, "positions solved at a time; 0: the whole segment", valid="[0, inf)")
     subseq_forget: str = switch(
@@ -169,6 +172,7 @@ class DEQLanguageModelConfig(FairseqDataclass):
         subseq_len="*",
     )
 
+    seed: int = II("common.seed")
     max_update: int = II("optimization.max_update")
     tokens_per_sample: int = II("task.tokens_per_sample")
     max_target_positions: Optional[int] = II("task.max_target_positions")

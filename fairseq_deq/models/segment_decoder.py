@@ -33,6 +33,7 @@ from .extra import DecoderExtra, decoder_extra
 from .knowledge import Knowledge
 from .precision import EarlyTolerance, clamp_tolerance
 from .stability import JacobianPenalty, PositionSpectralRadii
+from .stack_depth import StackDepth
 from .words import embedding, softmax
 
 Stats = tuple[SolveStats, SolveStats]
@@ -122,7 +123,7 @@ class SegmentDecoder(FairseqIncrementalDecoder):
         updates = round(cfg.early_share * cfg.max_update) if cfg.early_eps else 0
         self.early = EarlyTolerance(cfg.early_eps, updates)
         self.dropout = cfg.dropout
-        self.pretrain_steps, self.pretrain_layers = cfg.pretrain_steps, cfg.pretrain_layers
+        self.pretrain_steps, self.stack = cfg.pretrain_steps, StackDepth.of(cfg)
         self.mem_len, self.subseq_len = cfg.mem_len, cfg.subseq_len
         self.subseq_forget = is_on(cfg, "subseq_forget")
         self.num_updates = 0
@@ -232,7 +233,8 @@ class SegmentDecoder(FairseqIncrementalDecoder):
     def find_equilibrium(self, f: Callable[[Tensor], Tensor], z0: Tensor, stats: Stats) -> Equilibrium:
         """The equilibrium of f from z0 (B, T, C); in the pretraining the last layer of a stack."""
         if self.pretraining:
-            return Equilibrium(unroll(f, z0, self.pretrain_layers), None, *stats)
+            layers = self.stack.at(self.num_updates) if self.training else self.stack.layers
+            return Equilibrium(unroll(f, z0, layers), None, *stats)
         return fixed_point(f, z0, *self.solve_options(z0), *stats, self.knowledge.preconditioner())
 
     def start(self, embedded: Tensor, injection: Tensor, before: Tensor | None = None) -> Tensor | None:

@@ -119,8 +119,8 @@ WITHOUT_EFFECT = {
     *("adaptive_softmax_dropout", "init", "init_std", "init_range", "embed_std", "keep_converged"),
     *("b_solver", "b_thres", "b_eps", "b_memory", "early_eps", "early_share", "active_set"),
     *("phantom_steps", "phantom_damping", "shine_refine", "jac_loss_weight", "jac_loss_freq"),
-    *("jac_incremental", "spectral_radius", "pretrain_layers", "max_update", "tokens_per_sample"),
-    "max_target_positions",
+    *("jac_incremental", "spectral_radius", "pretrain_layers", "pretrain_random_layers", "seed"),
+    *("max_update", "tokens_per_sample", "max_target_positions"),
     "add_bos_token",  # of the tokenizer: see test_tokenizer
     "mem_len",  # a text is read from its beginning, and all of it remembered
     "dilation",  # 1

@@ -42,6 +42,7 @@ EXACT = {
     "f_eps": 1e-10,
     "b_thres": 300,
     "b_eps": 1e-10,
+    "seed": 0,
     "tokens_per_sample": 16,
     "max_target_positions": None,
     "add_bos_token": False,
@@ -54,7 +55,7 @@ def build(seed: int = 0, dtype: torch.dtype = torch.float64, **options: Any) -> 
     A random cell can have several equilibria. Here attention speaks louder than the residual path, and the
     input louder than the state, so that f contracts and the equilibrium is the only one.
     """
-    small = EXACT | {"decoder_ffn_embed_dim": 32, "decoder_attention_heads": 2}
+    small = EXACT | {"decoder_ffn_embed_dim": 32, "decoder_attention_heads": 2, "seed": seed}
     torch.manual_seed(seed)
     model = DEQTransformerLanguageModel.build_model(DEQTransformerConfig(**(small | options)), task())
     with torch.no_grad():
@@ -81,7 +82,7 @@ def build_trellis(
 ) -> DEQTrellisNetLanguageModel:
     """A TrellisNet of width 16 and state 2*24 in evaluation mode; `options` are those of the command line."""
     torch.manual_seed(seed)
-    small = EXACT | {"nhid": 8, "init_std": 0.4}
+    small = EXACT | {"nhid": 8, "init_std": 0.4, "seed": seed}
     model = DEQTrellisNetLanguageModel.build_model(DEQTrellisNetConfig(**(small | options)), task())
     return model.to(dtype).eval()
 

@@ -16,6 +16,7 @@ from fairseq_deq.options import Range, ignored
 
 SMALL = {"decoder_embed_dim": 16, "init_std": 0.2, "f_thres": 8, "b_thres": 8, "f_eps": 1e-3, "b_eps": 1e-3}
 OF_THE_TASK = {
+    "seed": 1,
     "tokens_per_sample": 16,
     "max_target_positions": None,
     "add_bos_token": False,
@@ -75,6 +76,7 @@ SHARED = {
     "spectral_radius": (3, {}),
     "pretrain_steps": (9, {}),
     "pretrain_layers": (3, {"pretrain_steps": 9}),
+    "pretrain_random_layers": ("true", {"pretrain_steps": 9}),
     "mem_len": (4, {}),
     "subseq_len": (3, {}),
     "subseq_forget": ("true", {"subseq_len": 3}),

@@ -59,7 +59,8 @@ def gradients(data_bin, rare):
     return (
         *(data_bin, *COMMON, "--optimizer", "sgd", "--lr", "1.0", "--max-update", "2", "--update-freq", "2"),
         # fairseq's adaptive input is float32 whatever the weights are
-        *("--pretrain-steps", "1", "--adaptive-softmax-cutoff", f"100,{rare}"),
+        *("--pretrain-steps", "1", "--pretrain-layers", "5", "--pretrain-random-layers"),
+        *("--adaptive-softmax-cutoff", f"100,{rare}"),
         *("--share-decoder-input-output-embed", "false", *NO_PROBES),
     )
 
