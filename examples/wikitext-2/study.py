@@ -15,22 +15,15 @@ OUT/results.json has already is not run again. `--show` prints the commands inst
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
-import json
-import logging
 import re
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-
-from fairseq import checkpoint_utils
-from fairseq_cli import eval_lm, train
+from typing import Any
 
 import fairseq_deq
-from fairseq_deq.tools.probe import peak_mib
+from fairseq_deq.tools.studies import Results, call, step_mib
 
 USER_DIR = str(Path(fairseq_deq.__file__).parent)
 MODELS = ("shallow", "deq", "tied")
@@ -70,55 +63,12 @@ def architecture(model: str, updates: int) -> tuple[str, ...]:
     return (*DEQ, "--pretrain-layers", "4", "--pretrain-steps", str(updates // 2))
 
 
-def call(tool: str, arguments: Sequence[str], log: Path) -> tuple[str, float]:
-    """Run a tool of fairseq here; what it printed and logged, and the processor seconds that it took."""
-    main = {"fairseq-train": train.cli_main, "fairseq-eval-lm": eval_lm.cli_main}[tool]
-    # fairseq keeps the best score of a run on its functions, where the next run would find it.
-    for function in (checkpoint_utils.save_checkpoint, train.should_stop_early):
-        if hasattr(function, "best"):
-            del function.best
-    stream, root, before = io.StringIO(), logging.getLogger(), sys.argv
-    handlers = root.handlers
-    root.handlers, sys.argv = [logging.StreamHandler(stream)], [tool, *arguments]
-    root.setLevel(logging.INFO)
-    begin = time.process_time()
-    try:
-        with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
-            main()
-    finally:
-        root.handlers, sys.argv = handlers, before
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text(stream.getvalue(), encoding="utf-8")
-    return stream.getvalue(), time.process_time() - begin
-
-
-def step_mib(checkpoint: str, data: str) -> float:
-    """MiB at the peak of a training step of the model in `checkpoint`, on a batch of the validation text."""
-    (model,), cfg, task = checkpoint_utils.load_model_ensemble_and_task([checkpoint], {"data": data})
-    criterion = task.build_criterion(cfg.criterion)
-    task.load_dataset("valid")
-    batches = task.get_batch_iterator(
-        task.dataset("valid"), max_sentences=cfg.dataset.batch_size, data_buffer_size=0
-    )
-    (batch, *_) = batches.next_epoch_itr(shuffle=False)
-    model.train()
-
-    def step() -> None:
-        model.zero_grad(set_to_none=True)
-        loss, *_ = criterion(model, batch)
-        loss.backward()
-
-    step()  # what is made once, is made
-    return peak_mib(step, cuda=False)
-
-
 class Study:
     """Runs, each with its place in OUT and its line in OUT/results.json."""
 
     def __init__(self, data: str, out: Path, show: bool) -> None:
         self.data, self.out, self.show = data, out, show
-        self.file = out / "results.json"
-        self.results = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.results = Results(out / "results.json")
 
     def run(self, model: str, updates: int, lr: float, dropout: float) -> float:
         """Train and evaluate; the perplexity on the validation text."""
@@ -133,23 +83,22 @@ class Study:
             print(shlex.join(["fairseq-train", *training]))
             print(shlex.join(["fairseq-eval-lm", *evaluation]))
             return 0.0
-        if name not in self.results:
+
+        def measure() -> dict[str, Any]:
             _, seconds = call("fairseq-train", training, self.out / name / "train.log")
             printed, _ = call("fairseq-eval-lm", evaluation, self.out / name / "eval.log")
             (perplexity,) = re.findall(r"Perplexity: ([\d.]+)", printed)
-            logging.disable(logging.INFO)
             memory = step_mib(checkpoint, self.data)
-            logging.disable(logging.NOTSET)
-            self.results[name] = {
+            return {
                 "perplexity": float(perplexity),
                 "seconds": round(seconds, 1),
                 "mib": round(memory, 1),
             }
-            self.file.write_text(json.dumps(self.results, indent=1) + "\n")
-        result = self.results[name]
+
+        result = self.results.once(name, measure)
         figures = "perplexity {perplexity:8.2f}  {seconds:7.1f} s  {mib:6.1f} MiB".format(**result)
         print(f"{name:28s} {figures}", flush=True)
-        return result["perplexity"]
+        return float(result["perplexity"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
