@@ -36,6 +36,7 @@ LAYERS = 12
 NEVER = 1000000  # updates of the pretraining: more than there are
 MODELS = ("tied", "random", "deq")
 DEPTHS = (1, 2, 4, 8, 12, 16, 24, 32, 64)
+HIGHEST = 1.2  # of the picture, times the lowest perplexity
 # The same for all: the layer, the loss, the tokens, the context of 64, the optimizer and its schedule.
 COMMON = (
     *("--task", "language_modeling", "--arch", "deq_transformer_lm_tiny", "--criterion", "deq_lm_loss"),
@@ -139,7 +140,7 @@ class Run:
 
 
 def table(results: Results, args: argparse.Namespace) -> str:
-    """What came out, in Markdown: means over the seeds, with the smallest and the largest."""
+    """What came out, in Markdown: means over the seeds, with the smallest and the largest of several."""
     most = args.depths[-1]
     lines = [
         f"| model | as trained | best | at {most} | solved, {most} | radius | MiB | seconds an update |",
@@ -152,11 +153,18 @@ def table(results: Results, args: argparse.Namespace) -> str:
         cells = [
             *(_mean(_values(results, args, model, figure)) for figure in ("own", f"{way}-{best}")),
             *(_mean(_values(results, args, model, f"{one}-{most}")) for one in (way, "solved")),
-            *(_mean(_values(results, args, model, figure)) for figure in ("radius", "mib")),
-            _mean(seconds),
+            *(_mean(_values(results, args, model, figure), ".3g") for figure in ("radius", "mib")),
+            _mean(seconds, ".2g"),
         ]
         cells[1] += f" at {best}"
         lines.append(f"| {model} | {' | '.join(cells)} |")
+    lines += ["", "| evaluations, k |" + "".join(f" {k} |" for k in args.depths)]
+    lines += ["|---|" + "---|" * len(args.depths)]
+    for model in args.models:
+        for way in ("applied", "solved"):
+            values = [_values(results, args, model, f"{way}-{k}") for k in args.depths]
+            means = "".join(f" {sum(row) / len(row):.2f} |" for row in values)
+            lines.append(f"| {model}, {way} |{means}")
     return "\n".join(lines)
 
 
@@ -165,28 +173,38 @@ def _values(results: Results, args: argparse.Namespace, model: str, figure: str)
     return [results.figures[f"{model}-{seed}/{figure}"] for seed in args.seeds]
 
 
-def _mean(values: Sequence[float]) -> str:
-    return f"{sum(values) / len(values):.4g} ({min(values):.4g} to {max(values):.4g})"
+def _mean(values: Sequence[float], digits: str = ".2f") -> str:
+    mean, least, most = (
+        format(value, digits) for value in (sum(values) / len(values), min(values), max(values))
+    )
+    return f"{mean} ({least} to {most})" if len(values) > 1 else mean
 
 
 def draw(results: Results, args: argparse.Namespace) -> None:
-    """Draw perplexity against evaluations: means over the seeds, in a band from least to most."""
+    """Draw perplexity against evaluations: means over the seeds, in a band from least to most.
+
+    What is far above the best leaves the picture at its top, so that the others can be told apart.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.4), layout="constrained")
-    shown = [depth for depth in args.depths if depth >= args.draw_from]
+    low = high = 0.0
     for model, way, label, colour, line in CURVES:
         if model not in args.models:
             continue
-        values = [_values(results, args, model, f"{way}-{depth}") for depth in shown]
+        values = [_values(results, args, model, f"{way}-{k}") for k in args.depths]
         means = [sum(row) / len(row) for row in values]
-        axes.plot(shown, means, line, marker="o", markersize=4, color=colour, label=label)
-        axes.fill_between(shown, [min(r) for r in values], [max(r) for r in values], color=colour, alpha=0.2)
+        low, high = min(low or means[0], *means), max(high, *means)
+        axes.plot(args.depths, means, line, marker="o", markersize=4, color=colour, label=label)
+        least, most = [min(row) for row in values], [max(row) for row in values]
+        axes.fill_between(args.depths, least, most, color=colour, alpha=0.2)
+    if high > HIGHEST * low:
+        axes.set_ylim((1 - 0.05 * (HIGHEST - 1)) * low, HIGHEST * low)
     axes.set_xscale("log", base=2)
-    axes.set_xticks(shown, [str(depth) for depth in shown])
+    axes.set_xticks(args.depths, [str(k) for k in args.depths])
     axes.minorticks_off()
     axes.set_xlabel("evaluations of the layer at each position, k")
     axes.set_ylabel("perplexity on the validation text")
@@ -217,7 +235,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="default: 1 2 3")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="default: all")
     parser.add_argument("--depths", type=int, nargs="+", default=list(DEPTHS), help="default: 1 2 4 ... 64")
-    parser.add_argument("--draw-from", type=int, default=1, help="the first of them in the picture")
     parser.add_argument("--show", action="store_true", help="print the commands, run nothing")
     args = parser.parse_args(argv)
     args.depths = sorted(args.depths)
