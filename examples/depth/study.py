@@ -143,7 +143,7 @@ def table(results: Results, args: argparse.Namespace) -> str:
     """What came out, in Markdown: means over the seeds, with the smallest and the largest of several."""
     most = args.depths[-1]
     lines = [
-        f"| model | as trained | best | at {most} | solved, {most} | radius | MiB | seconds an update |",
+        f"| model | as trained | best | at {most} | solved, {most} | radius | MiB | seconds per update |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for model in args.models:
