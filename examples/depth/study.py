@@ -197,9 +197,9 @@ def draw(results: Results, args: argparse.Namespace) -> None:
             continue
         values = [_values(results, args, model, f"{way}-{k}") for k in args.depths]
         means = [sum(row) / len(row) for row in values]
-        low, high = min(low or means[0], *means), max(high, *means)
         axes.plot(args.depths, means, line, marker="o", markersize=4, color=colour, label=label)
         least, most = [min(row) for row in values], [max(row) for row in values]
+        low, high = min(low or least[0], *least), max(high, *most)
         axes.fill_between(args.depths, least, most, color=colour, alpha=0.2)
     if high > HIGHEST * low:
         axes.set_ylim((1 - 0.05 * (HIGHEST - 1)) * low, HIGHEST * low)
