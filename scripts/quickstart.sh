@@ -7,7 +7,7 @@ usage() {
 Usage: bash scripts/quickstart.sh [--clean] [--help]
 
 Trains a small deep equilibrium language model on US presidential addresses, evaluates it and lets it continue
-some prompts: in 5 to 10 minutes on 2 CPU cores. Each command is shown before it runs, so that you can
+some prompts: in 7 minutes on 2 idle CPU cores, after the set-up. Each command is shown before it runs, so that you can
 copy it. Running the script again reuses what is there; a run that was stopped goes on where it was.
 
   --clean   remove what an earlier run left in the output folder, then run
