@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import fairseq_deq
-from fairseq_deq.tools.studies import Results, call, step_mib
+from fairseq_deq.tools.studies import Results, call, perplexity, step_mib, study_parser
 
 USER_DIR = str(Path(fairseq_deq.__file__).parent)
 LAYERS = 12
@@ -130,9 +130,7 @@ class Run:
         return round(call("fairseq-train", self.training, self.folder / "train.log")[1], 1)
 
     def _perplexity(self, arguments: Sequence[str]) -> float:
-        printed, _ = call("fairseq-eval-lm", arguments, self.folder / "eval.log")
-        (perplexity,) = re.findall(r"Perplexity: ([\d.]+)", printed)
-        return float(perplexity)
+        return perplexity(arguments, self.folder / "eval.log")
 
     def _radius(self) -> float:
         printed, _ = call("fairseq-validate", self.validation(), self.folder / "validate.log")
@@ -220,22 +218,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments; those of the process if None.
     """
-    description, _, details = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="study.py",
-        description=description,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("data", help="the folder that fairseq-preprocess wrote")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder for checkpoints, logs, results.json and depth.png"
-    )
+    parser = study_parser(__doc__ or "", MODELS, MODELS)
     parser.add_argument("--updates", type=int, default=4000, help="of each training (default: 4000)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="default: 1 2 3")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="default: all")
     parser.add_argument("--depths", type=int, nargs="+", default=list(DEPTHS), help="default: 1 2 4 ... 64")
-    parser.add_argument("--show", action="store_true", help="print the commands, run nothing")
     args = parser.parse_args(argv)
     args.depths = sorted(args.depths)
     results = Results(args.out / "results.json")

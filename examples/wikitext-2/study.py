@@ -2,20 +2,20 @@
 """Equilibrium, tied stack and shallow network: equal parameters, text, tokens, context and search.
 
 Trains each model with every pair of --lr and --dropout for --updates updates, then the best pair anew for
---final-updates, and evaluates each on the validation text: fairseq-train and fairseq-eval-lm, one run after
-the other in this process. Prints one line a run: perplexity, processor seconds of the training, and MiB that
-one training step of the trained model allocates at its peak, over weights and optimizer. What
-OUT/results.json has already is not run again. `--show` prints the commands instead of running them.
+--final-updates; where there is one pair, that alone. Evaluates each on the validation text: fairseq-train and
+fairseq-eval-lm, one run after the other in this process. Prints one line per run: perplexity, processor
+seconds of the training, and MiB that one training step of the trained model allocates at its peak, over
+weights and optimizer. What OUT/results.json has already is not run again. `--show` prints the commands
+instead of running them.
 
   deq      DEQ-Transformer: half of the updates as a stack of 4 layers, then at the equilibrium
   tied     the same layer 12 times with tied weights, trained through all of them
   shallow  fairseq's transformer_lm of one layer, as many parameters
+  mini     as deq, with the layer of deq_transformer_lm_mini; only where --models names it
 """
 
 from __future__ import annotations
 
-import argparse
-import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -23,19 +23,21 @@ from pathlib import Path
 from typing import Any
 
 import fairseq_deq
-from fairseq_deq.tools.studies import Results, call, step_mib
+from fairseq_deq.tools.studies import Results, call, perplexity, step_mib, study_parser
 
 USER_DIR = str(Path(fairseq_deq.__file__).parent)
-MODELS = ("shallow", "deq", "tied")
+MODELS = ("shallow", "deq", "tied", "mini")
 # The same for all: the loss, the tokens, the context of 64, the optimizer and its schedule.
 COMMON = (
     *("--task", "language_modeling", "--criterion", "deq_lm_loss", "--optimizer", "adam"),
     *("--adam-betas", "(0.9, 0.98)", "--clip-norm", "1.0", "--lr-scheduler", "cosine"),
     *("--warmup-updates", "50", "--tokens-per-sample", "64", "--batch-size", "8", "--num-workers", "0"),
     *("--required-batch-size-multiple", "1", "--disable-validation", "--no-epoch-checkpoints"),
-    *("--log-format", "json", "--log-interval", "20", "--seed", "1"),
+    *("--log-format", "json", "--log-interval", "20"),
 )
 DEQ = ("--arch", "deq_transformer_lm_tiny")
+# 264,128 parameters beside the embeddings.
+MINI = ("--arch", "deq_transformer_lm_mini")
 # 264,064 parameters beside the embeddings, where the layer of the other two has 263,552.
 SHALLOW = (
     *("--arch", "transformer_lm", "--decoder-layers", "1", "--decoder-attention-heads", "4"),
@@ -60,22 +62,24 @@ def architecture(model: str, updates: int) -> tuple[str, ...]:
         return SHALLOW
     if model == "tied":
         return (*DEQ, "--pretrain-layers", "12", "--pretrain-steps", "1000000")
-    return (*DEQ, "--pretrain-layers", "4", "--pretrain-steps", str(updates // 2))
+    size = MINI if model == "mini" else DEQ
+    return (*size, "--pretrain-layers", "4", "--pretrain-steps", str(updates // 2))
 
 
 class Study:
     """Runs, each with its place in OUT and its line in OUT/results.json."""
 
-    def __init__(self, data: str, out: Path, show: bool) -> None:
-        self.data, self.out, self.show = data, out, show
+    def __init__(self, data: str, out: Path, seed: int, show: bool) -> None:
+        self.data, self.out, self.seed, self.show = data, out, seed, show
         self.results = Results(out / "results.json")
 
     def run(self, model: str, updates: int, lr: float, dropout: float) -> float:
         """Train and evaluate; the perplexity on the validation text."""
-        name = f"{model}-{updates}-{lr:g}-{dropout:g}"
+        name = f"{model}-{updates}-{lr:g}-{dropout:g}" + (f"-seed{self.seed}" if self.seed != 1 else "")
         training = (
             *(self.data, "--user-dir", USER_DIR, *COMMON, *architecture(model, updates), "--lr", f"{lr:g}"),
-            *("--dropout", f"{dropout:g}", "--max-update", str(updates), "--save-dir", str(self.out / name)),
+            *("--dropout", f"{dropout:g}", "--max-update", str(updates), "--seed", str(self.seed)),
+            *("--save-dir", str(self.out / name)),
         )
         checkpoint = str(self.out / name / "checkpoint_last.pt")
         evaluation = (self.data, "--user-dir", USER_DIR, "--path", checkpoint, *EVALUATION)
@@ -86,14 +90,9 @@ class Study:
 
         def measure() -> dict[str, Any]:
             _, seconds = call("fairseq-train", training, self.out / name / "train.log")
-            printed, _ = call("fairseq-eval-lm", evaluation, self.out / name / "eval.log")
-            (perplexity,) = re.findall(r"Perplexity: ([\d.]+)", printed)
+            found = perplexity(evaluation, self.out / name / "eval.log")
             memory = step_mib(checkpoint, self.data)
-            return {
-                "perplexity": float(perplexity),
-                "seconds": round(seconds, 1),
-                "mib": round(memory, 1),
-            }
+            return {"perplexity": found, "seconds": round(seconds, 1), "mib": round(memory, 1)}
 
         result = self.results.once(name, measure)
         figures = "perplexity {perplexity:8.2f}  {seconds:7.1f} s  {mib:6.1f} MiB".format(**result)
@@ -107,33 +106,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments; those of the process if None.
     """
-    description, _, details = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="study.py",
-        description=description,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("data", help="the folder that fairseq-preprocess wrote")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder for checkpoints, logs and results.json"
-    )
+    parser = study_parser(__doc__ or "", MODELS, MODELS[:3])
     parser.add_argument("--updates", type=int, default=300, help="of each run of the search (default: 300)")
     parser.add_argument("--final-updates", type=int, default=2000, help="of the last run (default: 2000)")
     parser.add_argument("--lr", type=float, nargs="+", default=[0.002, 0.005], help="default: 0.002 0.005")
     parser.add_argument("--dropout", type=float, nargs="+", default=[0.0, 0.1], help="default: 0 0.1")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="default: all")
-    parser.add_argument("--show", action="store_true", help="print the commands, run nothing")
+    parser.add_argument("--seed", type=int, default=1, help="of every run (default: 1)")
     args = parser.parse_args(argv)
-    study = Study(args.data, args.out, args.show)
+    study = Study(args.data, args.out, args.seed, args.show)
+    pairs = [(lr, dropout) for lr in args.lr for dropout in args.dropout]
     for model in args.models:
-        search = [
-            (study.run(model, args.updates, lr, dropout), lr, dropout)
-            for lr in args.lr
-            for dropout in args.dropout
-        ]
-        _, lr, dropout = min(search)
-        study.run(model, args.final_updates, lr, dropout)
+        best = pairs[0]
+        if len(pairs) > 1:
+            best = min(pairs, key=lambda pair: study.run(model, args.updates, *pair))
+        study.run(model, args.final_updates, *best)
     return 0
 
 

@@ -1,23 +1,20 @@
-"""Anderson acceleration, one small least-squares problem a lane."""
+"""Anderson acceleration, one small least-squares problem per lane."""
 
 from __future__ import annotations
 
 import copy
-import math
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.linalg import vecdot
 
+from .compiled_anderson import mixed, new_difference
 from .config import SolverConfig
-from .fused import constant, fusing, gauss_jordan, mixed, new_difference
-from .record import Array, namespace, zeros_like_books
+from .fused import constant, fusing
+from .least_squares import NO_PIVOT, least_squares
+from .record import Array, zeros_like_books
 from .registry import Precondition, register_solver
 from .rows import forget_rows, select_rows, to_rows
-
-# Where a column of length one has no more than this beside the others, squared, they span it.
-_NO_PIVOT = 1e-14
 
 
 @register_solver("anderson")
@@ -36,7 +33,7 @@ class Anderson:
     default_memory = 5
 
     def __init__(self, config: SolverConfig, like: Tensor, books: Array) -> None:
-        self.ridge, self.has_ridge = constant(config.ridge, books), config.ridge > _NO_PIVOT
+        self.ridge, self.has_ridge = constant(config.ridge, books), config.ridge > NO_PIVOT
         slots = (config.memory or self.default_memory) - 1
         self.count = 0  # differences taken, or passed over
         # One tensor per slot, (n, D), None where nothing was stored yet: rows stay contiguous.
@@ -48,7 +45,6 @@ class Anderson:
         # Where it is: lanes whose history is forgotten, and each slot as a mask of all.
         self.forget: Array = None
         self.slots = torch.eye(slots, dtype=torch.bool, device=like.device) if self.fused else None
-        self.diagonal = list(range(slots))
         self.last_z: Tensor | None = None
         self.last_g: Tensor | None = None
 
@@ -166,39 +162,9 @@ class Anderson:
         self.rhs[i] = last
 
     def _least_squares(self, gram: Array, rhs: Array) -> Array:
-        """gamma, (slots, n), of DG^T DG gamma = rhs, by Gauss-Jordan elimination; 0 where that fails."""
-        xp, slots = namespace(rhs), len(self.dg)
-        if self.has_ridge and xp is np and rhs.size == slots:
-            return _one_lane(gram[..., 0].tolist(), rhs[:, 0].tolist(), self.ridge)
-        square = gram[self.diagonal, self.diagonal]
-        known = square > 0
-        inverse = known / xp.sqrt(xp.where(known, square, 1.0))  # 1 / lengths of the columns of DG
-        normal = gram * inverse * inverse[:, None]
-        normal[self.diagonal, self.diagonal] = 1 + self.ridge
-        system = xp.concatenate([normal, (rhs * inverse)[:, None]], 1)  # (slots, slots + 1, n)
-        # Without pivots, since the matrix is positive definite; empty slots have nothing to say.
-        for i in (i for i in range(slots) if self.dg[i] is not None):
-            pivot = system[i, i]
-            if not self.has_ridge:  # a column that the others span has no weight
-                pivot = xp.where(pivot > _NO_PIVOT, pivot, float("inf"))
-            row = system[i] / pivot
-            system = system - system[:, i, None] * row
-            system[i] = row
-        gamma = system[:, slots] * inverse
-        return xp.where(xp.isfinite(gamma.sum(0)), gamma, 0.0)
-
-
-def _one_lane(gram: list[list[float]], rhs: list[float], ridge: float) -> Array:
-    """gamma of a single lane, (slots, 1): the same numbers, without the cost of arrays."""
-    slots = range(len(rhs))
-    scale = [1 / math.sqrt(gram[i][i]) if gram[i][i] > 0 else 0.0 for i in slots]
-    normal = [[gram[i][j] * scale[j] * scale[i] if i != j else 1 + ridge for j in slots] for i in slots]
-    try:
-        gamma = gauss_jordan(normal, [b * s for b, s in zip(rhs, scale)])
-    except ZeroDivisionError:
-        gamma = [math.nan]
-    gamma = [x * s for x, s in zip(gamma, scale)]
-    return np.array(gamma if math.isfinite(sum(gamma)) else [0.0 for _ in slots])[:, None]
+        """gamma, (slots, n), of DG^T DG gamma = rhs."""
+        slots = [i for i, d in enumerate(self.dg) if d is not None]
+        return least_squares(gram, rhs, self.ridge, self.has_ridge, slots)
 
 
 def _as_books(column: Tensor, books: Array) -> Array:

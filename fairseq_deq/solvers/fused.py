@@ -77,101 +77,13 @@ def _first_array(args: tuple[Any, ...]) -> Any:
     return next((a for a in args if isinstance(a, (Tensor, np.ndarray))), None)
 
 
-# ---------------------------------------------------------------------- Anderson, for compilation
+# ---------------------------------------------------------------------- rules of the loop
 
 
 @fused
 def columns(like: Tensor, products: list[Tensor], g: Tensor, fz: Tensor) -> Tensor:
     """The inner products (n,) of a method, |g|^2 and |f(z)|^2, as books (k, n) in float64."""
     return torch.stack([*products, vecdot(g, g), vecdot(fz, fz)]).to(like.dtype)
-
-
-@fused
-def new_difference(
-    forget: Tensor, z: Tensor, g: Tensor, last_z: Any, last_g: Any, dz: list[Tensor], dg: list[Tensor]
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The newest differences of z and g, and the inner products that they bring.
-
-    Args:
-        forget: (n,) bool, lanes at which all differences become zero, the older ones in place.
-        z, g, last_z, last_g: the states and f(z) - z of this and of the last iteration, (n, D).
-        dz, dg: the older differences.
-    Returns:
-        DZ_new, DG_new, and <DG_j, DG_new> of the older ones, then of the new one, then <DG_new, g>.
-    """
-    lanes = forget.unsqueeze(1)
-    for history in (*dz, *dg):
-        history.masked_fill_(lanes, 0)
-    new = (g - last_g).masked_fill(lanes, 0)
-    return (z - last_z).masked_fill(lanes, 0), new, [vecdot(d, new) for d in (*dg, new, g)]
-
-
-@fused
-def mixed(
-    gram: Tensor,
-    rhs: Tensor,
-    forget: Tensor,
-    products: Tensor,
-    newest: Tensor,
-    ridge: Any,
-    z: Tensor,
-    g: Tensor,
-    dz: list[Any],
-    dg: list[Any],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Anderson's least squares: gamma = argmin |g - DG*gamma|.
-
-    Args:
-        gram, rhs: (slots, slots, n) and (slots, n).
-        forget: (n,) bool, lanes without a history.
-        products: <DG_j, DG_new> for all j, and <DG_new, g>, (slots + 1, n).
-        newest: (slots,) bool, the slot of the new difference.
-        ridge: relative to the squared lengths of the columns.
-        z, g, dz, dg: the states, f(z) - z, and the differences of both.
-    Returns:
-        the Gram matrix and DG^T g, brought up to date, g - DG*gamma and z - DZ*gamma.
-    """
-    row, last = products[:-1], products[-1]
-    gram, rhs = torch.where(forget, 0.0, gram), torch.where(forget, 0.0, rhs)
-    gram = torch.where(newest[:, None, None], row, torch.where(newest[:, None], row[:, None], gram))
-    rhs = torch.where(newest[:, None], last, rhs + row)
-    gamma, left, following = _least_squares(gram, rhs, ridge), g, z
-    for i in range(len(dz)):
-        weight = gamma[i].to(z.dtype).unsqueeze(-1)
-        left, following = left - dg[i] * weight, following - dz[i] * weight
-    return gram, rhs, left, following
-
-
-def _least_squares(gram: Tensor, rhs: Tensor, ridge: Any) -> Tensor:
-    """gamma, (slots, n), a vector over the lanes for each entry of the system."""
-    slots = range(gram.shape[0])
-    known = [gram[i, i] > 0 for i in slots]
-    scale = [torch.where(known[i], torch.where(known[i], gram[i, i], 1.0) ** -0.5, 0.0) for i in slots]
-    left = [
-        [torch.ones_like(rhs[i]) + ridge if i == j else gram[i, j] * scale[i] * scale[j] for j in slots]
-        for i in slots
-    ]
-    right = gauss_jordan(left, [rhs[i] * scale[i] for i in slots])
-    gamma = torch.stack([right[i] * scale[i] for i in slots])
-    return torch.where(torch.isfinite(gamma.sum(0)), gamma, 0.0)
-
-
-def gauss_jordan(left: list[list[Any]], right: list[Any]) -> list[Any]:
-    """x with left x = right, of numbers or tensors (n,), without pivots: `left` is positive definite.
-
-    Both lists are overwritten.
-    """
-    slots = range(len(right))
-    for p in slots:
-        pivot = left[p][p]
-        row, own = [left[p][j] / pivot for j in slots], right[p] / pivot
-        for i in slots:
-            if i != p:
-                factor = left[i][p]
-                left[i] = [left[i][j] - factor * row[j] if j > p else left[i][j] for j in slots]
-                right[i] = right[i] - factor * own
-        left[p], right[p] = row, own
-    return right
 
 
 @fused

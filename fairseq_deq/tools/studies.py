@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib
 import io
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -51,6 +53,44 @@ def call(tool: str, arguments: Sequence[str], log: Path) -> tuple[str, float]:
     if status:
         raise RuntimeError(f"{tool} ended with status {status}; see {log}")
     return stream.getvalue(), time.process_time() - begin
+
+
+def perplexity(arguments: Sequence[str], log: Path) -> float:
+    """What fairseq-eval-lm says, per token.
+
+    Args:
+        arguments: of the command.
+        log: file to write what it printed and logged to.
+    """
+    printed, _ = call("fairseq-eval-lm", arguments, log)
+    (found,) = re.findall(r"Perplexity: ([\d.]+)", printed)
+    return float(found)
+
+
+def study_parser(description: str, models: Sequence[str], default: Sequence[str]) -> argparse.ArgumentParser:
+    """The arguments that every study has: the data, --out, --models and --show.
+
+    Args:
+        description: of the study, its first line for the usage.
+        models: the models that can be asked for.
+        default: those that are trained where none is named.
+    """
+    first, _, details = description.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="study.py",
+        description=first,
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("data", help="the folder that fairseq-preprocess wrote")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for checkpoints, logs, results.json and pictures"
+    )
+    parser.add_argument(
+        "--models", nargs="+", choices=models, default=list(default), help=f"default: {' '.join(default)}"
+    )
+    parser.add_argument("--show", action="store_true", help="print the commands, run nothing")
+    return parser
 
 
 def _main_of(tool: str) -> tuple[Callable[[], int | None], Any]:

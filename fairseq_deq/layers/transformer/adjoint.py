@@ -27,9 +27,7 @@ class _Rows:
     last: NormAt | None  # the closing norm
     middle: NormAt  # before the feed-forward part
     first: NormAt | None  # before attention (pre-norm)
-    active: (
-        Tensor  # slopes of the activation times the dropout mask inside the feed-forward part, (n, F or 2*F)
-    )
+    active: Tensor  # slopes of the activation, with the dropout mask of the inner channels, (n, F or 2*F)
     hidden: Tensor | None  # dropout masks, (n, C)
     outer: Tensor | None
     attended: Tensor  # weights @ values, (n, H*D)
