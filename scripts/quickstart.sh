@@ -7,7 +7,7 @@ usage() {
 Usage: bash scripts/quickstart.sh [--clean] [--help]
 
 Trains a small deep equilibrium language model on US presidential addresses, evaluates it and lets it continue
-some prompts: in 7 minutes on 2 idle CPU cores, after the set-up. Each command is shown before it runs, so that you can
+some prompts: in 7 minutes on 2 idle CPU cores. Each command is shown before it runs, so that you can
 copy it. Running the script again reuses what is there; a run that was stopped goes on where it was.
 
   --clean   remove what an earlier run left in the output folder, then run
@@ -256,6 +256,6 @@ The budget's curve   $dir/anytime.png
 
 What next
   fairseq-deq-diagnose $dir/checkpoints/checkpoint_last.pt $dir/bin --out report.html   # what its solves are like
-  TEXT_OPTIONS="--input my.txt" QUICKSTART_DIR=mine bash scripts/quickstart.sh          # the same on your text
+  TEXT_OPTIONS="--input my.txt --document-paragraphs 20" QUICKSTART_DIR=mine bash scripts/quickstart.sh   # on your text
   examples/*/README.md: longer trainings, a layer of your own, export to transformers
 END
