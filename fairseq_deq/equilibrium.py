@@ -38,24 +38,16 @@ class SolveStats:
 
     def record(self, result: FixedPoint) -> None:
         """Add the sums of `result`."""
-        mask, work = torch.ones_like(result.converged), torch.tensor(float(result.total_lane_nfe))
+        converged, moving = result.converged, result.lane_nfe.double()
+        residual = torch.nan_to_num(result.residual.double(), nan=1.0, posinf=1.0)
+        of_lanes = torch.stack([torch.ones_like(moving), moving, residual, converged.double()])  # (4, ...)
         if self.real is not None:
-            mask = real_lanes(self.real, mask)
-            # The share of the work that is not at padding, by how long each lane was moving.
-            moving = result.lane_nfe.double()
-            work = result.total_lane_nfe * (moving * mask).sum() / moving.sum().clamp(min=1)
-        lanes = mask.sum().double()
-        residual = torch.nan_to_num(result.residual.float(), nan=1.0, posinf=1.0)
-        counts = (
-            lanes,
-            result.nfe * lanes,
-            work,
-            (residual * mask).sum(),
-            (result.converged & mask).sum(),
-        )
-        self.sums.add_(
-            torch.stack([torch.as_tensor(count, device=self.sums.device).float() for count in counts])
-        )
+            everywhere, of_lanes = moving.sum(), of_lanes * real_lanes(self.real, converged)
+        lanes, moved, residuals, passed = of_lanes.flatten(1).sum(1).unbind()
+        # The share of the work that is not at padding, by how long each lane was moving.
+        share = 1.0 if self.real is None else moved / everywhere.clamp(min=1)
+        work = result.total_lane_nfe * share * torch.ones_like(lanes)
+        self.sums.add_(torch.stack([lanes, result.nfe * lanes, work, residuals, passed]).to(self.sums))
 
 
 def real_lanes(real: Tensor, lanes: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -99,14 +99,11 @@ class Layer(nn.Module):
         raise NotImplementedError
 
 
-@runtime_checkable
-class Recording(Protocol):
-    """A bound layer of whose positions later ones need more than the state."""
-
-    def record(self, z: Tensor) -> Tensor:
-        """What they need, (B, T, R), at states (B, T, C)."""
-
-
 def recorded(f: Map, z: Tensor) -> Tensor:
-    """What later positions need of those of f once they are settled at z (B, T, C): (B, T, R)."""
-    return f.record(z) if isinstance(f, Recording) else z
+    """What later positions need of those of f once they are settled at z (B, T, C): (B, T, R).
+
+    It is the state, or `f.record(z)` where f has such a method.
+    """
+    # Asked for by name: `isinstance` of a protocol takes as long as several operations on a token.
+    record: Callable[[Tensor], Tensor] | None = getattr(f, "record", None)
+    return z if record is None else record(z)

@@ -131,12 +131,14 @@ class DEQDecoder(SegmentDecoder):
             solved = self.solve_segment(tokens, memory, padding)
             return self.layer.output(solved.state[:, -1:]), solved.extra
         cache = self.decoding_cache(incremental_state)
-        extra = decoder_extra([], (SolveStats.empty(tokens.device), SolveStats.empty(tokens.device)))
+        extra: DecoderExtra | None = None
         if cache is None:
             cache, extra = IncrementalDecoder(self).begin(tokens, memory)
         state = cache.known(tokens.shape[1] - 1)
         if state is None:
             cache, extra = IncrementalDecoder(self).advance(cache.in_order(), tokens)
             state = cache.last
+        if extra is None:  # the prompt was solved before
+            extra = decoder_extra([], (SolveStats.empty(tokens.device), SolveStats.empty(tokens.device)))
         self.set_incremental_state(incremental_state, "cache", cache)
         return self.layer.output(state).clone(), extra  # fairseq's search writes to what it gets

@@ -9,7 +9,7 @@ from ..equilibrium import Equilibrium, SolveStats
 from ..layers.layer import recorded
 from ..layers.memory import Memory
 from ..solve_report import report_solves
-from ..solvers import solve
+from ..solvers import solve_few
 from .decoding_cache import DecodingCache, Prompt
 from .extra import DecoderExtra, decoder_extra
 from .segment_decoder import SegmentDecoder
@@ -88,7 +88,7 @@ class IncrementalDecoder:
             equilibrium = decoder.find_equilibrium(f, z0, stats)
         else:
             z0, known = cache.start(start)
-            result = solve(f, z0, decoder.solve_options(z0)[0], decoder.knowledge.preconditioner())
+            result = solve_few(f, z0, decoder.solve_options(z0)[0], decoder.knowledge.preconditioner())
             real = real if known is None else real & ~known.squeeze(-1)
             stats[0].at(real).record(result)
             state = result.state if known is None else torch.where(known, z0, result.state)

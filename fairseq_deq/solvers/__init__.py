@@ -2,6 +2,7 @@
 
 from . import anderson, broyden, gmres, picard  # noqa: F401  (each registers its solver)
 from .config import SolverConfig
+from .few_lanes import solve_few
 from .lanes import Restrictable, direction_of
 from .loop import Trace
 from .packing import StatePacking
@@ -29,6 +30,7 @@ __all__ = [
     "register_linear_solver",
     "register_solver",
     "solve",
+    "solve_few",
     "solve_keeping_inverse",
     "solver_names",
     "worst_residual",

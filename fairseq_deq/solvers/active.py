@@ -87,7 +87,7 @@ class ActiveLanes:
         with self.autocast(True):
             fz = self._current(z)
         if first:
-            _check_contract(z, fz, version)
+            check_contract(z, fz, version)
         self.evaluations += 1
         self.lane_evaluations += len(self.record.moving)
         return fz.to(self.z.dtype).reshape(self.z.shape)
@@ -232,7 +232,7 @@ class ActiveLanes:
         return places if rows is None else places[rows]
 
 
-def _check_contract(z: Tensor, fz: Any, version: int | None) -> None:
+def check_contract(z: Tensor, fz: Any, version: int | None) -> None:
     """Raise ValueError where the first evaluation shows that f is no map of a tensor to one of its shape."""
     problem = ""
     if not isinstance(fz, Tensor):

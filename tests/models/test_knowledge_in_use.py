@@ -53,7 +53,7 @@ def _solving(model: Any, solver: str, budget: int, rtol: float = 1e-6) -> Any:
 def solves(monkeypatch) -> list[dict[str, Any]]:
     """What every solve of a decoder starts with and knows, from now on."""
     seen: list[dict[str, Any]] = []
-    for module, name in ((segment_decoder, "fixed_point"), (incremental, "solve")):
+    for module, name in ((segment_decoder, "fixed_point"), (incremental, "solve_few")):
         original = getattr(module, name)
 
         def noted(f: Any, z0: torch.Tensor, *rest: Any, original: Any = original) -> Any:

@@ -33,7 +33,7 @@ class Norm:
         """y, (n, C), of rows (n, C)."""
         if self.kind == "rms":
             return F.rms_norm(rows, rows.shape[-1:], self.gain, _EPS)
-        return F.layer_norm(rows, rows.shape[-1:], self.gain, self.bias, _EPS)
+        return torch.layer_norm(rows, rows.shape[-1:], self.gain, self.bias, _EPS)
 
     def at(self, rows: Tensor) -> NormAt:
         """The norm at a point of linearisation, rows (n, C)."""
