@@ -109,7 +109,7 @@ def report_solves(equilibria: Iterable[Equilibrium], real: Tensor) -> None:
     """Tell the report that is open, if one is, of the solves of a segment.
 
     Args:
-        equilibria: one a subsequence.
+        equilibria: one per subsequence.
         real: (B, T) bool, False at padding, of the whole segment.
     """
     report = _active.get()

@@ -97,7 +97,7 @@ for path in "${models[@]}"; do
     KEEP=9 step 50 "benchmark-$name" python3 -m fairseq_deq.tools benchmark "$DATA" --path "$path" --rounds 3 \
         --device "$DEVICE" "${only[@]}" "${toy[@]}" --out "$PARTS/benchmark-$name"
 done
-decoding() { # NAME CONTEXT...: tokens a second against a transformer_lm of 12 layers
+decoding() { # NAME CONTEXT...: tokens per second against a transformer_lm of 12 layers
     local name=$1 cpu=()
     shift
     [ "$DEVICE" = cpu ] && cpu=(--cpu)

@@ -17,7 +17,7 @@ Environment:
   QUICKSTART_DIR   output folder (default: quickstart in the project)
   TEXT_OPTIONS     other text, as options of fairseq-deq-prepare (paths from the project's folder), like
                    TEXT_OPTIONS="--input /home/me/book.txt --paragraphs blank --document-paragraphs 20"
-  PROMPTS          file of prompts to continue, one a line (default: three beginnings of sentences)
+  PROMPTS          file of prompts to continue, one per line (default: three beginnings of sentences)
   PRETRAIN_STEPS   updates as a shallow stack of tied layers, before the equilibrium (default: 900)
   MAX_UPDATE       updates in all (default: 1200)
   OMP_NUM_THREADS  threads (default: the cores of the machine, at most 2; more do not pay for a small model)
@@ -247,7 +247,7 @@ Unigram perplexity   $(number unigram) per token, over the same tokens
 Validation perplexity by evaluations of the layer:$stack_line
   the equilibrium                $(budget 1) after 1 evaluation, $(budget 4) after 4, $(budget 16) after 16, $(budget 40) after 40
 
-Continuations, at ${speed:-?} tokens a second
+Continuations, at ${speed:-?} tokens per second
 $(sed -n -E 's/^D-[0-9]+\t[^\t]*\t/  - /p' "$dir/logs/generate.log")
 
 Checkpoint           $dir/checkpoints/checkpoint_last.pt

@@ -41,7 +41,7 @@ class JacobianPenalty:
         The Jacobian is that of each subsequence in its own state; those before it are held, as in its solve.
 
         Args:
-            equilibria: one a subsequence, each with its taped evaluation of f.
+            equilibria: one per subsequence, each with its taped evaluation of f.
             real: (B, T) bool, False at padding.
             weight: weight in the loss.
         """

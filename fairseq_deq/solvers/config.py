@@ -18,7 +18,7 @@ class SolverConfig:
     """Options of a fixed-point solve; a wrong one is a `ValueError` naming the valid values.
 
     A lane has converged when |f(z) - z| <= atol*sqrt(D) + rtol*|f(z)|, with the Euclidean norm over the
-    D numbers of the lane, so `atol` is a root mean square a number.
+    D numbers of the lane, so `atol` bounds the root mean square over these numbers.
 
     Attributes:
         solver: name in the registry: `picard`, `anderson`, `broyden`, `gmres` (affine f and whole samples

@@ -49,10 +49,10 @@ class FixedPoint:
     Attributes:
         state: best state found, finite wherever `z0` was, shaped as `z0`. After a single evaluation it is
             f(z0), where that did not converge.
-        residual: |f(z) - z| / |f(z)| a lane, as last measured at `state`, or at z0 after a single evaluation;
+        residual: |f(z) - z| / |f(z)| per lane, as last measured at `state`, or at z0 after a single evaluation;
             inf where f was never finite.
         lane_nfe: evaluations of f during which the lane was still moving.
-        status: a `Status` a lane (uint8).
+        status: a `Status` per lane (uint8).
         nfe: evaluations of f that the solve asked for, at all lanes or at some only.
         total_lane_nfe: lanes summed over those evaluations: the work really done.
 
@@ -77,7 +77,7 @@ class FixedPoint:
         return int((self.status == status).sum())
 
     def explain(self) -> str:
-        """One sentence a status that occurred, with the number of lanes it occurred in."""
+        """One sentence per status that occurred, with the number of lanes it occurred in."""
         total = self.status.numel()
         return " ".join(
             f"{n} of {total} lanes {s.name}: {s.sentence}" for s in Status if (n := self.count(s))

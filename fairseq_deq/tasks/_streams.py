@@ -54,7 +54,7 @@ class StreamText(FairseqDataset):
 
 
 class StreamBatches(torch.utils.data.Dataset):
-    """Batches of a text that is cut into streams, one a row: item k holds the k-th block of every row.
+    """Batches of a text that is cut into streams, one per row: item k holds the k-th block of every row.
 
     Args:
         text: the text.

@@ -23,7 +23,7 @@ class Phase:
     inside: float = 0.0  # seconds of those spent in f or in products with its Jacobian
     calls: int = 0
     share: float = 0.0  # evaluations, each weighted by the share of the positions it was made at
-    states: list[Tensor] = field(default_factory=list)  # of its solves, one a subsequence
+    states: list[Tensor] = field(default_factory=list)  # of its solves, one per subsequence
 
     @property
     def state(self) -> Tensor | None:
@@ -40,7 +40,7 @@ class Probe:
     current: Phase | None = None
     depth: int = 0
     backward: bool = False
-    returned: list[Tensor] = field(default_factory=list)  # by the method, one a subsequence
+    returned: list[Tensor] = field(default_factory=list)  # by the method, one per subsequence
 
     @property
     def final(self) -> Tensor:

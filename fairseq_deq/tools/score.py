@@ -4,7 +4,7 @@
         --bpe sentencepiece --sentencepiece-model quickstart/text/sentencepiece.model
     echo "We must work together." | fairseq-deq-score DATA --path CHECKPOINT --json
 
-takes the options of fairseq-interactive, and reads one sentence a line. Each is scored by itself, its end
+takes the options of fairseq-interactive, and reads one sentence per line. Each is scored by itself, its end
 included. It prints, with natural logarithms and tabs between, a header line that begins with # and names the
 columns, and then
 

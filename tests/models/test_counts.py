@@ -55,7 +55,7 @@ def _trained(family: str, updates: int, length: int, switched_off: tuple[tuple[s
 
 
 def _counts(model: Any, length: int) -> dict[str, float]:
-    """Evaluations, evaluations a position, and the share converged, of the forward and the backward solve."""
+    """Evaluations, evaluations per position, and the share converged, of the forward and the backward solve."""
     sums = [torch.zeros(5), torch.zeros(5)]
     for seed in range(1000, 1003):
         x, extra = model.train()(_text(8, length, seed)[:, :-1])

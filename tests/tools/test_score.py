@@ -23,7 +23,7 @@ def _run(monkeypatch, capsys, data, checkpoint, text, *options):
 
 @pytest.fixture
 def lines(tmp_path):
-    """Sentences, one a line."""
+    """Sentences, one per line."""
     path = tmp_path / "lines.txt"
     path.write_text("\n".join(LINES) + "\n", encoding="utf-8")
     return path

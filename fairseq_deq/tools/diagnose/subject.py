@@ -77,7 +77,7 @@ class Subject:
         dictionary: fairseq's.
         options: the model's options, as the checkpoint has them.
         updates: updates of its training.
-        text: the text as streams, one a row, in blocks.
+        text: the text as streams, one per row, in blocks.
         source: what the text is called.
         tokens_in_all: tokens of that text, of which `text` has the first ones.
     """
