@@ -49,8 +49,8 @@ class FixedPoint:
     Attributes:
         state: best state found, finite wherever `z0` was, shaped as `z0`. After a single evaluation it is
             f(z0), where that did not converge.
-        residual: |f(z) - z| / |f(z)| per lane, as last measured at `state`, or at z0 after a single evaluation;
-            inf where f was never finite.
+        residual: |f(z) - z| / |f(z)| per lane, as last measured at `state`, or at z0 after a single
+            evaluation; inf where f was never finite.
         lane_nfe: evaluations of f during which the lane was still moving.
         status: a `Status` per lane (uint8).
         nfe: evaluations of f that the solve asked for, at all lanes or at some only.

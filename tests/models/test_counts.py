@@ -55,7 +55,7 @@ def _trained(family: str, updates: int, length: int, switched_off: tuple[tuple[s
 
 
 def _counts(model: Any, length: int) -> dict[str, float]:
-    """Evaluations, evaluations per position, and the share converged, of the forward and the backward solve."""
+    """Evaluations, in all and per position, and the share converged, of both solves."""
     sums = [torch.zeros(5), torch.zeros(5)]
     for seed in range(1000, 1003):
         x, extra = model.train()(_text(8, length, seed)[:, :-1])
@@ -81,7 +81,7 @@ def test_of_a_transformer():
 
 
 def test_without_what_it_learns_it_needs_more():
-    """So it is this that saves them. Measured: 40 and 33, 25 and 16 a position, not all converged."""
+    """So it is this that saves them. Measured: 40 and 33, 25 and 16 per position, not all converged."""
     found = _counts(_trained("transformer", 101, 32, tuple(WITHOUT.items())), 32)
     assert found["f_lane_nfe"] > 1.5 * 10.2, found
     assert found["b_lane_nfe"] > 10.8, found
