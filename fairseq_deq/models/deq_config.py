@@ -10,9 +10,9 @@ from ..errors import OptionError
 from ..implicit import GRADIENTS, GradientConfig
 from ..jacobian import PenaltySchedule
 from ..layers.weight_norm import Initializer
-from ..options import check_values, is_on, option, switch
+from ..options import option, switch
 from ..solvers import SolverConfig, linear_solver_names, solver_names
-from ..solvers.config import ACTIVE_SETS, POLICIES, SCOPES
+from ..solvers.config import ACTIVE_SETS, POLICIES, PRECISIONS, SCOPES
 
 STOP_MODES = ("rel", "abs")
 
@@ -21,6 +21,7 @@ StopMode = ChoiceEnum(list(STOP_MODES))
 Scope = ChoiceEnum(list(SCOPES))
 Policy = ChoiceEnum(list(POLICIES))
 ActiveSet = ChoiceEnum(list(ACTIVE_SETS))
+EarlyPrecision = ChoiceEnum(list(PRECISIONS))
 Gradient = ChoiceEnum(list(GRADIENTS))
 
 
@@ -92,6 +93,12 @@ class DEQLanguageModelConfig(FairseqDataclass):
     )
     early_share: float = option(
         0.67, "share of --max-update that --early-eps holds for", valid="(0, 1)", early_eps="*"
+    )
+    early_precision: EarlyPrecision = option(
+        "full",
+        "precision of the first evaluations of both solves: tf32 (on a GPU) to a relative residual of 4e-3, "
+        "bfloat16 to 2e-2, or full from the beginning; the last evaluations are of full precision always",
+        gradient="ift,phantom,jfb",
     )
     stop_mode: StopMode = option("rel", "--f-eps is relative to |f(z)| (rel) or a root mean square (abs)")
     solver_scope: Scope = option(
@@ -199,6 +206,7 @@ def forward_solver(cfg: DEQLanguageModelConfig) -> SolverConfig:
         damping=cfg.f_damping,
         scope=str(cfg.solver_scope),
         active_set=str(cfg.active_set),
+        early_precision=str(cfg.early_precision),
         policy=str(cfg.solver_policy),
     )
 
@@ -218,6 +226,7 @@ def gradient_config(cfg: DEQLanguageModelConfig) -> GradientConfig:
         memory=cfg.b_memory or _anderson_memory(cfg, cfg.b_solver, 5),
         scope=str(cfg.solver_scope),
         active_set=str(cfg.active_set),
+        early_precision=str(cfg.early_precision),
         policy=str(cfg.solver_policy),
     )
     return GradientConfig(str(cfg.gradient), solver, cfg.phantom_steps, cfg.phantom_damping, cfg.shine_refine)
@@ -255,66 +264,6 @@ def _solver(flags: dict[str, str], **options: Any) -> SolverConfig:
     except ValueError as error:
         sentence = str(error)
         flags = flags | {"scope": "--solver-scope", "policy": "--solver-policy"}
+        flags |= {"early_precision": "--early-precision"}
         name = sentence.split(" ", 1)[0]
         raise OptionError(sentence.replace(name, flags.get(name, name), 1)) from None
-
-
-def check_options(cfg: DEQLanguageModelConfig, vocabulary: int) -> None:
-    """Refuse what cannot work, before anything is built.
-
-    Args:
-        cfg: the options.
-        vocabulary: number of types in the dictionary.
-    Raises:
-        ValueError: with the option's name, what is wrong and what is valid.
-    """
-    check_values(cfg, DEQLanguageModelConfig)
-    if cfg.early_eps and not (cfg.max_update and cfg.max_update > 0):
-        raise OptionError("--early-eps needs --max-update: it holds for a share of that number of updates")
-    if is_on(cfg, "subseq_forget") and cfg.subseq_len == 0:
-        raise OptionError("--subseq-forget needs --subseq-len above 0: it is about what subsequences see")
-    if is_on(cfg, "adaptive_input") and not cfg.adaptive_input_cutoff:
-        raise OptionError("--adaptive-input needs --adaptive-input-cutoff, for example 20000,40000,200000")
-    for name in ("adaptive_input_cutoff", "adaptive_softmax_cutoff"):
-        if getattr(cfg, name):
-            _check_cutoff(name, getattr(cfg, name), vocabulary)
-    if is_on(cfg, "tie_adaptive_weights"):
-        same = (cfg.adaptive_input_cutoff, cfg.adaptive_input_factor)
-        if not is_on(cfg, "adaptive_input") or same != (
-            cfg.adaptive_softmax_cutoff,
-            cfg.adaptive_softmax_factor,
-        ):
-            raise OptionError(
-                "--tie-adaptive-weights needs --adaptive-input, and the same cut-offs and factor in "
-                "--adaptive-input-cutoff/-factor and --adaptive-softmax-cutoff/-factor"
-            )
-    if is_on(cfg, "tie_adaptive_proj") and not is_on(cfg, "tie_adaptive_weights"):
-        raise OptionError("--tie-adaptive-proj needs --tie-adaptive-weights")
-    if is_on(cfg, "share_decoder_input_output_embed") and (
-        is_on(cfg, "adaptive_input") or cfg.adaptive_softmax_cutoff
-    ):
-        raise OptionError(
-            "--share-decoder-input-output-embed is for the full softmax; with the adaptive one use "
-            "--tie-adaptive-weights"
-        )
-
-
-def cutoffs(text: str) -> list[int]:
-    """The numbers of a cut-off option."""
-    return [int(number) for number in text.split(",")]
-
-
-def _check_cutoff(name: str, text: str, vocabulary: int) -> None:
-    try:
-        numbers = [int(number) for number in text.split(",")]
-    except ValueError:
-        numbers = []
-    if not numbers or numbers != sorted(set(numbers)) or numbers[0] < 1:
-        raise OptionError(
-            f"--{name.replace('_', '-')} must be increasing positive numbers with commas between, got {text}"
-        )
-    if numbers[-1] > vocabulary:
-        raise OptionError(
-            f"--{name.replace('_', '-')} {text} goes beyond the dictionary of {vocabulary} types; "
-            "choose cut-offs below that"
-        )

@@ -22,15 +22,10 @@ from ..layers.weight_norm import Initializer
 from ..options import is_on
 from ..solve_report import report_solves
 from ..solvers import SolverConfig
-from .deq_config import (
-    DEQLanguageModelConfig,
-    check_options,
-    forward_solver,
-    gradient_config,
-    penalty_schedule,
-)
+from .deq_config import DEQLanguageModelConfig, forward_solver, gradient_config, penalty_schedule
 from .extra import DecoderExtra, decoder_extra
 from .knowledge import Knowledge
+from .option_checks import check_options
 from .precision import EarlyTolerance, clamp_tolerance
 from .stability import JacobianPenalty, PositionSpectralRadii
 from .stack_depth import StackDepth

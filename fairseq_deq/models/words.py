@@ -9,7 +9,7 @@ from torch import nn
 
 from ..errors import OptionError
 from ..options import flag, is_on
-from .deq_config import DEQLanguageModelConfig, cutoffs
+from .deq_config import DEQLanguageModelConfig
 from .word_logits import BiasedAdaptiveSoftmax, BiasedTiedLinear
 
 
@@ -23,7 +23,7 @@ def embedding(cfg: DEQLanguageModelConfig, dictionary: Any) -> nn.Module:
     size, pad, dim = len(dictionary), dictionary.pad(), cfg.decoder_embed_dim
     if is_on(cfg, "adaptive_input"):
         assert cfg.adaptive_input_cutoff is not None
-        bands = cutoffs(cfg.adaptive_input_cutoff)
+        bands = _cutoffs(cfg.adaptive_input_cutoff)
         return AdaptiveInput(size, pad, dim, cfg.adaptive_input_factor, dim, bands)
     table = nn.Embedding(size, dim, pad)
     nn.init.normal_(table.weight, std=cfg.embed_std or dim**-0.5)
@@ -58,7 +58,7 @@ def softmax(
         softmax = kind(
             size,
             dim,
-            cutoffs(cfg.adaptive_softmax_cutoff),
+            _cutoffs(cfg.adaptive_softmax_cutoff),
             dropout=cfg.adaptive_softmax_dropout,
             adaptive_inputs=embed_tokens if is_on(cfg, "tie_adaptive_weights") else None,
             factor=cfg.adaptive_softmax_factor,
@@ -74,3 +74,8 @@ def softmax(
     if bias:
         nn.init.zeros_(projection.bias)
     return None, projection
+
+
+def _cutoffs(text: str) -> list[int]:
+    """The numbers of a cut-off option."""
+    return [int(number) for number in text.split(",")]

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
+from .early_precision import PRECISIONS
 from .registry import linear_solver_names, solver_names
 
 SCOPES = ("position", "sample", "batch", "recurrence")
@@ -41,6 +42,10 @@ class SolverConfig:
             the same where f rounds a position the same whatever stands beside it.
         patience: evaluations without a new best residual after which a lane restarts from its best state:
             with half the step, then by plain iteration, and so on in turns.
+        early_precision: `full`, or the precision of the first evaluations of f: `tf32` (on a GPU) until the
+            relative residual is 4e-3, or `bfloat16` (autocast) until it is 2e-2. The last evaluations, and
+            with them the residual, are of full precision. Linear solvers, and states that are not float32,
+            do without.
         policy: on lanes that did not converge: return the `best` state, `raise` a `ConvergenceError`, or
             `fallback` to damped Picard from the best state.
     """
@@ -56,6 +61,7 @@ class SolverConfig:
     first_recheck: int = 12
     active_set: str = "auto"
     patience: int = 6
+    early_precision: str = "full"
     policy: str = "best"
 
     def __post_init__(self) -> None:
@@ -65,6 +71,7 @@ class SolverConfig:
         _check_choice("scope", self.scope, SCOPES)
         _check_choice("policy", self.policy, POLICIES)
         _check_choice("active_set", self.active_set, ACTIVE_SETS)
+        _check_choice("early_precision", self.early_precision, PRECISIONS)
         for name, low in (("max_evals", 1), ("memory", 0), ("first_recheck", 1), ("patience", 1)):
             value = getattr(self, name)
             if value < low:
@@ -78,6 +85,11 @@ class SolverConfig:
             )
         if self.rtol == 0 and self.atol == 0:
             raise ValueError("rtol and atol are both 0: no residual can meet that; set one above 0")
+        if self.early_precision != "full" and self.scope == "recurrence":
+            raise ValueError(
+                "early_precision must be full in scope recurrence, whose solves are short; got "
+                f"{self.early_precision!r}"
+            )
         if not 0 < self.damping <= 1:
             raise ValueError(f"damping must lie in (0, 1], got {self.damping!r}")
         if self.solver == "anderson" and self.memory == 1:

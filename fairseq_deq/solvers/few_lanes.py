@@ -62,18 +62,14 @@ def solve_few(
             if not few.moving.any():
                 return few.result()
     left = replace(config, max_evals=config.max_evals - few.evaluations)
-    rest = solve(f, few.tensor(few.best), left, preconditioner)
-    return replace(
-        rest,
-        lane_nfe=rest.lane_nfe + torch.from_numpy(few.lane_evaluations).view_as(rest.lane_nfe),
-        nfe=rest.nfe + few.evaluations,
-        total_lane_nfe=rest.total_lane_nfe + few.evaluations * few.layout.count,
-    )
+    return few.result().followed_by(solve(f, few.tensor(few.best), left, preconditioner))
 
 
 def _fits(z0: Tensor, config: SolverConfig) -> bool:
     """Whether the lanes are few, and the options leave it open how they are solved."""
     if config.solver != "anderson" or config.damping != 1 or config.scope not in ("position", "sample"):
+        return False
+    if config.early_precision != "full":
         return False
     if z0.device.type != "cpu" or z0.dtype not in _TYPES or torch.is_autocast_enabled("cpu"):
         return False
@@ -134,7 +130,7 @@ class _FewLanes:
         return True
 
     def result(self) -> FixedPoint:
-        """What it came to, when every lane has passed."""
+        """What it has come to, if every lane has passed."""
         shape = self.layout.shape
         residual = (self.distance / np.maximum(self.size, 1e-30)).astype(self.z.dtype)
         return FixedPoint(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import torch
@@ -66,6 +66,15 @@ class FixedPoint:
     status: Tensor
     nfe: int
     total_lane_nfe: int
+
+    def followed_by(self, rest: FixedPoint) -> FixedPoint:
+        """What `rest`, a solve from this state on, came to, with the evaluations of both."""
+        return replace(
+            rest,
+            lane_nfe=self.lane_nfe + rest.lane_nfe,
+            nfe=self.nfe + rest.nfe,
+            total_lane_nfe=self.total_lane_nfe + rest.total_lane_nfe,
+        )
 
     @property
     def converged(self) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .config import SolverConfig
+from .early_precision import EARLY_SHARE, EARLY_TOLERANCES, lowered
 from .inverse import inverse_transpose
 from .lanes import LaneLayout
 from .loop import Loop, Trace
@@ -97,10 +98,27 @@ def _solve(
     if linear is not None:
         return linear(f, z0, config)  # type: ignore[arg-type]
     if config.scope != "recurrence":
-        return Loop(f, z0, config, preconditioner).run(trace)  # type: ignore[arg-type]
+        return _solve_lanes(f, z0, config, preconditioner, trace)  # type: ignore[arg-type]
     if not isinstance(f, Recurrent):
         raise ValueError("scope recurrence needs a map with `own`, `order` and `column`: see Recurrent")
     return solve_recurrence(f, z0, config, preconditioner)
+
+
+def _solve_lanes(
+    f: Map, z0: Tensor, config: SolverConfig, preconditioner: Preconditioner | None, trace: Trace | None
+) -> FixedPoint:
+    """One loop, or two: the first in a lower precision, where it can be of use."""
+    early = EARLY_TOLERANCES.get(config.early_precision, 0.0)
+    budget = int(EARLY_SHARE * config.max_evals)
+    exact = max(config.rtol, 0.0 if config.rtol else config.atol)
+    if early <= exact or budget < 1 or z0.dtype != torch.float32:
+        return Loop(f, z0, config, preconditioner).run(trace)
+    loose = replace(config, rtol=early, atol=0.0, max_evals=budget)
+    with lowered(config.early_precision, z0.device):
+        first = Loop(f, z0, loose, preconditioner).run(trace)
+    rest = replace(config, max_evals=config.max_evals - first.nfe)
+    later = None if trace is None else lambda done, state: trace(first.nfe + done, state)
+    return first.followed_by(Loop(f, first.state, rest, preconditioner).run(later))
 
 
 @torch.no_grad()

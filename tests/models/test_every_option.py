@@ -54,6 +54,7 @@ SHARED = {
     "b_thres": (3, {}),
     "f_eps": (0.3, {}),
     "b_eps": (0.3, {}),
+    "early_precision": ("bfloat16", {"early_precision": "full", "f_thres": 40, "b_thres": 40}),
     "stop_mode": ("abs", CALM),
     "solver_scope": ("sample", {}),
     "f_memory": (3, {}),
@@ -135,12 +136,12 @@ class Task:
     target_dictionary = task().target_dictionary
 
 
-def fingerprint(family, options):
+def fingerprint(family, options, dtype=torch.float64):
     """Numbers that tell two runs apart: losses, statistics and gradients in training, statistics at
     validation."""
     model_class, config, small, _ = FAMILIES[family]
     torch.manual_seed(0)
-    model = model_class.build_model(config(**(SMALL | small | OF_THE_TASK | options)), task()).double()
+    model = model_class.build_model(config(**(SMALL | small | OF_THE_TASK | options)), task()).to(dtype)
     criterion = DEQLanguageModelLoss(Task(), sentence_avg=False)
     model.set_num_updates(3)
     found = []
@@ -166,8 +167,10 @@ def fingerprint(family, options):
 
 
 def ending(family, options):
+    # An early precision is for float32 alone; everything else is compared without its rounding.
+    dtype = torch.float32 if "early_precision" in options else torch.float64
     try:
-        return fingerprint(family, options)
+        return fingerprint(family, options, dtype)
     except (ValueError, RuntimeError) as error:
         return str(error)
 

@@ -60,13 +60,12 @@ class RandomLayer:
 Step = Callable[[], Any]
 
 
-def our_step(layer: RandomLayer, active: str, facts: dict[str, Any]) -> Step:
+def our_step(layer: RandomLayer, active: str, facts: dict[str, Any], early: str = "full") -> Step:
     """One of ours; `facts` receives what its solves did."""
-    forward = SolverConfig(max_evals=60, rtol=1e-3, atol=0.0, active_set=active)
-    backward = SolverConfig(max_evals=60, rtol=1e-3, atol=0.0, active_set=active)
+    options = SolverConfig(max_evals=60, rtol=1e-3, atol=0.0, active_set=active, early_precision=early)
 
     def run() -> Any:
-        found = fixed_point(layer.bound(), layer.z0, forward, GradientConfig(solver=backward))
+        found = fixed_point(layer.bound(), layer.z0, options, GradientConfig(solver=options))
         assert found.result is not None
         facts["state"], facts["nfe"] = found.state.detach(), found.result.nfe
         return layer.gradients(found.state)
@@ -142,6 +141,9 @@ def steps(size: str) -> None:
     def ours(facts: dict[str, Any]) -> Step:
         return our_step(layer, "never", facts)
 
+    def early(precision: str) -> Callable[[dict[str, Any]], Step]:
+        return lambda facts: our_step(layer, "never", facts, precision)
+
     runs: dict[str, tuple[str, Callable[[dict[str, Any]], Step], bool]] = {
         "ours fp32": ("fp32", ours, False),
         "stack of 12 fp32": ("fp32", lambda facts: stack_step(layer, 12), False),
@@ -149,6 +151,9 @@ def steps(size: str) -> None:
         "ours tf32": ("tf32", ours, False),
         "ours compiled tf32": ("tf32", ours, True),
         "ours compiled fp32": ("fp32", ours, True),
+        "ours early tf32": ("fp32", early("tf32"), False),
+        "ours early bf16": ("fp32", early("bfloat16"), False),
+        "ours compiled early tf32": ("fp32", early("tf32"), True),
         "stack of 12 tf32": ("tf32", lambda facts: stack_step(layer, 12), False),
         "torchdeq broyden tf32": ("tf32", lambda facts: torchdeq_step(layer, "broyden", facts), False),
         "stack of 24 fp32": ("fp32", lambda facts: stack_step(layer, 24), False),
