@@ -27,8 +27,9 @@ Restriction = Callable[[Tensor, Tensor, Tensor | None], Callable[[Tensor], Tenso
 _SOME_LANES, _PRICE, _COUNTED_ON = (0.1, 1.1), 0.4, 3
 # At a recheck the map at all lanes is there already: it is taken unless fewer than this share is open.
 _OPEN_SHARE = 0.5
-# Where lanes are independent, fewer of them must leave out this share.
-_LEAST_SHARE = {"always": 0.0, "auto": 0.25}
+# Where lanes are independent, fewer of them must leave out this share: of samples, and of single positions,
+# where f has the keys and values of a text for each, which are copied.
+_LEAST_SHARE, _LEAST_SHARE_OF_TEXTS = 0.25, 0.75
 
 
 class ActiveLanes:
@@ -59,6 +60,9 @@ class ActiveLanes:
         # Asked for by name: `isinstance` of a protocol costs as much as an evaluation for one token.
         self._restrict: Restriction | None = getattr(f, "restrict", None)
         self.can_restrict = config.active_set != "never" and self._restrict is not None
+        self.least_share = 0.0
+        if config.active_set == "auto":
+            self.least_share = _LEAST_SHARE if config.scope != "position" else _LEAST_SHARE_OF_TEXTS
         self.evaluations = 0
         self.lane_evaluations = 0
         self._current = f  # f at the active lanes
@@ -165,7 +169,7 @@ class ActiveLanes:
             saved = self._cost(now) - self._cost(then)
             if saved * min(evaluations, _COUNTED_ON) <= _PRICE:
                 return None
-        elif now == then or now - then < _LEAST_SHARE[self.config.active_set] * now:
+        elif now == then or now - then < self.least_share * now:
             return None
         # Frozen lanes fill up the last multiple; they are evaluated and ignored.
         if isinstance(moving, Tensor):
