@@ -48,6 +48,7 @@ class DEQLanguageModelLoss(FairseqCriterion):
     residual), `f_conv` (share of converged lanes), and the same with `b_` for the backward solve.
     The Jacobian penalty, where the model computes one, is added to the loss that is differentiated, and
     logged without its weight as `jac`, a mean over positions; the spectral radius as `sradius`, over rows.
+    A task with a method `counts` adds what it says of the scores and targets of a batch.
     `f_nonfinite` is there when f was never finite somewhere: the number of such lanes, whose samples a
     warning names. Another warning says when few positions converge in training, averaged over
     `--log-interval` batches.
@@ -71,6 +72,7 @@ class DEQLanguageModelLoss(FairseqCriterion):
             loss; the number to divide its gradient by; what to log, as sums.
         """
         features, extra = model(**sample["net_input"])
+        extra = extra or {}  # fairseq's recurrent decoders give None
         target = model.get_targets(sample, (features, extra))
         loss = self._cross_entropy(model.decoder, features, target, reduce)
         if self.training and "forward_stats" in extra:
@@ -87,6 +89,10 @@ class DEQLanguageModelLoss(FairseqCriterion):
             "sample_size": sample_size,
             "f_nonfinite_sum": non_finite.sum(),
         }
+        if hasattr(self.task, "counts"):
+            with torch.no_grad():
+                scores = model.decoder.get_normalized_probs((features, extra), log_probs=True)
+            logging_output |= self.task.counts(scores, target)
         term, radii = extra.get("jacobian_penalty"), extra.get("spectral_radii")
         # Every worker logs the same entries, on the device of the loss.
         sums = dict.fromkeys(_JACOBIAN, loss.new_zeros(()))

@@ -237,8 +237,11 @@ def _check_metric(cfg: Any) -> None:
     logged = list(_LOGGED[criterion])
     if criterion != "deq_lm_loss" and cfg.optimization.sentence_avg:
         logged.append("nll_loss")
-    if str(getattr(cfg.get("task"), "_name", "")) == "copy_memory":
+    task = str(getattr(cfg.get("task"), "_name", ""))
+    if task == "copy_memory":
         logged.append("copy_loss")
+    if task == "word_problem" and criterion == "deq_lm_loss":
+        logged += ["accuracy", "last_accuracy"]
     if criterion == "deq_lm_loss" and str(getattr(model, "_name", "")).startswith("deq_"):
         if not model.pretrain_steps and str(model.gradient) != "unroll":
             logged += _OF_SOLVES

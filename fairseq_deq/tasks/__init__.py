@@ -12,4 +12,4 @@ from ..registration import register
 
 register()
 
-from . import copy_memory, deq_language_modeling, language_modeling  # noqa: E402, F401
+from . import copy_memory, deq_language_modeling, language_modeling, word_problem  # noqa: E402, F401
