@@ -60,9 +60,10 @@ def page() -> str:
     for registry, heading, option in _OTHERS:
         parts.append(f"## {heading}\n")
         for name, options in _ours(registry).items():
-            base = options.__bases__[0]
-            beside = "" if base.__module__.startswith((PACKAGE, "fairseq.dataclass")) else _beside(base)
-            parts.append(f"### `{option} {name}`\n{beside}\n" + _table(options, _own(options)))
+            # What components share stands in a dataclass of ours that is no component itself.
+            base = next(b for b in options.__mro__[1:] if not b.__module__.startswith(PACKAGE))
+            beside = "" if base.__module__.startswith("fairseq.dataclass") else _beside(base)
+            parts.append(f"### `{option} {name}`\n{beside}\n" + _table(options, _ours_of(options)))
     return "\n".join(parts)
 
 
@@ -80,6 +81,13 @@ def _own(options: type) -> Iterator[Field[Any]]:
         is_linked = isinstance(one.default, str) and one.default.startswith("${")
         if one.name in options.__annotations__ and meaning(options, one) and not is_linked:
             yield one
+
+
+def _ours_of(options: type) -> Iterator[Field[Any]]:
+    """The fields that a dataclass and its bases in this package define; those of the bases come last."""
+    for owner in options.__mro__:
+        if owner.__module__.startswith(PACKAGE):
+            yield from _own(owner)
 
 
 def _table(options: type, rows: Iterator[Field[Any]]) -> str:
