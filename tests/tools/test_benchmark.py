@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from models.builders import build_trellis, tokens
 
 from fairseq_deq.implicit import GradientConfig
-from fairseq_deq.solvers import Recurrent, SolverConfig
+from fairseq_deq.solvers import Preconditioner, Recurrent, SolverConfig
 from fairseq_deq.tools import probe
 from fairseq_deq.tools.benchmark import command, layer, measure, methods
 
@@ -92,3 +93,21 @@ def test_a_step_in_subsequences_is_probed_as_a_whole():
     assert found["f_sample"] < 1e-11
     assert found["b_sample"] < 1e-11
     torch.testing.assert_close(gradients, whole, rtol=1e-6, atol=1e-9)
+
+
+def test_every_row_of_a_recurrence_runs_where_its_solves_have_learned():
+    """What was learned has the channels of h, and a state of any other scope has those of c too."""
+    decoder = build_trellis(dtype=torch.float64, solver_scope="recurrence").decoder.eval()
+    x, width = tokens(2, 5), decoder.layer.hidden_dim
+    model = layer.Layer(decoder, x, None, torch.randn(2, 5, decoder.dim).double())
+    torch.manual_seed(0)
+    known = Preconditioner(*(0.1 * torch.randn(width, 2, dtype=torch.float64) for _ in range(2)))
+    f, z0, _ = model.bound()
+    args = SimpleNamespace(f_thres=60, b_thres=60, rtol=1e-8, lane_factor=10.0)
+    rows = methods.methods(args, model)
+    rows = {name: run for name, run in rows.items() if "torchdeq" not in name and "stack" not in name}
+    assert sum("position after position" in name for name in rows) == 4
+    states = {name: run(f, z0, known) for name, run in rows.items()}
+    exact = states["picard+ift, position after position"]
+    for name, state in states.items():
+        assert (state - exact).abs().max() < 1e-5, name

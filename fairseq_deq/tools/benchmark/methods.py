@@ -129,8 +129,9 @@ def recurrent_methods(args: argparse.Namespace, f: Any) -> dict[str, Any]:
         name = f"{solver} {memory}".removesuffix(" 0") + "+ift, position after position"
         found[name] = our_method(next(pair), GradientConfig(solver=next(pair)))
     whole = replace(forward, solver="broyden", scope="batch", memory=0)
-    found["broyden+ift, whole batch"] = our_method(
-        whole, GradientConfig(solver=replace(whole, max_evals=args.b_thres))
+    # What a recurrence has learned is of the channels of its own solve alone: no other scope can use it.
+    found["broyden+ift, whole batch"] = without(
+        our_method(whole, GradientConfig(solver=replace(whole, max_evals=args.b_thres))), "preconditioner"
     )
     sweep = replace(forward, scope="sample", memory=6)
     gradient = GradientConfig(solver=replace(sweep, max_evals=args.b_thres, memory=8))
@@ -139,7 +140,9 @@ def recurrent_methods(args: argparse.Namespace, f: Any) -> dict[str, Any]:
             fixed_point(scanned(f), z0, sweep, gradient).state
         )
     chunks = replace(forward, scope="sample", memory=5)
-    chunked = our_method(chunks, GradientConfig(solver=replace(chunks, max_evals=args.b_thres)))
+    chunked = without(
+        our_method(chunks, GradientConfig(solver=replace(chunks, max_evals=args.b_thres))), "preconditioner"
+    )
     for length in (4, 16):
         found[f"anderson+ift, sample scope, {length} at a time"] = InSubsequences(chunked, length)
     found["stack of 40"] = stack(40, False)
@@ -172,9 +175,7 @@ def methods(args: argparse.Namespace, layer: Layer) -> dict[str, Any]:
         "anderson+jfb": (forward, GradientConfig("jfb", backward)),
     }
     found: dict[str, Any] = {name: our_method(*pair) for name, pair in ours.items()}
-    if (
-        layer.decoder.solver.scope == "recurrence"
-    ):  # what was learned is of the channels of a recurrence alone
+    if layer.decoder.solver.scope == "recurrence":
         found = {name: without(method, "preconditioner") for name, method in found.items()}
     else:
         default = found["anderson+ift"]
