@@ -80,6 +80,7 @@ def test_of_a_transformer():
     assert found["b_lane_nfe"] <= 10.8, found
 
 
+@pytest.mark.slow
 def test_without_what_it_learns_it_needs_more():
     """So it is this that saves them. Measured: 40 and 33, 25 and 16 per position, not all converged."""
     found = _counts(_trained("transformer", 101, 32, tuple(WITHOUT.items())), 32)

@@ -262,6 +262,7 @@ def test_page_and_numbers_are_written(reported):
         assert f"<h2>{title}</h2>" in html
 
 
+@pytest.mark.slow
 def test_a_trellisnet_on_raw_text(in_process, data_bin, text, tmp_path):
     from test_end_to_end_trellis import TINY
 
