@@ -97,7 +97,7 @@ class DEQLanguageModelConfig(FairseqDataclass):
     early_precision: EarlyPrecision = option(
         "full",
         "precision of the first evaluations of both solves: tf32 (on a GPU) to a relative residual of 4e-3, "
-        "bfloat16 to 2e-2, or full from the beginning; the last evaluations are of full precision always",
+        "bfloat16 to 2e-2, or full from the beginning; the last are of full precision, that of the model",
         gradient="ift,phantom,jfb",
     )
     stop_mode: StopMode = option("rel", "--f-eps is relative to |f(z)| (rel) or a root mean square (abs)")

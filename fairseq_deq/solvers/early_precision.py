@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 
@@ -26,5 +26,5 @@ def lowered(precision: str, device: torch.device) -> Iterator[None]:
         finally:
             matmul.allow_tf32 = before
         return
-    with torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext():
+    with torch.autocast(device.type, dtype=torch.bfloat16):
         yield

@@ -110,8 +110,7 @@ def _solve_lanes(
     """One loop, or two: the first in a lower precision, where it can be of use."""
     early = EARLY_TOLERANCES.get(config.early_precision, 0.0)
     budget = int(EARLY_SHARE * config.max_evals)
-    exact = max(config.rtol, 0.0 if config.rtol else config.atol)
-    if early <= exact or budget < 1 or z0.dtype != torch.float32:
+    if early <= (config.rtol or config.atol) or budget < 1 or z0.dtype != torch.float32:
         return Loop(f, z0, config, preconditioner).run(trace)
     loose = replace(config, rtol=early, atol=0.0, max_evals=budget)
     with lowered(config.early_precision, z0.device):
