@@ -146,7 +146,7 @@ class DrawnTask(CarefulTask):
             raise OptionError(f"{self.name} has the splits {', '.join(SPLITS)}, not {split!r}")
         cfg = self.cfg
         count = cfg.train_size if split == "train" else cfg.valid_size
-        # One stream of seeds a split, so that a longer training set leaves valid and test as they are.
+        # One stream of seeds per split, so that a longer training set leaves valid and test as they are.
         x, y = self.draw(count, len(SPLITS) * cfg.data_seed + SPLITS[split])
         first = self.dictionary.nspecial
         self.datasets[split] = SequenceDataset(x + first, y + first)
