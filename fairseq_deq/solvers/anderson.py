@@ -10,11 +10,14 @@ from torch.linalg import vecdot
 
 from .compiled_anderson import mixed, new_difference
 from .config import SolverConfig
-from .fused import constant, fusing
+from .fused import fusing
 from .least_squares import NO_PIVOT, least_squares
-from .record import Array, zeros_like_books
+from .record import Array, namespace, zeros_like_books
 from .registry import Precondition, register_solver
 from .rows import forget_rows, select_rows, to_rows
+
+# What the ridge of a difference grows to: the square of its column's length, scaled.
+_MOST_RIDGE = 1.0
 
 
 @register_solver("anderson")
@@ -26,21 +29,24 @@ class Anderson:
     P the preconditioner, or I. P acts on the residual that is left, and not on the history.
 
     The least squares is solved through its Gram matrix, kept up to date with the inner products that are new,
-    its columns scaled to length one, with a relative ridge, in float64.
+    its columns scaled to length one, with a relative ridge, in float64. Where lanes depend on each other, the
+    ridge of a difference grows as it ages, min(1, ridge*ridge_growth^age): since it was taken, the other
+    lanes have moved, and f at this one with them.
     Anderson (1965); Walker and Ni (2011).
     """
 
     default_memory = 5
 
     def __init__(self, config: SolverConfig, like: Tensor, books: Array) -> None:
-        self.ridge, self.has_ridge = constant(config.ridge, books), config.ridge > NO_PIVOT
         slots = (config.memory or self.default_memory) - 1
+        self.has_ridge = config.ridge > NO_PIVOT
         self.count = 0  # differences taken, or passed over
         # One tensor per slot, (n, D), None where nothing was stored yet: rows stay contiguous.
         self.dz: list[Tensor | None] = [None] * slots
         self.dg: list[Tensor | None] = [None] * slots
         self.gram = zeros_like_books(books, slots, slots)  # DG^T DG, (slots, slots, n)
         self.rhs = zeros_like_books(books, slots)  # DG^T g, (slots, n)
+        self.ridges = _ridges(config, self.rhs)
         self.fused = fusing(books, slots)
         # Where it is: lanes whose history is forgotten, and each slot as a mask of all.
         self.forget: Array = None
@@ -75,7 +81,8 @@ class Anderson:
             left, following = self._mix_fused(products, z, g)
         elif len(products):
             self._enter(products)
-            weights = to_rows(-self._least_squares(self.gram, self.rhs), z).unbind()  # (n, 1) each
+            ridges = self.ridges[(self.count - 1) % len(self.dg)]
+            weights = to_rows(-self._least_squares(self.gram, self.rhs, ridges), z).unbind()  # (n, 1) each
             for weight, dz, dg in zip(weights, self.dz, self.dg):
                 if dz is None or dg is None:
                     continue
@@ -116,7 +123,7 @@ class Anderson:
                 for j, other in enumerate(self.dg):
                     if other is not None:
                         gram[i, j] = _as_books(vecdot(dg, other), gram)
-        weights = self._least_squares(gram, along)
+        weights = self._least_squares(gram, along, self.ridges.diagonal())
         estimate = estimate.clone()
         for weight, dg in zip(to_rows(weights, vector), self.dg):
             if dg is not None:
@@ -138,10 +145,10 @@ class Anderson:
     def _mix_fused(self, products: Tensor, z: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         """g - DG*gamma and z - DZ*gamma, with the Gram matrix brought up to date."""
         assert self.slots is not None
-        newest = self.slots[self.count % len(self.dg)]
+        i = self.count % len(self.dg)
         self.count += 1
         self.gram, self.rhs, left, following = mixed(
-            self.gram, self.rhs, self.forget, products, newest, self.ridge, z, g, self.dz, self.dg
+            self.gram, self.rhs, self.forget, products, self.slots[i], self.ridges[i], z, g, self.dz, self.dg
         )
         return left, following
 
@@ -161,10 +168,20 @@ class Anderson:
         self.rhs += row
         self.rhs[i] = last
 
-    def _least_squares(self, gram: Array, rhs: Array) -> Array:
+    def _least_squares(self, gram: Array, rhs: Array, ridges: Array) -> Array:
         """gamma, (slots, n), of DG^T DG gamma = rhs."""
         slots = [i for i, d in enumerate(self.dg) if d is not None]
-        return least_squares(gram, rhs, self.ridge, self.has_ridge, slots)
+        return least_squares(gram, rhs, ridges, self.has_ridge, slots)
+
+
+def _ridges(config: SolverConfig, rhs: Array) -> Array:
+    """(slots, slots): the ridge of each slot while slot i holds the newest difference."""
+    xp = namespace(rhs)
+    slot = xp.cumsum(xp.ones_like(rhs[:, :1]), 0)  # (slots, 1)
+    age = (slot - slot.T) % len(rhs)
+    ridge = config.ridge * config.ridge_growth**age
+    limit = max(config.ridge, _MOST_RIDGE)
+    return xp.where(ridge < limit, ridge, limit)
 
 
 def _as_books(column: Tensor, books: Array) -> Array:

@@ -39,7 +39,7 @@ def mixed(
     forget: Tensor,
     products: Tensor,
     newest: Tensor,
-    ridge: Any,
+    ridges: Tensor,
     z: Tensor,
     g: Tensor,
     dz: list[Any],
@@ -52,7 +52,7 @@ def mixed(
         forget: (n,) bool, lanes without a history.
         products: <DG_j, DG_new> for all j, and <DG_new, g>, (slots + 1, n).
         newest: (slots,) bool, the slot of the new difference.
-        ridge: relative to the squared lengths of the columns.
+        ridges: (slots,), relative to the squared lengths of the columns.
         z, g, dz, dg: the states, f(z) - z, and the differences of both.
     Returns:
         the Gram matrix and DG^T g, brought up to date, g - DG*gamma and z - DZ*gamma.
@@ -61,7 +61,7 @@ def mixed(
     gram, rhs = torch.where(forget, 0.0, gram), torch.where(forget, 0.0, rhs)
     gram = torch.where(newest[:, None, None], row, torch.where(newest[:, None], row[:, None], gram))
     rhs = torch.where(newest[:, None], last, rhs + row)
-    gamma, left, following = compiled_least_squares(gram, rhs, ridge), g, z
+    gamma, left, following = compiled_least_squares(gram, rhs, ridges), g, z
     for i in range(len(dz)):
         weight = gamma[i].to(z.dtype).unsqueeze(-1)
         left, following = left - dg[i] * weight, following - dz[i] * weight

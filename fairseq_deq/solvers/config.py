@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from .early_precision import PRECISIONS
@@ -34,6 +35,9 @@ class SolverConfig:
             default; bounds the solver's memory.
         damping: step length tau in (0, 1]; 1 steps to f(z).
         ridge: Tikhonov term of Anderson's least squares, relative to the squared norms of its columns.
+        ridge_growth: where lanes depend on each other, the factor by which the ridge of a difference grows
+            with every iteration since it was taken, up to 1: it tells of f as it was when the other lanes
+            stood elsewhere. 1: all differences count alike.
         first_recheck: in `position` scope, the iteration (from 0) that evaluates every lane that is not
             final for the first time after the start, and wakes the frozen lanes whose inputs moved on; the
             next ones follow every 5 iterations, later at longer distances.
@@ -58,6 +62,7 @@ class SolverConfig:
     memory: int = 0
     damping: float = 1.0
     ridge: float = 1e-3
+    ridge_growth: float = 100.0
     first_recheck: int = 12
     active_set: str = "auto"
     patience: int = 6
@@ -79,6 +84,8 @@ class SolverConfig:
         for name in ("rtol", "atol", "ridge"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)!r}")
+        if not 1 <= self.ridge_growth < math.inf:
+            raise ValueError(f"ridge_growth must be at least 1 and finite, got {self.ridge_growth!r}")
         if self.rtol >= 1:
             raise ValueError(
                 f"rtol must be below 1, where any state would do as the answer; got {self.rtol!r}"
@@ -97,6 +104,10 @@ class SolverConfig:
                 "anderson needs memory >= 2 (two states give one difference); use solver picard for 1"
             )
 
+    def for_lanes(self, coupled: bool) -> SolverConfig:
+        """The options of a method whose lanes depend on each other, or do not."""
+        return self if coupled else _of_independent_lanes(self)
+
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> SolverConfig:
         """A configuration from a dictionary.
@@ -113,6 +124,11 @@ class SolverConfig:
         if unknown:
             raise ValueError(f"unknown solver option {', '.join(unknown)}; valid options: {', '.join(valid)}")
         return cls(**options)
+
+
+@functools.lru_cache(maxsize=64)  # generation asks for every token
+def _of_independent_lanes(config: SolverConfig) -> SolverConfig:
+    return replace(config, ridge_growth=1.0)
 
 
 def _check_type(name: str, value: Any, kind: type) -> None:

@@ -16,25 +16,25 @@ from .record import Array, namespace
 NO_PIVOT = 1e-14
 
 
-def least_squares(gram: Array, rhs: Array, ridge: Any, has_ridge: bool, slots: Sequence[int]) -> Array:
+def least_squares(gram: Array, rhs: Array, ridges: Array, has_ridge: bool, slots: Sequence[int]) -> Array:
     """gamma, by Gauss-Jordan elimination, its columns scaled to length one; 0 where that fails.
 
     Args:
         gram, rhs: DG^T DG and DG^T g, (S, S, n) and (S, n).
-        ridge: relative to the squared lengths of the columns.
-        has_ridge: whether it is above `NO_PIVOT`; without one, a column that the others span has no weight.
+        ridges: (S,), relative to the squared lengths of the columns.
+        has_ridge: whether they are above `NO_PIVOT`; if not, a column that the others span has no weight.
         slots: the columns in use; the others are zero.
     Returns:
         (S, n).
     """
     if has_ridge and isinstance(rhs, np.ndarray) and rhs.shape[1] == 1:
-        return _of_one_lane(gram[..., 0].tolist(), rhs[:, 0].tolist(), ridge)
+        return _of_one_lane(gram[..., 0].tolist(), rhs[:, 0].tolist(), ridges.tolist())
     xp, diagonal = namespace(rhs), list(range(len(rhs)))
     square = gram[diagonal, diagonal]
     known = square > 0
     inverse = known / xp.sqrt(xp.where(known, square, 1.0))  # 1 / lengths of the columns of DG
     normal = gram * inverse * inverse[:, None]
-    normal[diagonal, diagonal] = 1 + ridge
+    normal[diagonal, diagonal] = 1 + ridges[:, None]
     system = xp.concatenate([normal, (rhs * inverse)[:, None]], 1)  # (S, S + 1, n)
     # No rows are exchanged, since the matrix is positive definite.
     for i in slots:
@@ -48,35 +48,35 @@ def least_squares(gram: Array, rhs: Array, ridge: Any, has_ridge: bool, slots: S
     return xp.where(xp.isfinite(gamma.sum(0)), gamma, 0.0)
 
 
-def compiled_least_squares(gram: Tensor, rhs: Tensor, ridge: Any) -> Tensor:
+def compiled_least_squares(gram: Tensor, rhs: Tensor, ridges: Tensor) -> Tensor:
     """The same for a compiler, which makes one kernel of it: an operation on (n,) for each entry."""
 
     def inverse_root(square: Tensor) -> Tensor:
         known = square > 0
         return torch.where(known, torch.where(known, square, 1.0) ** -0.5, 0.0)
 
-    gamma = torch.stack(_entry_by_entry(gram, rhs, ridge, inverse_root))
+    gamma = torch.stack(_entry_by_entry(gram, rhs, ridges, inverse_root))
     return torch.where(torch.isfinite(gamma.sum(0)), gamma, 0.0)
 
 
-def _of_one_lane(gram: list[list[float]], rhs: list[float], ridge: float) -> Array:
+def _of_one_lane(gram: list[list[float]], rhs: list[float], ridges: list[float]) -> Array:
     """The same numbers, (S, 1), in a third of the time: generation solves for one position after another."""
 
     def inverse_root(square: float) -> float:
         return 1 / math.sqrt(square) if square > 0 else 0.0
 
     try:
-        gamma = _entry_by_entry(gram, rhs, ridge, inverse_root)
+        gamma = _entry_by_entry(gram, rhs, ridges, inverse_root)
     except ZeroDivisionError:
         gamma = [math.nan]
     return np.array(gamma if math.isfinite(sum(gamma)) else [0.0 for _ in rhs])[:, None]
 
 
-def _entry_by_entry(gram: Any, rhs: Any, ridge: Any, inverse_root: Callable[[Any], Any]) -> list[Any]:
+def _entry_by_entry(gram: Any, rhs: Any, ridges: Any, inverse_root: Callable[[Any], Any]) -> list[Any]:
     """gamma from entries that are numbers, or tensors (n,)."""
     slots = range(len(rhs))
     scale = [inverse_root(gram[i][i]) for i in slots]
-    left = [[1 + ridge if i == j else gram[i][j] * scale[j] * scale[i] for j in slots] for i in slots]
+    left = [[1 + ridges[i] if i == j else gram[i][j] * scale[j] * scale[i] for j in slots] for i in slots]
     right = [rhs[i] * scale[i] for i in slots]
     for p in slots:
         pivot = left[p][p]

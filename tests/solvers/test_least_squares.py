@@ -20,11 +20,16 @@ def _systems(slots, lanes, seed=0):
     return gram, np.einsum("nki,nk->in", columns, g)
 
 
-def _expected(gram, rhs, ridge):
-    """By a library, one lane after another: (DG^T DG + ridge * diag) gamma = DG^T g."""
+def _ridges(slots):
+    """One for each column."""
+    return RIDGE * 10.0 ** np.arange(slots)
+
+
+def _expected(gram, rhs, ridges):
+    """By a library, one lane after another: (DG^T DG + diag(ridges) * diag) gamma = DG^T g."""
     answers = []
     for n in range(rhs.shape[1]):
-        normal = gram[..., n] + ridge * np.diag(np.diag(gram[..., n]))
+        normal = gram[..., n] + np.diag(ridges * np.diag(gram[..., n]))
         answers.append(np.linalg.solve(normal, rhs[:, n]))
     return np.stack(answers, 1)
 
@@ -32,9 +37,11 @@ def _expected(gram, rhs, ridge):
 @pytest.mark.parametrize("slots", [1, 2, 4, 7])
 def test_it_is_the_solution_of_the_normal_equations(slots):
     gram, rhs = _systems(slots, 9)
-    gamma = least_squares(gram, rhs, RIDGE, True, range(slots))
-    assert np.allclose(gamma, _expected(gram, rhs, RIDGE), rtol=1e-9)
-    compiled = compiled_least_squares(torch.from_numpy(gram), torch.from_numpy(rhs), RIDGE)
+    gamma = least_squares(gram, rhs, _ridges(len(rhs)), True, range(slots))
+    assert np.allclose(gamma, _expected(gram, rhs, _ridges(slots)), rtol=1e-9)
+    compiled = compiled_least_squares(
+        torch.from_numpy(gram), torch.from_numpy(rhs), torch.from_numpy(_ridges(slots))
+    )
     assert np.allclose(compiled.numpy(), gamma, rtol=1e-9)
 
 
@@ -47,9 +54,11 @@ def test_a_lane_alone_is_bitwise_the_lane_beside_others(slots, empty):
     if empty:
         gram[0], gram[:, 0], rhs[0] = 0, 0, 0
         used = range(1, slots)
-    together = least_squares(gram, rhs, RIDGE, True, used)
+    together = least_squares(gram, rhs, _ridges(len(rhs)), True, used)
     for n in range(rhs.shape[1]):
-        alone = least_squares(gram[..., n : n + 1].copy(), rhs[:, n : n + 1].copy(), RIDGE, True, used)
+        alone = least_squares(
+            gram[..., n : n + 1].copy(), rhs[:, n : n + 1].copy(), _ridges(slots), True, used
+        )
         assert np.array_equal(alone[:, 0], together[:, n])
 
 
@@ -57,10 +66,10 @@ def test_a_lane_alone_is_bitwise_the_lane_beside_others(slots, empty):
 @pytest.mark.parametrize("spoilt", [float("nan"), float("inf")])
 def test_a_lane_without_a_solution_has_no_weights_and_spoils_no_other(lanes, spoilt):
     gram, rhs = _systems(4, lanes)
-    whole = least_squares(gram, rhs, RIDGE, True, range(4))
+    whole = least_squares(gram, rhs, _ridges(len(rhs)), True, range(4))
     gram[1, 2, 0] = gram[2, 1, 0] = spoilt
     with np.errstate(invalid="ignore"):
-        gamma = least_squares(gram, rhs, RIDGE, True, range(4))
+        gamma = least_squares(gram, rhs, _ridges(len(rhs)), True, range(4))
     assert not gamma[:, 0].any()
     assert np.array_equal(gamma[:, 1:], whole[:, 1:])
 
@@ -69,5 +78,5 @@ def test_a_lane_without_a_solution_has_no_weights_and_spoils_no_other(lanes, spo
 def test_without_a_ridge_a_column_that_the_others_span_has_no_weight(lanes):
     gram, rhs = np.zeros((2, 2, lanes)), np.zeros((2, lanes))
     gram[:], rhs[:] = 4.0, 2.0  # the same column twice: 4 * (gamma_0 + gamma_1) = 2
-    gamma = least_squares(gram, rhs, 0.0, False, range(2))
+    gamma = least_squares(gram, rhs, np.zeros(2), False, range(2))
     assert np.array_equal(gamma, np.array([[0.5] * lanes, [0.0] * lanes]))

@@ -10,6 +10,8 @@ from torch import Tensor
 
 # Ridge of the least squares, relative to the squared norms of its columns.
 RIDGE = 1e-3
+# Where positions depend on each other, its growth per iteration since a difference was taken, and its bound.
+GROWTH, MOST_RIDGE = 100.0, 1.0
 
 
 class History:
@@ -19,9 +21,13 @@ class History:
     Args:
         like: states, (n, C).
         slots: differences to keep, m.
+        coupled: whether the rows depend on each other.
     """
 
-    def __init__(self, like: Tensor, slots: int) -> None:
+    def __init__(self, like: Tensor, slots: int, coupled: bool) -> None:
+        ages = torch.arange(slots, dtype=torch.float64, device=like.device)
+        growth = GROWTH if coupled else 1.0
+        self.ridges = (RIDGE * growth**ages).clamp(max=MOST_RIDGE)  # by age
         self.count, self.slots = 0, slots
         self.dz: list[Tensor | None] = [None] * slots
         self.dg: list[Tensor | None] = [None] * slots
@@ -63,7 +69,8 @@ class History:
         square = self.gram.diagonal(dim1=1, dim2=2)
         scale = torch.where(square > 0, square, 1.0).rsqrt() * (square > 0)  # 1 / lengths of the columns
         system = self.gram * scale.unsqueeze(1) * scale.unsqueeze(2)
-        system.diagonal(dim1=1, dim2=2).fill_(1 + RIDGE)
+        ages = [(i - j) % self.slots for j in range(self.slots)]
+        system.diagonal(dim1=1, dim2=2).copy_(1 + self.ridges[ages])
         gamma = torch.linalg.solve_ex(system, self.rhs * scale)[0] * scale
         gamma = torch.where(torch.isfinite(gamma).all(1, keepdim=True), gamma, 0.0).to(z.dtype)
         for j, (dz, dg) in enumerate(zip(self.dz, self.dg)):
