@@ -97,7 +97,7 @@ class SolveReport:
         if self.share < ENOUGH:
             logger.warning(
                 "only %s: the numbers are not those of the equilibrium; give --model-overrides more "
-                "evaluations, such as \"{'f_thres': 60}\"",
+                "evaluations, such as \"{'f_thres': 120}\"",
                 self.sentence(),
             )
 

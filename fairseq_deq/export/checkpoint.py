@@ -29,7 +29,7 @@ SHARED: dict[str, Any] = {
     "tie_adaptive_weights": "false",
     "tie_adaptive_proj": "false",
     "f_solver": "anderson",
-    "f_thres": 40,
+    "f_thres": 60,
     "f_eps": 1e-3,
     "stop_mode": "rel",
     "solver_scope": "position",

@@ -77,9 +77,9 @@ class DEQLanguageModelConfig(FairseqDataclass):
         f"solver of the backward pass: {', '.join((*solver_names(), *linear_solver_names()))}",
         gradient="ift,shine",
     )
-    f_thres: int = option(40, "evaluations of f at most, in the forward pass", valid="[1, 100000]")
+    f_thres: int = option(60, "evaluations of f at most, in the forward pass", valid="[1, 100000]")
     b_thres: int = option(
-        40, "vector-Jacobian products at most, in the backward pass", valid="[1, 100000]", gradient="ift"
+        60, "vector-Jacobian products at most, in the backward pass", valid="[1, 100000]", gradient="ift"
     )
     f_eps: float = option(1e-3, "tolerance of the forward solve", valid="(0, 1)")
     b_eps: float = option(

@@ -66,7 +66,7 @@ def with_overrides_checked(load: Callable[..., Any]) -> Callable[..., Any]:
         is_named = isinstance(arg_overrides, Mapping) and all(isinstance(key, str) for key in arg_overrides)
         if arg_overrides is not None and not is_named:
             raise OptionError(
-                f"--model-overrides must name options, such as \"{{'f_thres': 60}}\", got {arg_overrides}"
+                f"--model-overrides must name options, such as \"{{'f_thres': 120}}\", got {arg_overrides}"
             )
         state = load(path, arg_overrides, load_on_all_ranks)
         if _wants_language_models.get():

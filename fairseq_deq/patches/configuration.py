@@ -141,7 +141,7 @@ def _check_overrides(cfg: Any) -> None:
         except (SyntaxError, ValueError):
             value = None
         if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-            raise OptionError(f"{flag(name)} must be a dictionary such as \"{{'f_thres': 60}}\", got {text}")
+            raise OptionError(f"{flag(name)} must be a dictionary such as \"{{'f_thres': 120}}\", got {text}")
 
 
 def _check_paths(cfg: Any, tool: str) -> None:

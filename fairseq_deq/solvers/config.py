@@ -40,7 +40,7 @@ class SolverConfig:
             stood elsewhere. 1: all differences count alike.
         first_recheck: in `position` scope, the iteration (from 0) that evaluates every lane that is not
             final for the first time after the start, and wakes the frozen lanes whose inputs moved on; the
-            next ones follow every 5 iterations, later at longer distances.
+            next ones follow every 3 iterations, later at longer distances.
         active_set: evaluate f at the moving lanes only, where f offers `restrict`: when their number says
             that it saves time (`auto`), `always` where lanes are independent, or `never`. What is found is
             the same where f rounds a position the same whatever stands beside it.

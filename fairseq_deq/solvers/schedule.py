@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # From one recheck to the next: iterations at least, and the share of those behind at least.
-_RECHECK_GAP, _RECHECK_SHARE = 5, 0.25
+_RECHECK_GAP, _RECHECK_SHARE = 3, 0.1
 
 
 def recheck_iterations(first: int, budget: int) -> list[int]:

@@ -50,7 +50,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         isinstance(k, str) for k in args.model_overrides
     )
     if not is_named:
-        raise OptionError("--model-overrides must be a dictionary, like \"{'f_thres': 60}\"")
+        raise OptionError("--model-overrides must be a dictionary, like \"{'f_thres': 120}\"")
     return args
 
 

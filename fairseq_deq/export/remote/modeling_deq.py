@@ -123,7 +123,7 @@ class DEQForCausalLM(PreTrainedModel, GenerationMixin):
         if found.real.any() and share < ENOUGH:
             logger.warning_once(
                 f"only {100 * float(share):.2f}% of the positions converged: load the model with more "
-                "evaluations, such as f_thres=60"
+                "evaluations, such as f_thres=120"
             )
         output = DEQOutput(
             loss=None if labels is None else _loss(logits, labels),

@@ -97,7 +97,7 @@ class ModelOptions:
     preconditioner_rank: int = 0
     learned_start: bool = False
     f_solver: str = "anderson"
-    f_thres: int = 40
+    f_thres: int = 60
     f_eps: float = 1e-3
     stop_mode: str = "rel"
     f_memory: int = 5

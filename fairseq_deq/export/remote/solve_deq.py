@@ -23,7 +23,7 @@ PATIENCE, MAX_RESTARTS = 6, 6
 # Where the residual of a position at rest has changed by this share, what it depends on has moved.
 MOVED = 0.01
 # Positions at rest are evaluated again from this iteration on, then at these distances at least.
-FIRST_RECHECK, RECHECK_GAP, RECHECK_SHARE = 12, 5, 0.25
+FIRST_RECHECK, RECHECK_GAP, RECHECK_SHARE = 12, 3, 0.1
 # Between rechecks a position that depends on others rests at this share of the tolerance.
 MARGIN = 0.8
 # f is narrowed to the rows and times where positions move when that leaves no more than this share of it.

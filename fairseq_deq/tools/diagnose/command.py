@@ -71,7 +71,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
             raise OptionError(f"--{name} {path}: there is no folder {path.absolute().parent}")
     args.model_overrides = literal(args.model_overrides)
     if not isinstance(args.model_overrides, dict):
-        raise OptionError("--model-overrides must be a dictionary, like \"{'f_thres': 60}\"")
+        raise OptionError("--model-overrides must be a dictionary, like \"{'f_thres': 120}\"")
     return args
 
 
