@@ -13,17 +13,19 @@ from .solvers import FixedPoint
 
 @dataclass(frozen=True)
 class SolveStats:
-    """Sums over the lanes of one solve, as a tensor (5,) that a later backward pass can fill in.
+    """Sums over the lanes of one solve, as a tensor (6,) that a later backward pass can fill in.
 
     The entries are: lanes, evaluations of f weighted by lanes, lane-evaluations computed, relative
-    residuals, converged lanes. All are zero while the solve has not run.
+    residuals, converged lanes, and those of them that took at most `SOON` evaluations while they moved. All
+    are zero while the solve has not run.
 
     Attributes:
         sums: the entries.
         real: (B, T) bool, False at padding, which does not count; None: every lane counts.
     """
 
-    ENTRIES: ClassVar[int] = 5
+    ENTRIES: ClassVar[int] = 6
+    SOON: ClassVar[int] = 30
 
     sums: Tensor
     real: Tensor | None = None
@@ -40,14 +42,17 @@ class SolveStats:
         """Add the sums of `result`."""
         converged, moving = result.converged, result.lane_nfe.double()
         residual = torch.nan_to_num(result.residual.double(), nan=1.0, posinf=1.0)
-        of_lanes = torch.stack([torch.ones_like(moving), moving, residual, converged.double()])  # (4, ...)
+        soon = converged & (moving <= self.SOON)
+        of_lanes = torch.stack(  # (5, ...)
+            [torch.ones_like(moving), moving, residual, converged.double(), soon.double()]
+        )
         if self.real is not None:
             everywhere, of_lanes = moving.sum(), of_lanes * real_lanes(self.real, converged)
-        lanes, moved, residuals, passed = of_lanes.flatten(1).sum(1).unbind()
+        lanes, moved, residuals, passed, early = of_lanes.flatten(1).sum(1).unbind()
         # The share of the work that is not at padding, by how long each lane was moving.
         share = 1.0 if self.real is None else moved / everywhere.clamp(min=1)
         work = result.total_lane_nfe * share * torch.ones_like(lanes)
-        self.sums.add_(torch.stack([lanes, result.nfe * lanes, work, residuals, passed]).to(self.sums))
+        self.sums.add_(torch.stack([lanes, result.nfe * lanes, work, residuals, passed, early]).to(self.sums))
 
 
 def real_lanes(real: Tensor, lanes: Tensor) -> Tensor:
@@ -86,7 +91,7 @@ class Equilibrium:
         """What became of the forward solve, and of the linear solve once the backward pass has run."""
         if self.result is None:
             return "Forward: steps were unrolled, and nothing was solved. Backward: autograd through them."
-        lanes, _, _, residuals, converged = self.backward.sums.tolist()
+        lanes, _, _, residuals, converged, _ = self.backward.sums.tolist()
         backward = "not run, or no linear solve was needed."
         if lanes:
             backward = (

@@ -15,7 +15,7 @@ from fairseq.logging import metrics
 from omegaconf import II
 from torch import Tensor, nn
 
-from ..equilibrium import real_lanes
+from ..equilibrium import SolveStats, real_lanes
 from ..solvers import Status
 from .watch import ConvergenceWatch
 
@@ -104,8 +104,8 @@ class DEQLanguageModelLoss(FairseqCriterion):
         for prefix in ("f", "b"):
             stats = extra.get("forward_stats" if prefix == "f" else "backward_stats")
             # Views: the backward pass fills its entries in after this dictionary was made.
-            sums = stats.sums if stats is not None else features.new_zeros(5)
-            for name, value in zip(("lanes", *_COLUMNS), sums.unbind(), strict=True):
+            sums = stats.sums if stats is not None else features.new_zeros(SolveStats.ENTRIES)
+            for name, value in zip(("lanes", *_COLUMNS), sums.unbind()):
                 logging_output[f"{prefix}_{name}_sum"] = value
         if term is not None and reduce:
             loss = loss + term.weighted * sample_size

@@ -154,8 +154,8 @@ class DEQLanguageModelConfig(FairseqDataclass):
     )
     keep_converged: float = option(
         0.995,
-        "share of positions whose solves are to converge in training; where it is missed, a Jacobian penalty "
-        "is switched on until they do; 0: never",
+        "share of positions whose solves are to converge within 30 evaluations in training; where it is "
+        "missed, a Jacobian penalty is switched on until they do; 0: never",
         valid="[0, 1)",
     )
     spectral_radius: int = option(

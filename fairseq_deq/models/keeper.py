@@ -25,9 +25,10 @@ class ConvergenceKeeper(Learned):
     """The weight w of the Jacobian penalty that keeps a share of the positions converging.
 
     After each update w <- 0.98*w + max(0, target - share), with `share` that of the positions that
-    converged in it, in the forward or in the backward solve, whichever is less; below 0.001 it is 0,
-    and it never exceeds 0.5. So the penalty is off as long as solves go well, and mild where it is on: a
-    strong one makes the layer do less, and the loss shows it.
+    converged in it within 30 evaluations (`SolveStats.SOON`), in the forward or in the backward solve,
+    whichever is less; below 0.001 it is 0, and it never exceeds 0.5. So the penalty is off as long as
+    solves go well, and mild where it is on: a strong one makes the layer do less, and the loss shows it.
+    What is left of a larger budget lets the others converge too, while the penalty takes effect.
 
     Args:
         target: the share, in (0, 1).
@@ -65,8 +66,8 @@ class ConvergenceKeeper(Learned):
         return (torch.zeros(2, SolveStats.ENTRIES, dtype=torch.float64, device=self.weight.device),)
 
     def _renew(self, *sums: Tensor) -> None:
-        lanes, converged = sums[0][:, 0], sums[0][:, -1]  # (2,), forward and backward
-        share = float((converged / lanes.clamp(min=1))[lanes > 0].min())
+        lanes, soon = sums[0][:, 0], sums[0][:, -1]  # (2,), forward and backward
+        share = float((soon / lanes.clamp(min=1))[lanes > 0].min())
         if int(self.renewals) < _GRACE:
             return
         before = float(self.weight)
@@ -75,7 +76,8 @@ class ConvergenceKeeper(Learned):
         if weight and not self.told:
             self.told = True
             logger.info(
-                f"{share:.1%} of the positions converged, and --keep-converged asks for {self.target:.1%}: a "
-                "Jacobian penalty is on until they do (column jac)"
+                f"{share:.1%} of the positions converged within {SolveStats.SOON} evaluations, and "
+                f"--keep-converged asks for {self.target:.1%}: a Jacobian penalty is on until they do "
+                "(column jac)"
             )
         self.weight.fill_(weight)

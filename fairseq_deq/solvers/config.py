@@ -62,7 +62,7 @@ class SolverConfig:
     memory: int = 0
     damping: float = 1.0
     ridge: float = 1e-3
-    ridge_growth: float = 100.0
+    ridge_growth: float = 10.0
     first_recheck: int = 12
     active_set: str = "auto"
     patience: int = 6

@@ -11,7 +11,7 @@ from fairseq_deq.equilibrium import SolveStats
 
 def batch(share, lanes=100):
     """The statistics of a solve of which this share converged."""
-    return SolveStats(torch.tensor([lanes, 0.0, 0.0, 0.0, share * lanes]))
+    return SolveStats(torch.tensor([lanes, 0.0, 0.0, 0.0, share * lanes, 0.0]))
 
 
 def warnings_of(caplog, shares, window=2, name="f_conv"):

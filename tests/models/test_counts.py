@@ -56,7 +56,7 @@ def _trained(family: str, updates: int, length: int, switched_off: tuple[tuple[s
 
 def _counts(model: Any, length: int) -> dict[str, float]:
     """Evaluations, in all and per position, and the share converged, of both solves."""
-    sums = [torch.zeros(5), torch.zeros(5)]
+    sums = [torch.zeros(6), torch.zeros(6)]
     for seed in range(1000, 1003):
         x, extra = model.train()(_text(8, length, seed)[:, :-1])
         x.sin().sum().backward()
@@ -64,7 +64,9 @@ def _counts(model: Any, length: int) -> dict[str, float]:
             total += extra[name].sums
     model.zero_grad()
     found = {}
-    for name, (lanes, evaluations, computed, _, converged) in zip("fb", (total.tolist() for total in sums)):
+    for name, (lanes, evaluations, computed, _, converged, _) in zip(
+        "fb", (total.tolist() for total in sums)
+    ):
         found |= {f"{name}_nfe": evaluations / lanes, f"{name}_lane_nfe": computed / lanes}
         found[f"{name}_conv"] = converged / lanes
     return found
@@ -107,7 +109,7 @@ def test_of_a_new_token(family, bound, monkeypatch):
 
     def counted(*arguments: Any) -> Any:
         cache, extra = original(*arguments)
-        lanes, _, computed, _, converged = extra["forward_stats"].sums.tolist()
+        lanes, _, computed, _, converged, _ = extra["forward_stats"].sums.tolist()
         assert converged == lanes
         result = extra["equilibria"][0].result
         assert computed <= result.nfe * lanes

@@ -116,7 +116,7 @@ def test_evaluation_uses_it(whole, in_process, data_bin, tmp_path):
         model, _ = _loaded(path, data_bin)
         with torch.no_grad():
             _, extra = model(torch.arange(4, 100).view(4, 24))
-        lanes, _, computed, _, converged = extra["forward_stats"].sums.tolist()
+        lanes, _, computed, _, converged, _ = extra["forward_stats"].sums.tolist()
         assert converged == lanes
         work.append(computed / lanes)
         options = (*TASK[:2], *TASK[4:6], "--num-workers", "0", "--cpu", "--gen-subset", "valid")

@@ -11,7 +11,7 @@ from torch import Tensor
 # Ridge of the least squares, relative to the squared norms of its columns.
 RIDGE = 1e-3
 # Where positions depend on each other, its growth per iteration since a difference was taken, and its bound.
-GROWTH, MOST_RIDGE = 100.0, 1.0
+GROWTH, MOST_RIDGE = 10.0, 1.0
 
 
 class History:

@@ -18,7 +18,7 @@ DEFAULTS = {f.name: f.default for f in fields(ModelOptions) if f.default is not 
 class DEQConfig(PretrainedConfig):
     """The options of `options_deq.ModelOptions`, as attributes, and those of every model of transformers.
 
-    Those of the solve may be changed where a model is loaded: `from_pretrained(..., f_eps=1e-4, f_thres=120)`.
+    Those of the solve may be changed where a model is loaded: `from_pretrained(..., f_eps=1e-4)`.
 
     Args:
         options: both kinds, by name.
