@@ -16,7 +16,7 @@ from .record import Array, namespace, zeros_like_books
 from .registry import Precondition, register_solver
 from .rows import forget_rows, select_rows, to_rows
 
-# What the ridge of a difference grows to: the square of its column's length, scaled.
+# The ridge of a difference grows to this at most: the squared length of its column once that is scaled.
 _MOST_RIDGE = 1.0
 
 
@@ -177,7 +177,7 @@ class Anderson:
 def _ridges(config: SolverConfig, rhs: Array) -> Array:
     """(slots, slots): the ridge of each slot while slot i holds the newest difference."""
     xp = namespace(rhs)
-    slot = xp.cumsum(xp.ones_like(rhs[:, :1]), 0)  # (slots, 1)
+    slot = xp.cumsum(rhs @ rhs.T * 0 + 1, 0)  # (slots, slots); rhs is zero, of any number of lanes
     age = (slot - slot.T) % len(rhs)
     ridge = config.ridge * config.ridge_growth**age
     limit = max(config.ridge, _MOST_RIDGE)

@@ -17,7 +17,7 @@ from fairseq_deq.models.incremental import IncrementalDecoder
 # The options that training has by default, at width 32.
 DEFAULTS = {
     **{"decoder_embed_dim": 32, "f_solver": "anderson", "b_solver": "anderson", "init_std": 0.02},
-    **{"f_thres": 40, "b_thres": 40, "f_eps": 1e-3, "b_eps": 1e-3, "keep_converged": 0.0},
+    **{"f_thres": 60, "b_thres": 60, "f_eps": 1e-3, "b_eps": 1e-3, "keep_converged": 0.0},
 }
 WITHOUT = {"preconditioner_rank": 0, "learned_start": "false"}
 
