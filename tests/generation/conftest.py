@@ -15,7 +15,7 @@ __all__ = ["pieces"]  # a fixture for this folder
 def unique_checkpoint(deq_checkpoint, tmp_path_factory) -> Path:
     """The tiny checkpoint with weights whose equilibrium is the only one (cf. `models.builders.build`)."""
     state = torch.load(deq_checkpoint, weights_only=False)
-    gains = {"injection.weight": 2.0, "qkv.weight_v": 0.5, "out.weight_v": 8.0, "ffn_out.weight_v": 0.5}
+    gains = {"injection.weight": 4.0, "qkv.weight_v": 0.5, "out.weight_v": 8.0, "ffn_out.weight_v": 0.5}
     scaled = set()
     for name, tensor in state["model"].items():
         for end, gain in gains.items():
