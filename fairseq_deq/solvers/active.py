@@ -54,7 +54,9 @@ class ActiveLanes:
         self.on_host = books_on_host(z.device)
         self.record = LaneRecord.start(self.lanes.count, config.damping, z.device)
         self.rows: Array | None = None
-        self._method: Method = get_solver(config.solver)(config, self.z, self.record.tau)
+        self._method: Method = get_solver(config.solver)(
+            config.for_lanes(self.lanes.coupled), self.z, self.record.tau
+        )
         self._method_rows = self.rows
         self.all_z, self.all_best, self.all_records = self.z, self.best, self.record
         # Asked for by name: `isinstance` of a protocol costs as much as an evaluation for one token.

@@ -29,9 +29,9 @@ class Anderson:
     P the preconditioner, or I. P acts on the residual that is left, and not on the history.
 
     The least squares is solved through its Gram matrix, kept up to date with the inner products that are new,
-    its columns scaled to length one, with a relative ridge, in float64. The ridge of a difference grows as
-    it ages, min(1, ridge*ridge_growth^age): since it was taken, this lane has moved, and so have those that
-    it depends on, and f with them.
+    its columns scaled to length one, with a relative ridge, in float64. Where lanes depend on each other, the
+    ridge of a difference grows as it ages, min(1, ridge*ridge_growth^age): since it was taken, the other
+    lanes have moved, and f at this one with them.
     Anderson (1965); Walker and Ni (2011).
     """
 
@@ -46,7 +46,7 @@ class Anderson:
         self.dg: list[Tensor | None] = [None] * slots
         self.gram = zeros_like_books(books, slots, slots)  # DG^T DG, (slots, slots, n)
         self.rhs = zeros_like_books(books, slots)  # DG^T g, (slots, n)
-        self.ridges = ridges_by_slot(config, self.rhs)
+        self.ridges = _ridges(config, self.rhs)
         self.fused = fusing(books, slots)
         # Where it is: lanes whose history is forgotten, and each slot as a mask of all.
         self.forget: Array = None
@@ -174,16 +174,11 @@ class Anderson:
         return least_squares(gram, rhs, ridges, self.has_ridge, slots)
 
 
-def ridges_by_slot(config: SolverConfig, books: Array) -> Array:
-    """(slots, slots): row i has the ridge of each slot while slot i holds the newest difference.
-
-    Args:
-        config: the options.
-        books: (slots, n), of any n, shows what kind of array to make.
-    """
-    xp = namespace(books)
-    slot = xp.cumsum(books @ books.T * 0 + 1, 0)  # (slots, slots)
-    age = (slot - slot.T) % len(books)
+def _ridges(config: SolverConfig, rhs: Array) -> Array:
+    """(slots, slots): the ridge of each slot while slot i holds the newest difference."""
+    xp = namespace(rhs)
+    slot = xp.cumsum(rhs @ rhs.T * 0 + 1, 0)  # (slots, slots); rhs is zero, of any number of lanes
+    age = (slot - slot.T) % len(rhs)
     ridge = config.ridge * config.ridge_growth**age
     limit = max(config.ridge, _MOST_RIDGE)
     return xp.where(ridge < limit, ridge, limit)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from .early_precision import PRECISIONS
@@ -34,9 +35,9 @@ class SolverConfig:
             default; bounds the solver's memory.
         damping: step length tau in (0, 1]; 1 steps to f(z).
         ridge: Tikhonov term of Anderson's least squares, relative to the squared norms of its columns.
-        ridge_growth: the factor by which the ridge of a difference grows with every iteration since it was
-            taken, up to 1: it tells of f as it was where this lane, and those that it depends on, stood
-            then. 1: all differences count alike.
+        ridge_growth: where lanes depend on each other, the factor by which the ridge of a difference grows
+            with every iteration since it was taken, up to 1: it tells of f as it was when the other lanes
+            stood elsewhere. 1: all differences count alike.
         first_recheck: in `position` scope, the iteration (from 0) that evaluates every lane that is not
             final for the first time after the start, and wakes the frozen lanes whose inputs moved on; the
             next ones follow every 3 iterations, later at longer distances.
@@ -103,6 +104,10 @@ class SolverConfig:
                 "anderson needs memory >= 2 (two states give one difference); use solver picard for 1"
             )
 
+    def for_lanes(self, coupled: bool) -> SolverConfig:
+        """The options of a method whose lanes depend on each other, or do not."""
+        return self if coupled else _of_independent_lanes(self)
+
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> SolverConfig:
         """A configuration from a dictionary.
@@ -119,6 +124,11 @@ class SolverConfig:
         if unknown:
             raise ValueError(f"unknown solver option {', '.join(unknown)}; valid options: {', '.join(valid)}")
         return cls(**options)
+
+
+@functools.lru_cache(maxsize=64)  # generation asks for every token
+def _of_independent_lanes(config: SolverConfig) -> SolverConfig:
+    return replace(config, ridge_growth=1.0)
 
 
 def _check_type(name: str, value: Any, kind: type) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .active import check_contract
-from .anderson import Anderson, ridges_by_slot
+from .anderson import Anderson
 from .config import SolverConfig
 from .lanes import LaneLayout
 from .least_squares import NO_PIVOT
@@ -92,9 +92,7 @@ class _FewLanes:
         self.last: Rows | None = None  # x of the evaluation before, (N, 2*D)
         self.history = np.zeros((lanes, slots, 2 * self.width), self.z.dtype)
         self.gram = np.zeros((lanes, slots, slots))  # DG^T DG
-        eye = np.eye(slots)
-        ridges = ridges_by_slot(config, np.zeros((slots, lanes)))
-        self.scales, self.least = 1 + ridges[:, None] * eye, 1e-200 * eye  # (slots, slots, slots)
+        self.ridge, self.least = 1 + config.ridge * np.eye(slots), 1e-200 * np.eye(slots)
         self.evaluations = 0
         self.moving = np.ones(lanes, bool)
         self.lane_evaluations, self.since_best = np.zeros(lanes, np.int32), np.zeros(lanes, np.int32)
@@ -169,7 +167,7 @@ class _FewLanes:
             dg = self.history[:, :, self.width :]
             products = np.einsum("nsd,nd->ns", dg, dg[:, slot])
             self.gram[:, slot] = self.gram[:, :, slot] = products
-            gamma = self._least_squares(slot, np.einsum("nsd,nd->ns", dg, g)).astype(x.dtype)
+            gamma = self._least_squares(np.einsum("nsd,nd->ns", dg, g)).astype(x.dtype)
             x = x - np.matmul(gamma[:, None], self.history)[:, 0]  # [z - DZ*gamma, g - DG*gamma]
         z, left = x[:, : self.width], x[:, self.width :]
         if self.factors is None:
@@ -178,8 +176,8 @@ class _FewLanes:
         positions = left.reshape(-1, len(right))  # (N*D/C, C)
         return z + left + (positions @ right @ left_transposed).reshape(z.shape)
 
-    def _least_squares(self, newest: int, rhs: Rows) -> Rows:
+    def _least_squares(self, rhs: Rows) -> Rows:
         """gamma, (N, S), of DG^T DG gamma = rhs, as in `Anderson`."""
         # Where a column of DG is zero, so is its weight.
-        normal = self.gram * self.scales[newest] + self.least
+        normal = self.gram * self.ridge + self.least
         return np.linalg.solve(normal, rhs[..., None])[..., 0]

@@ -1,4 +1,4 @@
-"""Differences that weigh less as they grow old."""
+"""Differences that grow old where lanes depend on each other."""
 
 import numpy as np
 import pytest
@@ -33,6 +33,14 @@ def test_along_a_row_it_saves_evaluations_and_finds_the_same(gain):
         grown.append(one.lane_nfe.double().mean())
         alike.append(other.lane_nfe.double().mean())
     assert sum(grown) < 0.9 * sum(alike)
+
+
+@pytest.mark.parametrize("options", [{"scope": "sample"}, {"scope": "batch"}, {}])
+def test_independent_lanes_are_bitwise_those_of_an_even_ridge(options):
+    f = _chain(0, 0.7, positions=20 if options else 1)
+    one, other = _solved(f, 10.0, **options), _solved(f, 1.0, **options)
+    assert torch.equal(one.state, other.state)
+    assert torch.equal(one.lane_nfe, other.lane_nfe)
 
 
 def test_the_ridge_of_every_slot_by_the_age_of_its_difference():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 # Ridge of the least squares, relative to the squared norms of its columns.
 RIDGE = 1e-3
-# Its growth per iteration since a difference was taken, and its bound.
+# Where positions depend on each other, its growth per iteration since a difference was taken, and its bound.
 GROWTH, MOST_RIDGE = 10.0, 1.0
 
 
@@ -21,11 +21,13 @@ class History:
     Args:
         like: states, (n, C).
         slots: differences to keep, m.
+        coupled: whether the rows depend on each other.
     """
 
-    def __init__(self, like: Tensor, slots: int) -> None:
+    def __init__(self, like: Tensor, slots: int, coupled: bool) -> None:
         ages = torch.arange(slots, dtype=torch.float64, device=like.device)
-        self.ridges = (RIDGE * GROWTH**ages).clamp(max=MOST_RIDGE)  # by age
+        growth = GROWTH if coupled else 1.0
+        self.ridges = (RIDGE * growth**ages).clamp(max=MOST_RIDGE)  # by age
         self.count, self.slots = 0, slots
         self.dz: list[Tensor | None] = [None] * slots
         self.dg: list[Tensor | None] = [None] * slots

@@ -108,7 +108,7 @@ class _Solve:
         self.moving, self.final = self.real, ~self.real
         self.abandoned = self.restarted = self.plain = self.alone = no
         slots = options.memory - 1 if options.solver == "anderson" else 0
-        self.history = History(self.z, slots) if slots else None
+        self.history = History(self.z, slots, coupled=self.shape[1] > 1) if slots else None
         self._widen()
 
     def run(self) -> Solved:
