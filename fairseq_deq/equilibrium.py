@@ -48,11 +48,13 @@ class SolveStats:
         )
         if self.real is not None:
             everywhere, of_lanes = moving.sum(), of_lanes * real_lanes(self.real, converged)
-        lanes, moved, residuals, passed, early = of_lanes.flatten(1).sum(1).unbind()
+        lanes, moved, residuals, passed, in_time = of_lanes.flatten(1).sum(1).unbind()
         # The share of the work that is not at padding, by how long each lane was moving.
         share = 1.0 if self.real is None else moved / everywhere.clamp(min=1)
         work = result.total_lane_nfe * share * torch.ones_like(lanes)
-        self.sums.add_(torch.stack([lanes, result.nfe * lanes, work, residuals, passed, early]).to(self.sums))
+        self.sums.add_(
+            torch.stack([lanes, result.nfe * lanes, work, residuals, passed, in_time]).to(self.sums)
+        )
 
 
 def real_lanes(real: Tensor, lanes: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ class DEQLanguageModelLoss(FairseqCriterion):
             stats = extra.get("forward_stats" if prefix == "f" else "backward_stats")
             # Views: the backward pass fills its entries in after this dictionary was made.
             sums = stats.sums if stats is not None else features.new_zeros(SolveStats.ENTRIES)
-            for name, value in zip(("lanes", *_COLUMNS), sums.unbind()):
+            for name, value in zip(("lanes", *_COLUMNS), sums[: len(_COLUMNS) + 1].unbind(), strict=True):
                 logging_output[f"{prefix}_{name}_sum"] = value
         if term is not None and reduce:
             loss = loss + term.weighted * sample_size

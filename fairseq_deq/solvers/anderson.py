@@ -12,7 +12,7 @@ from .compiled_anderson import mixed, new_difference
 from .config import SolverConfig
 from .fused import fusing
 from .least_squares import NO_PIVOT, least_squares
-from .record import Array, namespace, zeros_like_books
+from .record import Array, namespace, numbered_like_books, zeros_like_books
 from .registry import Precondition, register_solver
 from .rows import forget_rows, select_rows, to_rows
 
@@ -46,7 +46,7 @@ class Anderson:
         self.dg: list[Tensor | None] = [None] * slots
         self.gram = zeros_like_books(books, slots, slots)  # DG^T DG, (slots, slots, n)
         self.rhs = zeros_like_books(books, slots)  # DG^T g, (slots, n)
-        self.ridges = _ridges(config, self.rhs)
+        self.ridges = _ridges(config, numbered_like_books(books, slots))
         self.fused = fusing(books, slots)
         # Where it is: lanes whose history is forgotten, and each slot as a mask of all.
         self.forget: Array = None
@@ -174,14 +174,16 @@ class Anderson:
         return least_squares(gram, rhs, ridges, self.has_ridge, slots)
 
 
-def _ridges(config: SolverConfig, rhs: Array) -> Array:
-    """(slots, slots): the ridge of each slot while slot i holds the newest difference."""
-    xp = namespace(rhs)
-    slot = xp.cumsum(rhs @ rhs.T * 0 + 1, 0)  # (slots, slots); rhs is zero, of any number of lanes
-    age = (slot - slot.T) % len(rhs)
-    ridge = config.ridge * config.ridge_growth**age
-    limit = max(config.ridge, _MOST_RIDGE)
-    return xp.where(ridge < limit, ridge, limit)
+def _ridges(config: SolverConfig, slot: Array) -> Array:
+    """(slots, slots): row i has the ridge of each slot while slot i holds the newest difference.
+
+    Args:
+        config: the options.
+        slot: 0, 1, ..., slots - 1.
+    """
+    age = (slot[:, None] - slot) % len(slot)
+    ridge, limit = config.ridge * config.ridge_growth**age, max(config.ridge, _MOST_RIDGE)
+    return namespace(slot).where(ridge < limit, ridge, limit)
 
 
 def _as_books(column: Tensor, books: Array) -> Array:

@@ -43,6 +43,13 @@ def zeros_like_books(books: Array, *shape: int) -> Array:
     return np.zeros((*shape, *books.shape))
 
 
+def numbered_like_books(books: Array, count: int) -> Array:
+    """0, 1, ..., count - 1 in float64, (count,), of the kind of `books`."""
+    if isinstance(books, Tensor):
+        return torch.arange(count, dtype=torch.float64, device=books.device)
+    return np.arange(count, dtype=np.float64)
+
+
 @dataclass
 class LaneRecord:
     """One entry per lane, (n,) each. Distances are |f(z) - z|, inf: not measured, or not finite.
