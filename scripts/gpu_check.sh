@@ -71,7 +71,8 @@ tell "installed at $(passed) s; $(nvidia-smi --query-gpu=name,memory.total --for
 waiting=()
 aside() { if [ "$SLOW" = 1 ]; then "$@" & waiting+=($!); else "$@"; fi; }
 tests=(python3 -m pytest -q -p no:cacheprovider --timeout=120 --tb=line -rfE --device "$DEVICE")
-KEEP=25 aside step 110 tests "${tests[@]}" -n "${WORKERS:-6}" tests/gpu/test_solves.py tests/gpu/test_models.py
+KEEP=25 aside step 110 tests "${tests[@]}" -n "${WORKERS:-6}" tests/gpu/test_solves.py \
+    tests/gpu/test_captured.py tests/gpu/test_models.py
 KEEP=12 aside step 90 tests-training "${tests[@]}" tests/gpu/test_training.py
 KEEP=2 aside step 90 warm python3 -m fairseq_deq.tools gpu-check warm
 if [ -n "$DATA" ]; then
@@ -107,6 +108,7 @@ decoding() { # NAME CONTEXT...: tokens per second against a transformer_lm of 12
 }
 decoding generation "${contexts[@]}"
 LIVE=1 step 60 steps-128 python3 -m fairseq_deq.tools gpu-check steps 128
+LIVE=1 step 60 steps-1024 python3 -m fairseq_deq.tools gpu-check steps 1024
 export FAIRSEQ_DEQ_FUSE=1  # once more with the rules of solves compiled
 decoding generation-compiled "${contexts[1]}"
 for path in "${models[@]:0:1}"; do

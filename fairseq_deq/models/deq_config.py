@@ -12,7 +12,7 @@ from ..jacobian import PenaltySchedule
 from ..layers.weight_norm import Initializer
 from ..options import option, switch
 from ..solvers import SolverConfig, linear_solver_names, solver_names
-from ..solvers.config import ACTIVE_SETS, POLICIES, PRECISIONS, SCOPES
+from ..solvers.config import ACTIVE_SETS, CUDA_GRAPHS, POLICIES, PRECISIONS, SCOPES
 
 STOP_MODES = ("rel", "abs")
 
@@ -21,6 +21,7 @@ StopMode = ChoiceEnum(list(STOP_MODES))
 Scope = ChoiceEnum(list(SCOPES))
 Policy = ChoiceEnum(list(POLICIES))
 ActiveSet = ChoiceEnum(list(ACTIVE_SETS))
+CudaGraph = ChoiceEnum(list(CUDA_GRAPHS))
 EarlyPrecision = ChoiceEnum(list(PRECISIONS))
 Gradient = ChoiceEnum(list(GRADIENTS))
 
@@ -122,6 +123,10 @@ class DEQLanguageModelConfig(FairseqDataclass):
     active_set: ActiveSet = option(
         "auto", "evaluate f at unconverged positions only: where it pays (auto), always, never"
     )
+    cuda_graph: CudaGraph = option(
+        "never",
+        "on a GPU, record the iteration of a solve as a CUDA graph, which evaluates all positions (auto)",
+    )
     preconditioner_rank: int = option(
         32,
         "rank of the preconditioner that solves learn in training from the mean Jacobian; 0: none",
@@ -206,6 +211,7 @@ def forward_solver(cfg: DEQLanguageModelConfig) -> SolverConfig:
         damping=cfg.f_damping,
         scope=str(cfg.solver_scope),
         active_set=str(cfg.active_set),
+        cuda_graph=str(cfg.cuda_graph),
         early_precision=str(cfg.early_precision),
         policy=str(cfg.solver_policy),
     )
@@ -226,6 +232,7 @@ def gradient_config(cfg: DEQLanguageModelConfig) -> GradientConfig:
         memory=cfg.b_memory or _anderson_memory(cfg, cfg.b_solver, 5),
         scope=str(cfg.solver_scope),
         active_set=str(cfg.active_set),
+        cuda_graph=str(cfg.cuda_graph),
         early_precision=str(cfg.early_precision),
         policy=str(cfg.solver_policy),
     )

@@ -94,9 +94,13 @@ class ActiveLanes:
             fz = self._current(z)
         if first:
             check_contract(z, fz, version)
+        self.count_evaluation()
+        return fz.to(self.z.dtype).reshape(self.z.shape)
+
+    def count_evaluation(self) -> None:
+        """One more of the active lanes."""
         self.evaluations += 1
         self.lane_evaluations += len(self.record.moving)
-        return fz.to(self.z.dtype).reshape(self.z.shape)
 
     def autocast(self, enabled: bool) -> AbstractContextManager[Any]:
         """Autocast on or off, where the solve was started under it."""

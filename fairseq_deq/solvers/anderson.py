@@ -10,7 +10,7 @@ from torch.linalg import vecdot
 
 from .compiled_anderson import mixed, new_difference
 from .config import SolverConfig
-from .fused import fusing
+from .fused import can_fuse, fusing
 from .least_squares import NO_PIVOT, least_squares
 from .record import Array, namespace, numbered_like_books, zeros_like_books
 from .registry import Precondition, register_solver
@@ -47,10 +47,11 @@ class Anderson:
         self.gram = zeros_like_books(books, slots, slots)  # DG^T DG, (slots, slots, n)
         self.rhs = zeros_like_books(books, slots)  # DG^T g, (slots, n)
         self.ridges = _ridges(config, numbered_like_books(books, slots))
-        self.fused = fusing(books, slots)
-        # Where it is: lanes whose history is forgotten, and each slot as a mask of all.
+        graph = config.cuda_graph == "auto" and can_fuse(books, slots)
+        self.alike = fusing(books, slots) or graph
+        # Where they are: lanes whose history is forgotten, and the newest slot, the last one, among all.
         self.forget: Array = None
-        self.slots = torch.eye(slots, dtype=torch.bool, device=like.device) if self.fused else None
+        self.newest = self.ridges.new_ones(slots).cumsum(0) == slots if self.alike else None
         self.last_z: Tensor | None = None
         self.last_g: Tensor | None = None
 
@@ -60,8 +61,8 @@ class Anderson:
         """Put the newest differences in the oldest slot; <DG_j, DG_new> for all j, and <DG_new, g>."""
         if self.last_z is None or self.last_g is None:
             return []
-        if self.fused:
-            return self._observe_fused(z, g, restarted)
+        if self.alike:
+            return self._observe_alike(z, g, restarted)
         i = self.count % len(self.dg)
         dz, dg = self.dz[i], self.dg[i]
         self.dz[i] = dz = z - self.last_z if dz is None else torch.sub(z, self.last_z, out=dz)
@@ -77,8 +78,8 @@ class Anderson:
         self, products: Array, z: Tensor, g: Tensor, tau: Array | None, precondition: Precondition
     ) -> Tensor:
         left, following = g, z
-        if len(products) and self.fused:
-            left, following = self._mix_fused(products, z, g)
+        if len(products) and self.alike:
+            left, following = self._mix_alike(products, z, g)
         elif len(products):
             self._enter(products)
             ridges = self.ridges[(self.count - 1) % len(self.dg)]
@@ -130,26 +131,21 @@ class Anderson:
                 estimate.addcmul_(dg, weight, value=-1)
         return estimate
 
-    def _observe_fused(self, z: Tensor, g: Tensor, forget: Array) -> list[Tensor]:
-        """The same in few kernels; slots not used yet are zero, so that all iterations are alike."""
-        i, last_z, last_g = self.count % len(self.dg), self.last_z, self.last_g
-        dz = [torch.zeros_like(z) if d is None else d for d in self.dz]
-        dg = [torch.zeros_like(g) if d is None else d for d in self.dg]
-        del dz[i], dg[i]
-        new_z, new_g, products = new_difference(forget, z, g, last_z, last_g, dz, dg)
-        self.dz, self.dg = [*dz[:i], new_z, *dz[i:]], [*dg[:i], new_g, *dg[i:]]
-        self.forget = forget
-        *older, own, last = products
-        return [*older[:i], own, *older[i:], last]
+    def _observe_alike(self, z: Tensor, g: Tensor, forget: Array) -> list[Tensor]:
+        """The same, all iterations alike: slots not used yet are zero, and the last one is the newest."""
+        dz = [torch.zeros_like(z) if d is None else d for d in self.dz[1:]]
+        dg = [torch.zeros_like(g) if d is None else d for d in self.dg[1:]]
+        new_z, new_g, products = new_difference(forget, z, g, self.last_z, self.last_g, dz, dg)
+        self.dz, self.dg, self.forget = [*dz, new_z], [*dg, new_g], forget
+        return products
 
-    def _mix_fused(self, products: Tensor, z: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    def _mix_alike(self, products: Tensor, z: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         """g - DG*gamma and z - DZ*gamma, with the Gram matrix brought up to date."""
-        assert self.slots is not None
-        i = self.count % len(self.dg)
-        self.count += 1
-        self.gram, self.rhs, left, following = mixed(
-            self.gram, self.rhs, self.forget, products, self.slots[i], self.ridges[i], z, g, self.dz, self.dg
-        )
+        assert self.newest is not None
+        known = self.gram, self.rhs, self.forget, products, self.newest
+        ridges, history = self.ridges[-1], (self.dz, self.dg)
+        self.gram, self.rhs, *mix = mixed(*known, ridges, self.has_ridge, z, g, *history)
+        left, following = mix
         return left, following
 
     def _enter(self, products: Array) -> None:

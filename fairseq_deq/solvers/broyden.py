@@ -28,6 +28,7 @@ class Broyden:
     """
 
     default_memory = 32
+    alike = False  # each iteration has one more step to look back at
 
     def __init__(self, config: SolverConfig, like: Tensor, books: Array) -> None:
         self.memory = config.memory or self.default_memory

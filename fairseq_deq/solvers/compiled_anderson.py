@@ -1,4 +1,4 @@
-"""Anderson's method in few kernels, for the compiler: all iterations alike, slots not used yet being zero."""
+"""Anderson's method with all iterations alike, for a compiler or a recording; slots not used yet are zero."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.linalg import vecdot
 
 from .fused import fused
-from .least_squares import compiled_least_squares
+from .least_squares import compiled_least_squares, least_squares
 
 
 @fused
@@ -40,6 +40,7 @@ def mixed(
     products: Tensor,
     newest: Tensor,
     ridges: Tensor,
+    has_ridge: bool,
     z: Tensor,
     g: Tensor,
     dz: list[Any],
@@ -48,20 +49,25 @@ def mixed(
     """Anderson's least squares: gamma = argmin |g - DG*gamma|.
 
     Args:
-        gram, rhs: (slots, slots, n) and (slots, n).
+        gram, rhs: (slots, slots, n) and (slots, n), the oldest difference first.
         forget: (n,) bool, lanes without a history.
         products: <DG_j, DG_new> for all j, and <DG_new, g>, (slots + 1, n).
-        newest: (slots,) bool, the slot of the new difference.
-        ridges: (slots,), relative to the squared lengths of the columns.
+        newest: (slots,) bool, the slot of the new difference, which is the last.
+        ridges, has_ridge: as for `least_squares`.
         z, g, dz, dg: the states, f(z) - z, and the differences of both.
     Returns:
         the Gram matrix and DG^T g, brought up to date, g - DG*gamma and z - DZ*gamma.
     """
     row, last = products[:-1], products[-1]
     gram, rhs = torch.where(forget, 0.0, gram), torch.where(forget, 0.0, rhs)
+    gram, rhs = gram.roll((-1, -1), (0, 1)), rhs.roll(-1, 0)  # the oldest goes
     gram = torch.where(newest[:, None, None], row, torch.where(newest[:, None], row[:, None], gram))
     rhs = torch.where(newest[:, None], last, rhs + row)
-    gamma, left, following = compiled_least_squares(gram, rhs, ridges), g, z
+    if torch.compiler.is_compiling():
+        gamma = compiled_least_squares(gram, rhs, ridges)
+    else:
+        gamma = least_squares(gram, rhs, ridges, has_ridge, range(len(rhs)))
+    left, following = g, z
     for i in range(len(dz)):
         weight = gamma[i].to(z.dtype).unsqueeze(-1)
         left, following = left - dg[i] * weight, following - dz[i] * weight

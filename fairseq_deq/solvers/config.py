@@ -13,6 +13,7 @@ from .registry import linear_solver_names, solver_names
 SCOPES = ("position", "sample", "batch", "recurrence")
 POLICIES = ("best", "raise", "fallback")
 ACTIVE_SETS = ("auto", "always", "never")
+CUDA_GRAPHS = ("never", "auto")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ class SolverConfig:
         active_set: evaluate f at the moving lanes only, where f offers `restrict`: when their number says
             that it saves time (`auto`), `always` where lanes are independent, or `never`. What is found is
             the same where f rounds a position the same whatever stands beside it.
+        cuda_graph: `auto` records an iteration on a GPU as a CUDA graph, so that the iterations after the
+            second are one launch each, f included; all lanes are evaluated then, whatever `active_set` says.
+            For `anderson` (up to 9 states) and `picard`; without effect elsewhere, and on a CPU. `never`:
+            launch by launch.
         patience: evaluations without a new best residual after which a lane restarts from its best state:
             with half the step, then by plain iteration, and so on in turns.
         early_precision: `full`, or the precision of the first evaluations of f: `tf32` (on a GPU) until the
@@ -65,6 +70,7 @@ class SolverConfig:
     ridge_growth: float = 10.0
     first_recheck: int = 12
     active_set: str = "auto"
+    cuda_graph: str = "never"
     patience: int = 6
     early_precision: str = "full"
     policy: str = "best"
@@ -76,6 +82,7 @@ class SolverConfig:
         _check_choice("scope", self.scope, SCOPES)
         _check_choice("policy", self.policy, POLICIES)
         _check_choice("active_set", self.active_set, ACTIVE_SETS)
+        _check_choice("cuda_graph", self.cuda_graph, CUDA_GRAPHS)
         _check_choice("early_precision", self.early_precision, PRECISIONS)
         for name, low in (("max_evals", 1), ("memory", 0), ("first_recheck", 1), ("patience", 1)):
             value = getattr(self, name)

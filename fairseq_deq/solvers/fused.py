@@ -35,7 +35,12 @@ def fuse(enabled: bool = True) -> None:
 
 def fusing(books: Any, unknowns: int = 0) -> bool:
     """Whether rules over `books` are compiled, with that many unknowns in a lane's least squares."""
-    return _enabled and isinstance(books, Tensor) and unknowns <= _MOST_UNKNOWNS
+    return _enabled and can_fuse(books, unknowns)
+
+
+def can_fuse(books: Any, unknowns: int = 0) -> bool:
+    """Whether they could be."""
+    return isinstance(books, Tensor) and unknowns <= _MOST_UNKNOWNS
 
 
 def fused(rule: Rule) -> Rule:

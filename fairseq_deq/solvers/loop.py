@@ -30,7 +30,6 @@ _MARGIN = 0.8
 # Off the CPU the host asks once in so many iterations how many lanes still move.
 _ASK_EVERY = 4
 
-
 # Called with the number of evaluations so far and a state (..., C).
 Trace = Callable[[int, Tensor], object]
 
@@ -87,19 +86,23 @@ class Loop:
         """Solve, and tell `trace` each state that f is to be evaluated at."""
         with self.active.autocast(False), np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             for k in range(self.config.max_evals):
-                if trace is not None and (k in self.rechecks or self.moving_count):
-                    trace(self.active.evaluations, self.active.whole())
-                if k in self.rechecks:
-                    self._recheck(k)
-                elif self.moving_count:
-                    self._iterate(k)
-                else:  # nothing moves before the next recheck
-                    self.active.method.skip()
+                self._pass(k, trace)
                 if self._ended():
                     break
             return self.active.result(self.config.patience)
 
     # ------------------------------------------------------------------ iterations
+
+    def _pass(self, k: int, trace: Trace | None) -> None:
+        """Iteration k, of whichever kind."""
+        if trace is not None and (k in self.rechecks or self.moving_count):
+            trace(self.active.evaluations, self.active.whole())
+        if k in self.rechecks:
+            self._recheck(k)
+        elif self.moving_count:
+            self._iterate(k)
+        else:  # nothing moves before the next recheck
+            self.active.method.skip()
 
     def _iterate(self, k: int) -> None:
         """Evaluate the active lanes and step."""
@@ -314,6 +317,4 @@ class Loop:
 
     def _ended(self) -> bool:
         """Whether no lane needs another evaluation."""
-        if not self.lanes.coupled:
-            return not self.moving_count
-        return self.all_final
+        return self.all_final if self.lanes.coupled else not self.moving_count

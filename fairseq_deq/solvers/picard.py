@@ -20,6 +20,7 @@ class Picard:
     """
 
     default_memory = 1
+    alike = True
 
     def __init__(self, config: SolverConfig, like: Tensor, books: Array) -> None:
         pass

@@ -21,7 +21,9 @@ class Method(Protocol):
     needs. Rows are lanes; a rule must never mix two rows. In each iteration the loop asks for the inner
     products that the method needs (`observe`), gets them all to where small systems are solved in one
     transfer, and hands them back (`step`).
-    `default_memory` is the history length where the configuration names none.
+    `default_memory` is the history length where the configuration names none; `alike`, which may be left out,
+    says that from the third on all iterations are the same operations on tensors of the same shapes, all of
+    which are attributes of the method or entries of lists that are.
     """
 
     default_memory: int

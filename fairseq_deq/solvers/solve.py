@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from .captured import CapturedLoop, can_capture
 from .config import SolverConfig
 from .early_precision import EARLY_SHARE, EARLY_TOLERANCES, lowered
 from .inverse import inverse_transpose
@@ -110,14 +111,15 @@ def _solve_lanes(
     """One loop, or two: the first in a lower precision, where it can be of use."""
     early = EARLY_TOLERANCES.get(config.early_precision, 0.0)
     budget = int(EARLY_SHARE * config.max_evals)
+    loop = CapturedLoop if can_capture(config, z0.device) else Loop
     if early <= (config.rtol or config.atol) or budget < 1 or z0.dtype != torch.float32:
-        return Loop(f, z0, config, preconditioner).run(trace)
+        return loop(f, z0, config, preconditioner).run(trace)
     loose = replace(config, rtol=early, atol=0.0, max_evals=budget)
     with lowered(config.early_precision, z0.device):
-        first = Loop(f, z0, loose, preconditioner).run(trace)
+        first = loop(f, z0, loose, preconditioner).run(trace)
     rest = replace(config, max_evals=config.max_evals - first.nfe)
     later = None if trace is None else lambda done, state: trace(first.nfe + done, state)
-    return first.followed_by(Loop(f, first.state, rest, preconditioner).run(later))
+    return first.followed_by(loop(f, first.state, rest, preconditioner).run(later))
 
 
 @torch.no_grad()

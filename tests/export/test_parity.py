@@ -118,7 +118,7 @@ WITHOUT_EFFECT = {
     *("dropout", "attention_dropout", "dropouti", "dropouth", "emb_dropout", "wdrop"),
     *("adaptive_softmax_dropout", "init", "init_std", "init_range", "embed_std", "keep_converged"),
     *("b_solver", "b_thres", "b_eps", "b_memory", "early_eps", "early_share", "early_precision"),
-    "active_set",
+    *("active_set", "cuda_graph"),
     *("phantom_steps", "phantom_damping", "shine_refine", "jac_loss_weight", "jac_loss_freq"),
     *("jac_incremental", "spectral_radius", "pretrain_layers", "pretrain_random_layers", "seed"),
     *("max_update", "tokens_per_sample", "max_target_positions"),

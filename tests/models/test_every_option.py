@@ -61,6 +61,7 @@ SHARED = {
     "b_memory": (3, {}),
     "f_damping": (0.5, {}),
     "active_set": ("always", CALM | {"active_set": "never"}),
+    "cuda_graph": ("auto", CALM),
     "preconditioner_rank": (4, {}),
     "learned_start": ("other", {}),
     "keep_converged": (0.0, {}),
@@ -119,9 +120,12 @@ FAMILIES = {
     ),
     "trellis": (DEQTrellisNetLanguageModel, DEQTrellisNetConfig, {"nhid": 8, "f_damping": 0.9}, TRELLIS),
 }
-# A Transformer's f closes with a norm: its states have a root mean square of 1, and rel is abs. And so few
-# positions are one multiple of 16, none of which can be left out.
-EQUAL = [("transformer", "stop_mode"), ("transformer", "active_set"), ("trellis", "active_set")]
+# A Transformer's f closes with a norm: its states have a root mean square of 1, and rel is abs. So few
+# positions are one multiple of 16, none of which can be left out. And a CPU records no graphs.
+EQUAL = [
+    ("transformer", "stop_mode"),
+    *((family, name) for family in FAMILIES for name in ("active_set", "cuda_graph")),
+]
 CASES = [
     (family, name)
     for family, (*_, table) in FAMILIES.items()

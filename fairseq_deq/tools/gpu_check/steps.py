@@ -17,10 +17,15 @@ from ...solvers import SolverConfig, fused, solve
 from .visit import CUDA, DEVICE, Part, launches, milliseconds, precision, wait
 
 # name -> width, feed-forward width, heads, width of a head.
-SIZES = {"128": (128, 512, 4, 32), "512": (512, 2048, 8, 64), "700": (700, 48000, 10, 70)}
+SIZES = {
+    "128": (128, 512, 4, 32),
+    "512": (512, 2048, 8, 64),
+    "700": (700, 48000, 10, 70),
+    "1024": (1024, 4096, 16, 64),
+}
 ROWS, TOKENS = 14, 150
 if not CUDA:
-    SIZES = {"128": (16, 32, 2, 8), "512": (24, 48, 2, 12), "700": (32, 96, 2, 16)}
+    SIZES = {"128": (16, 32, 2, 8), "512": (24, 48, 2, 12), "700": (32, 96, 2, 16), "1024": (48, 96, 4, 12)}
     ROWS, TOKENS = 2, 10
 
 
@@ -60,9 +65,10 @@ class RandomLayer:
 Step = Callable[[], Any]
 
 
-def our_step(layer: RandomLayer, active: str, facts: dict[str, Any], early: str = "full") -> Step:
-    """One of ours; `facts` receives what its solves did."""
-    options = SolverConfig(max_evals=60, rtol=1e-3, atol=0.0, active_set=active, early_precision=early)
+def our_step(layer: RandomLayer, facts: dict[str, Any], **options_of_solves: str) -> Step:
+    """One of ours, of all positions unless told otherwise; `facts` receives what its solves did."""
+    chosen: dict[str, Any] = {"active_set": "never"} | options_of_solves
+    options = SolverConfig(max_evals=60, rtol=1e-3, atol=0.0, **chosen)
 
     def run() -> Any:
         found = fixed_point(layer.bound(), layer.z0, options, GradientConfig(solver=options))
@@ -138,41 +144,51 @@ def steps(size: str) -> None:
     print(f"-- {size}: {SIZES[size]}, {ROWS} x {TOKENS} tokens, memory {TOKENS}", flush=True)
     layer = RandomLayer(size)
 
-    def ours(facts: dict[str, Any]) -> Step:
-        return our_step(layer, "never", facts)
+    def ours(**options: str) -> Callable[[dict[str, Any]], Step]:
+        return lambda facts: our_step(layer, facts, **options)
 
-    def early(precision: str) -> Callable[[dict[str, Any]], Step]:
-        return lambda facts: our_step(layer, "never", facts, precision)
+    def stack(layers: int) -> Callable[[dict[str, Any]], Step]:
+        return lambda facts: stack_step(layer, layers)
 
+    def broyden(facts: dict[str, Any]) -> Step:
+        return torchdeq_step(layer, "broyden", facts)
+
+    graph = {"cuda_graph": "auto"}
     runs: dict[str, tuple[str, Callable[[dict[str, Any]], Step], bool]] = {
-        "ours fp32": ("fp32", ours, False),
-        "stack of 12 fp32": ("fp32", lambda facts: stack_step(layer, 12), False),
-        "torchdeq broyden fp32": ("fp32", lambda facts: torchdeq_step(layer, "broyden", facts), False),
-        "ours tf32": ("tf32", ours, False),
-        "ours compiled tf32": ("tf32", ours, True),
-        "ours compiled fp32": ("fp32", ours, True),
-        "ours early tf32": ("fp32", early("tf32"), False),
-        "ours early bf16": ("fp32", early("bfloat16"), False),
-        "ours compiled early tf32": ("fp32", early("tf32"), True),
-        "stack of 12 tf32": ("tf32", lambda facts: stack_step(layer, 12), False),
-        "torchdeq broyden tf32": ("tf32", lambda facts: torchdeq_step(layer, "broyden", facts), False),
-        "stack of 24 fp32": ("fp32", lambda facts: stack_step(layer, 24), False),
-        "stack of 24 tf32": ("tf32", lambda facts: stack_step(layer, 24), False),
-        "ours active auto fp32": ("fp32", lambda facts: our_step(layer, "auto", facts), False),
-        "ours compiled bf16": ("bf16", ours, True),
-        "stack of 12 bf16": ("bf16", lambda facts: stack_step(layer, 12), False),
+        "ours fp32": ("fp32", ours(), False),
+        "ours captured fp32": ("fp32", ours(**graph), False),
+        "stack of 12 fp32": ("fp32", stack(12), False),
+        "torchdeq broyden fp32": ("fp32", broyden, False),
+        "ours tf32": ("tf32", ours(), False),
+        "ours captured tf32": ("tf32", ours(**graph), False),
+        "ours captured bf16": ("bf16", ours(**graph), False),
+        "ours captured early tf32": ("fp32", ours(early_precision="tf32", **graph), False),
+        "ours captured early bf16": ("fp32", ours(early_precision="bfloat16", **graph), False),
+        "stack of 12 tf32": ("tf32", stack(12), False),
+        "torchdeq broyden tf32": ("tf32", broyden, False),
+        "ours compiled tf32": ("tf32", ours(), True),
+        "ours compiled captured tf32": ("tf32", ours(**graph), True),
+        "ours compiled fp32": ("fp32", ours(), True),
+        "stack of 24 fp32": ("fp32", stack(24), False),
+        "stack of 24 tf32": ("tf32", stack(24), False),
+        "ours active auto fp32": ("fp32", ours(active_set="auto"), False),
+        "ours compiled bf16": ("bf16", ours(), True),
+        "stack of 12 bf16": ("bf16", stack(12), False),
     }
     for name, (kind, make, compiled) in runs.items():
         limit = 90 if compiled else 25
         part.measure(name, limit, lambda k=kind, m=make, c=compiled: step_entry(layer, k, m, c))  # type: ignore[misc]
-    for compiled in (False, True):
-        name = f"an iteration{' compiled' if compiled else ''}"
-        part.measure(name, 60, lambda c=compiled: iteration_entry(layer, c))  # type: ignore[misc]
+    for name, compiled, cuda_graph in (
+        ("", False, "never"),
+        (" captured", False, "auto"),
+        (" compiled", True, "never"),
+    ):
+        part.measure(f"an iteration{name}", 60, lambda c=compiled, g=cuda_graph: iteration_entry(layer, c, g))  # type: ignore[misc]
 
 
-def iteration_entry(layer: RandomLayer, compiled: bool) -> dict[str, Any]:
+def iteration_entry(layer: RandomLayer, compiled: bool, cuda_graph: str) -> dict[str, Any]:
     """What an iteration of a forward solve costs beside f."""
-    config = SolverConfig(max_evals=60, rtol=1e-3, atol=0.0, active_set="never")
+    config = SolverConfig(max_evals=60, rtol=1e-3, atol=0.0, active_set="never", cuda_graph=cuda_graph)
     fused.fuse(compiled)
     try:
         with torch.no_grad(), precision("tf32"):

@@ -1,0 +1,198 @@
+"""A solve whose iterations are recorded once and replayed: the same results, and f's code runs few times.
+
+On a CPU a recording is a trace of the tensor operations of an iteration (`torch.fx`): like a CUDA graph it
+repeats exactly these, whatever the data say, and cannot be made where an iteration asks what they say.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from gpu.launches import kernels
+from problems import CausalMap
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from fairseq_deq.implicit import GradientConfig, fixed_point
+from fairseq_deq.layers.transformer.layer import TransformerLayer
+from fairseq_deq.layers.transformer.weights import DropoutMasks
+from fairseq_deq.layers.weight_norm import Initializer
+from fairseq_deq.solvers import Preconditioner, SolverConfig, captured, solve
+
+
+def traced(program, buffers):
+    """`captured.capture` for a CPU."""
+    recorded = make_fx(program)(buffers)
+    return lambda: captured.write_back(recorded(buffers), buffers)
+
+
+@pytest.fixture(autouse=True)
+def on_device(device, monkeypatch):
+    """A CPU records as a GPU does."""
+    if device.type == "cpu":
+        monkeypatch.setattr(captured, "capture", traced)
+        monkeypatch.setattr(captured, "RECORDS", ("cuda", "cpu"))
+
+
+class Counted:
+    """A map that cannot be restricted, and how often its code ran."""
+
+    direction = 1
+
+    def __init__(self, f):
+        self.f, self.calls = f, 0
+
+    def __call__(self, z):
+        self.calls += 1
+        return self.f(z)
+
+
+def inputs(device, batch=3, length=12, width=6, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(5)
+    return torch.randn(batch, length, width, generator=generator, dtype=torch.float64).to(dtype).to(device)
+
+
+def both(f, z0, preconditioner=None, **options):
+    """Launch by launch with all lanes, and recorded."""
+    eager = solve(f, z0, SolverConfig(active_set="never", **options), preconditioner)
+    return eager, solve(f, z0, SolverConfig(cuda_graph="auto", **options), preconditioner)
+
+
+def assert_same(found, expected, tolerance=1e-8):
+    assert found.nfe == expected.nfe
+    assert found.total_lane_nfe == expected.total_lane_nfe
+    torch.testing.assert_close(found.state, expected.state, rtol=tolerance, atol=tolerance)
+    assert torch.equal(found.status, expected.status)
+    assert torch.equal(found.lane_nfe, expected.lane_nfe)
+
+
+@pytest.mark.parametrize("memory", [0, 3, 9])
+@pytest.mark.parametrize("scope", ["position", "sample", "batch"])
+def test_anderson_finds_the_same_in_as_many_iterations(scope, memory, device):
+    b = inputs(device)
+    expected, found = both(
+        CausalMap(b), torch.zeros_like(b), scope=scope, memory=memory, max_evals=120, rtol=1e-8
+    )
+    assert expected.converged.all()
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("solver", ["picard", "broyden"])
+def test_other_solvers_find_the_same(solver, device):
+    b = inputs(device)
+    expected, found = both(CausalMap(b, 0.7), torch.zeros_like(b), solver=solver, max_evals=200, rtol=1e-9)
+    assert expected.converged.all()
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("budget", [1, 2, 3, 4, 13, 20])
+def test_a_budget_that_runs_out_ends_at_the_same_state(budget, device):
+    b = inputs(device)
+    expected, found = both(CausalMap(b), torch.zeros_like(b), max_evals=budget, rtol=1e-13, atol=0.0)
+    assert_same(found, expected, 1e-6)
+
+
+def test_lanes_that_restart_and_that_are_never_finite(device):
+    b = inputs(device)
+    b[1, 4] = float("nan")
+    expected, found = both(CausalMap(b, 6.0), torch.zeros_like(b), max_evals=60, rtol=1e-6)
+    assert not expected.converged.all()
+    assert found.nfe == expected.nfe
+    assert torch.equal(found.status, expected.status)
+    assert torch.isfinite(found.state).all()
+
+
+def test_a_preconditioner_serves(device):
+    b = inputs(device)
+    f = CausalMap(b, 1.4)
+    known = Preconditioner.from_jacobian(0.5 * f.own, 4)
+    expected, found = both(f, torch.zeros_like(b), known, max_evals=200, rtol=1e-9)
+    assert expected.converged.all()
+    assert_same(found, expected)
+
+
+def test_the_code_of_f_runs_for_two_iterations_and_two_recordings(device):
+    b = inputs(device, 4, 30, 8, torch.float32)
+    f = Counted(CausalMap(b))
+    config = SolverConfig(max_evals=40, rtol=1e-7, atol=0.0, cuda_graph="auto")
+    result = solve(f, torch.zeros_like(b), config)
+    assert result.nfe == 40
+    assert f.calls == 4
+    if device.type == "cuda":
+        from dataclasses import replace
+
+        plain = kernels(lambda: solve(f, torch.zeros_like(b), replace(config, cuda_graph="never")))
+        assert kernels(lambda: solve(f, torch.zeros_like(b), config)) < 0.4 * plain
+
+
+def test_a_solve_does_not_touch_what_another_one_found(device):
+    first = inputs(device)
+    config = SolverConfig(max_evals=60, rtol=1e-8, cuda_graph="auto")
+    found = solve(CausalMap(first), torch.zeros_like(first), config)
+    kept = found.state.clone(), found.residual.clone()
+    solve(CausalMap(first.flip(0) * 2), torch.ones_like(first), config)
+    assert torch.equal(found.state, kept[0])
+    assert torch.equal(found.residual, kept[1])
+
+
+def test_a_map_that_asks_the_host_goes_on_launch_by_launch_and_says_so(device, caplog):
+    b = inputs(device)
+    inner = CausalMap(b, 0.7)
+
+    def asking(z):
+        return inner(z) if float(z.sum()) < 1e30 else z
+
+    expected, _ = both(inner, torch.zeros_like(b), max_evals=60, rtol=1e-8)
+    config = SolverConfig(cuda_graph="auto", max_evals=60, rtol=1e-8)
+    with caplog.at_level(logging.WARNING):
+        found = solve(asking, torch.zeros_like(b), config)
+    assert any("cannot be recorded" in r.getMessage() for r in caplog.records)
+    assert found.converged.all()
+    torch.testing.assert_close(found.state, expected.state, rtol=1e-6, atol=1e-7)
+
+
+@pytest.fixture
+def bound(device):
+    """A published layer with a memory, bound to a segment; and its parameters."""
+    torch.manual_seed(0)
+    layer = TransformerLayer(16, 32, 2, 8, False, False, 0.0, 0.0, 0)
+    layer.initialize(Initializer("normal", 0.05, 0.05))
+    layer = layer.to(device).double()
+    generator = torch.Generator().manual_seed(1)
+    u = torch.randn(2, 20, 3 * 16, generator=generator).to(device).double()
+    memory = torch.randn(2, 8, 16, generator=generator).to(device).double()
+
+    def bind():
+        prepared = layer.prepare(DropoutMasks())
+        with torch.no_grad():
+            past = prepared.context(memory, u[:, :8], None)
+        return prepared.bind(u[:, 8:], past)
+
+    return bind, list(layer.parameters()), torch.zeros(2, 12, 16, device=device).double()
+
+
+def test_gradients_of_the_transformer_layer_are_the_same(bound, device):
+    bind, parameters, z0 = bound
+    weighting = torch.randn(z0.shape, generator=torch.Generator().manual_seed(2)).to(device).double()
+
+    def gradients(**options):
+        config = SolverConfig(max_evals=300, rtol=1e-9, atol=0.0, **options)
+        out = fixed_point(bind(), z0, config, GradientConfig(solver=config))
+        assert out.result is not None
+        assert out.result.converged.all()
+        return torch.autograd.grad((out.state * weighting).sum(), parameters)
+
+    for found, expected in zip(gradients(cuda_graph="auto"), gradients(active_set="never")):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_changed_position_leaves_all_before_it_unchanged(device):
+    b = inputs(device, dtype=torch.float32)
+    config = SolverConfig(max_evals=14, rtol=1e-5, cuda_graph="auto")
+    before = solve(CausalMap(b), torch.zeros_like(b), config).state
+    for t in (1, 6, 11):
+        changed = b.clone()
+        changed[:, t] += 1.0
+        after = solve(CausalMap(changed), torch.zeros_like(b), config).state
+        assert torch.equal(after[:, :t], before[:, :t])
