@@ -7,6 +7,7 @@ repeats exactly these, whatever the data say, and cannot be made where an iterat
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from fairseq_deq.implicit import GradientConfig, fixed_point
 from fairseq_deq.layers.transformer.layer import TransformerLayer
 from fairseq_deq.layers.transformer.weights import DropoutMasks
 from fairseq_deq.layers.weight_norm import Initializer
-from fairseq_deq.solvers import Preconditioner, SolverConfig, captured, solve
+from fairseq_deq.solvers import Preconditioner, SolverConfig, active, captured, record, solve
 
 
 def traced(program, buffers):
@@ -27,12 +28,16 @@ def traced(program, buffers):
     return lambda: captured.write_back(recorded(buffers), buffers)
 
 
-@pytest.fixture(autouse=True)
-def on_device(device, monkeypatch):
-    """A CPU records as a GPU does."""
-    if device.type == "cpu":
-        monkeypatch.setattr(captured, "capture", traced)
-        monkeypatch.setattr(captured, "RECORDS", ("cuda", "cpu"))
+@pytest.fixture
+def device(monkeypatch):
+    """A GPU where there is one; otherwise a CPU that keeps books in tensors and records, as a GPU does."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    for module in (record, active):
+        monkeypatch.setattr(module, "books_on_host", lambda device: False)
+    monkeypatch.setattr(captured, "capture", traced)
+    monkeypatch.setattr(captured, "RECORDS", ("cuda", "cpu"))
+    return torch.device("cpu")
 
 
 class Counted:
@@ -67,8 +72,7 @@ def assert_same(found, expected, tolerance=1e-8):
     assert torch.equal(found.lane_nfe, expected.lane_nfe)
 
 
-@pytest.mark.parametrize("memory", [0, 3, 9])
-@pytest.mark.parametrize("scope", ["position", "sample", "batch"])
+@pytest.mark.parametrize(("scope", "memory"), [("position", 0), ("position", 9), ("sample", 3), ("batch", 0)])
 def test_anderson_finds_the_same_in_as_many_iterations(scope, memory, device):
     b = inputs(device)
     expected, found = both(
@@ -86,7 +90,7 @@ def test_other_solvers_find_the_same(solver, device):
     assert_same(found, expected)
 
 
-@pytest.mark.parametrize("budget", [1, 2, 3, 4, 13, 20])
+@pytest.mark.parametrize("budget", [1, 2, 3, 13, 20])
 def test_a_budget_that_runs_out_ends_at_the_same_state(budget, device):
     b = inputs(device)
     expected, found = both(CausalMap(b), torch.zeros_like(b), max_evals=budget, rtol=1e-13, atol=0.0)
@@ -120,8 +124,6 @@ def test_the_code_of_f_runs_for_two_iterations_and_two_recordings(device):
     assert result.nfe == 40
     assert f.calls == 4
     if device.type == "cuda":
-        from dataclasses import replace
-
         plain = kernels(lambda: solve(f, torch.zeros_like(b), replace(config, cuda_graph="never")))
         assert kernels(lambda: solve(f, torch.zeros_like(b), config)) < 0.4 * plain
 
