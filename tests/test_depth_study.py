@@ -19,6 +19,7 @@ def study():
     return load_script(ROOT / "examples" / "depth" / "study.py")
 
 
+@pytest.mark.slow
 def test_the_study_evaluates_a_model_in_both_ways_and_repeats_nothing(study, data_bin, tmp_path, capsys):
     options = [str(data_bin), "--out", str(tmp_path), "--updates", "2", "--seeds", "1", "--depths", "12"]
     options += ["--models", "random", "deq"]

@@ -133,7 +133,7 @@ def test_solver_options_can_be_changed_at_evaluation(trained, in_process, data_b
     assert abs(crude - converged) > 1e-2 * converged
 
 
-@pytest.mark.parametrize("stop", [6, 14])
+@pytest.mark.parametrize("stop", [pytest.param(6, marks=pytest.mark.slow), 14])
 def test_resuming_on_either_side_of_the_switch_gives_the_uninterrupted_run(
     stop, in_process, data_bin, tmp_path
 ):

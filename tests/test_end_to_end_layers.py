@@ -62,7 +62,7 @@ def test_training_learns_and_logs_what_it_was_asked_for(trained):
     )
 
 
-@pytest.mark.parametrize("stop", [2, 7])
+@pytest.mark.parametrize("stop", [pytest.param(2, marks=pytest.mark.slow), 7])
 def test_resuming_on_either_side_of_the_switch_gives_the_uninterrupted_run(
     stop, in_process, data_bin, tmp_path
 ):

@@ -68,7 +68,15 @@ TRAININGS = [
 ]
 
 
-@pytest.mark.parametrize("training", TRAININGS, ids=str)
+# The widest models.
+SLOW = ("checkpoints/wt103-2019", "checkpoints/wt103-3layers-ift")
+MINIATURES = [
+    pytest.param(t, id=str(t), marks=[pytest.mark.slow] if t.value("--save-dir") in SLOW else [])
+    for t in TRAININGS
+]
+
+
+@pytest.mark.parametrize("training", MINIATURES)
 def test_the_recipe_runs_in_miniature(training, in_process, data_bin, tmp_path):
     words = _moved(training, tmp_path, data_bin)
     ours = "--user-dir" not in words
@@ -94,6 +102,7 @@ def study():
     return load_script(ROOT / "examples" / "wikitext-2" / "study.py")
 
 
+@pytest.mark.slow
 def test_the_study_picks_the_best_of_its_search_and_repeats_nothing(study, data_bin, tmp_path, capsys):
     options = [str(data_bin), "--out", str(tmp_path), "--updates", "2", "--final-updates", "3"]
     options += ["--models", "deq", "--lr", "0.001", "0.01", "--dropout", "0"]
@@ -110,6 +119,7 @@ def test_the_study_picks_the_best_of_its_search_and_repeats_nothing(study, data_
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
 
 
+@pytest.mark.slow
 def test_the_study_measures_the_memory_of_the_phase_that_was_trained_last(study, data_bin, tmp_path):
     options = [str(data_bin), "--out", str(tmp_path), "--updates", "1", "--final-updates", "3"]
     options += ["--models", "deq", "tied", "--lr", "0.001", "--dropout", "0"]

@@ -40,10 +40,17 @@ MISTAKES = [
 LATE = ("~hydra.callbacks.fairseq_deq", f"common.user_dir={PACKAGE}")
 
 
+CASES = [
+    # Each is a process of its own: the first two always, the others among the slow ones.
+    pytest.param(*mistake, id=mistake[0][0], marks=[pytest.mark.slow] if i > 1 else [])
+    for i, mistake in enumerate(MISTAKES)
+]
+
+
 @pytest.mark.parametrize(
     "late", [(), pytest.param(LATE, marks=pytest.mark.slow)], ids=["callback", "user_dir"]
 )
-@pytest.mark.parametrize(("changes", "sentence"), MISTAKES, ids=[mistake[0][0] for mistake in MISTAKES])
+@pytest.mark.parametrize(("changes", "sentence"), CASES)
 def test_a_mistake_ends_in_one_sentence(train, changes, sentence, late):
     output = train(*changes, *late)
     assert output.status == 1

@@ -29,7 +29,10 @@ SMALL = (
 )
 
 
-@pytest.fixture(scope="module", params=["deq_gated_convolution_lm", "deq_mixer_lm"])
+LAYERS = ["deq_gated_convolution_lm", pytest.param("deq_mixer_lm", marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module", params=LAYERS)
 def trained(request, in_process, data_bin, tmp_path_factory):
     """A model trained with subsequences, penalty and spectral radius, and the log of the run."""
     folder = tmp_path_factory.mktemp(request.param)

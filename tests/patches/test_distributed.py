@@ -134,6 +134,7 @@ def test_the_default_backend_wraps_a_model_on_the_cpu(group, config):
     wrapped(torch.ones(1, 2)).sum().backward()
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_model_and_resume(in_process, deq_training, tmp_path):
     # the default --ddp-backend, and a batch size of its own for each process
     training = (*deq_training, "--distributed-world-size", "2", "--batch-size", "4", "--save-dir", tmp_path)
@@ -146,6 +147,7 @@ def test_two_processes_train_one_model_and_resume(in_process, deq_training, tmp_
     assert state["extra_state"]["train_iterator"]["iterations_in_epoch"] == 2
 
 
+@pytest.mark.slow
 def test_a_sentence_of_a_started_process_is_a_sentence(refused, deq_training, tmp_path):
     options = ("--distributed-world-size", "2", "--f-solver", "newton", "--save-dir", tmp_path)
     assert "--f-solver must be one of" in refused("fairseq-train", *deq_training, *options).text

@@ -95,6 +95,7 @@ def test_a_killed_launcher_leaves_nothing_running(launcher):
     assert ends(launcher) == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_other(launcher):
     os.kill(children_that_train(launcher.pid)[-1], signal.SIGKILL)
     assert ends(launcher) == 1

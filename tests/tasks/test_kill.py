@@ -50,7 +50,7 @@ cli_main()
 """
 
 
-@pytest.mark.parametrize("where", ["save", "copy"])
+@pytest.mark.parametrize("where", [pytest.param("save", marks=pytest.mark.slow), "copy"])
 def test_the_next_start_goes_on_from_the_checkpoint_before(where, in_process, deq_training, tmp_path):
     options = ("--task", "deq_language_modeling", "--mem-len", "16", "--save-dir", str(tmp_path))
     training = (*deq_training, *options, "--disable-validation", "--save-interval-updates", "1")

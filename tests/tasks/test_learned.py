@@ -144,7 +144,13 @@ EXACT = (
 )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [
+        "transformer",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES if name != "transformer"),
+    ],
+)
 def test_two_processes_learn_what_one_with_the_doubled_batch_learns(
     family, pair, in_process, data_bin, tmp_path
 ):
@@ -176,7 +182,7 @@ def test_two_processes_learn_what_one_with_the_doubled_batch_learns(
     assert min(shares) == 1
 
 
-@pytest.mark.parametrize("stop", [10, 11])
+@pytest.mark.parametrize("stop", [pytest.param(10, marks=pytest.mark.slow), 11])
 def test_two_processes_resume_bit_for_bit_with_what_they_know(stop, pair, data_bin, tmp_path):
     arguments = (data_bin, *TRAINED[:-1], "2", *FAMILIES["transformer"], "--update-freq", "2")
     whole, parts = tmp_path / "whole", tmp_path / "parts"

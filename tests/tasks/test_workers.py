@@ -122,7 +122,7 @@ def test_loss_curve_in_float32_is_that_of_one_process(pair, in_process, data_bin
     assert one[-1]["loss"] < one[0]["loss"]
 
 
-@pytest.mark.parametrize("stop", [1, 3])
+@pytest.mark.parametrize("stop", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_two_processes_resume_bit_for_bit_on_either_side_of_the_switch(stop, pair, data_bin, tmp_path):
     training = (
         *(data_bin, *COMMON, "--optimizer", "adam", "--lr", "0.01", "--clip-norm", "1", "--update-freq", "2"),
