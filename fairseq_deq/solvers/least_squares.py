@@ -29,12 +29,16 @@ def least_squares(gram: Array, rhs: Array, ridges: Array, has_ridge: bool, slots
     """
     if has_ridge and isinstance(rhs, np.ndarray) and rhs.shape[1] == 1:
         return _of_one_lane(gram[..., 0].tolist(), rhs[:, 0].tolist(), ridges.tolist())
-    xp, diagonal = namespace(rhs), list(range(len(rhs)))
-    square = gram[diagonal, diagonal]
+    xp = namespace(rhs)
+    square = gram.diagonal().T  # (S, n)
     known = square > 0
     inverse = known / xp.sqrt(xp.where(known, square, 1.0))  # 1 / lengths of the columns of DG
     normal = gram * inverse * inverse[:, None]
-    normal[diagonal, diagonal] = 1 + ridges[:, None]
+    if isinstance(normal, Tensor):  # a list as an index would be copied to the device, which waits for that
+        normal.diagonal().copy_(1 + ridges)
+    else:
+        diagonal = list(range(len(rhs)))
+        normal[diagonal, diagonal] = 1 + ridges[:, None]
     system = xp.concatenate([normal, (rhs * inverse)[:, None]], 1)  # (S, S + 1, n)
     # No rows are exchanged, since the matrix is positive definite.
     for i in slots:
