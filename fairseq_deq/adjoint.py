@@ -25,6 +25,9 @@ class HasAdjoint(Protocol):
 class _AdjointMap:
     """lambda -> J^T lambda + grad, with J taken from one taped evaluation of f."""
 
+    # Autograd runs on the stream of that evaluation, so that no other stream can record it as a CUDA graph.
+    is_taped = True
+
     def __init__(self, fz: Tensor, leaf: Tensor, grad: Tensor, direction: int = 0) -> None:
         self.fz, self.leaf, self.grad, self.direction = fz, leaf, grad, direction
 

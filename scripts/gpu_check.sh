@@ -13,6 +13,7 @@ begin=$(date +%s)
 cd "$(dirname "$0")/.." || exit 1
 root=$PWD
 export DEVICE=${DEVICE:-cuda} PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
+export TEARDOWN_CUPTI=0 DISABLE_CUPTI_LAZY_REINIT=1  # or a profile of CUDA graphs can crash after another one
 OUT=${OUT:-gpu_check} WHEELS=${WHEELS:-.whl} SLOW=${SLOW:-1}
 mkdir -p "$OUT"; OUT=$(cd "$OUT" && pwd)
 PARTS=${PARTS:-/tmp/gpu_check_parts}

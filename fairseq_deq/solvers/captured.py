@@ -26,6 +26,8 @@ Place = tuple[dict[str, Any], str, int | None]
 _FIRST = 2
 # Kinds of devices that can record.
 RECORDS = ("cuda",)
+# Functions, and classes of maps, that could not be recorded: this is said once, and not tried again.
+_refused: set[str] = set()
 
 
 def can_capture(config: SolverConfig, device: torch.device) -> bool:
@@ -41,30 +43,41 @@ class CapturedLoop(Loop):
     is recorded once per solve, because f holds the tensors of its batch, and lives as long. What cannot be
     recorded goes on launch by launch, and a warning says why.
 
-    The same results as from `Loop` with `active_set="never"`, up to rounding.
+    The same results as from `Loop` with `active_set="never"`, up to rounding. It is `Loop` itself where the
+    solver's iterations differ from each other, where f is one of autograd (`is_taped`), and where a map of
+    f's class could not be recorded before.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.active.can_restrict = False
         self.places: list[Place] = []
         self.buffers: list[Tensor] = []
         self.programs: dict[str, Callable[[], None]] = {}
+        self.launched: set[str] = set()  # kinds that have been run launch by launch
         self.recording = False
-        # Launch by launch: a rule whose iterations differ, and what somebody looks on at.
-        self.eager = not getattr(self.active.method, "alike", False) or self.frozen_histories is not None
+        f, alike = self.active.f, getattr(self.active.method, "alike", False)
+        self.name = getattr(f, "__qualname__", type(f).__qualname__)
+        self.eager = not alike or getattr(f, "is_taped", False) or self.name in _refused
+        if not self.eager:
+            self.active.can_restrict = False
 
     def run(self, trace: Trace | None = None) -> FixedPoint:
-        self.eager = self.eager or trace is not None
-        return super().run(trace)
+        self.eager = self.eager or trace is not None  # somebody looks on
+        try:
+            return super().run(trace)
+        finally:
+            # A place holds this object: nothing of it, f included, would be freed before Python looks for
+            # cycles, and a graph is not to be freed while another one is recorded.
+            self.places, self.buffers, self.programs = [], [], {}
 
     def _pass(self, k: int, trace: Trace | None) -> None:
         kind = "recheck" if k in self.rechecks else "iteration"
-        if self.eager or k < _FIRST or not (self.moving_count or k in self.rechecks):
+        if self._launches(kind, k) or not self._recorded(kind, k):
             super()._pass(k, trace)
-            return
-        if kind not in self.programs and not self._record(kind, k):
-            super()._pass(k, trace)
+            self.launched.add(kind)
+            if self.buffers:  # programs read them, and nothing else
+                write_back(self._found(), self.buffers)
+                self._put(self.buffers)
             return
         self.programs[kind]()
         self.active.count_evaluation()
@@ -76,25 +89,42 @@ class CapturedLoop(Loop):
     def _asks(self, k: int) -> bool:
         return not self.recording and super()._asks(k)
 
-    def _record(self, kind: str, k: int) -> bool:
-        """Make the program of a kind of iteration; whether there is one."""
+    def _launches(self, kind: str, k: int) -> bool:
+        """Whether iteration k goes launch by launch, as far as is known before it is recorded."""
+        if self.eager or k < _FIRST:
+            return True
+        if self.fused and kind not in self.launched:  # what is compiled now cannot be recorded at once
+            return True
+        return not (self.moving_count or k in self.rechecks)
+
+    def _recorded(self, kind: str, k: int) -> bool:
+        """Make the program of a kind of iteration, where it is not there yet; whether it is there."""
+        if kind in self.programs:
+            return True
         active = self.active
-        if not self.places:
-            self.places = self._all_places()
-            # The history's, the states' and the books': nobody else holds these tensors.
-            self.buffers = [tensor.clone() for tensor in self._found()]
         counted = active.evaluations, active.lane_evaluations, self.moving_count
-        self.recording = True
         try:
+            if not self.buffers:
+                self.places = self._all_places()
+                # The history's, the states' and the books': nobody else holds these tensors.
+                self.buffers = [tensor.clone() for tensor in self._found()]
+            self.recording = True
             self.programs[kind] = capture(functools.partial(self._program, k), self.buffers)
-        except Exception as error:
+        except RuntimeError as error:  # of CUDA, out of memory included
             self.eager = True
+            _refused.add(self.name)
+            if isinstance(error, torch.OutOfMemoryError):
+                _pool.cache_clear()  # what it keeps may be needed now
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            logger.warning(f"iterations cannot be recorded as a CUDA graph and go on uncaptured: {reason}")
+            logger.warning(
+                f"iterations of {self.name} cannot be recorded as a CUDA graph and go on uncaptured: {reason}"
+            )
         finally:
             self.recording = False
             active.evaluations, active.lane_evaluations, self.moving_count = counted
             self._put(self.buffers)
+        if self.eager:
+            self.buffers, self.programs = [], {}
         return not self.eager
 
     def _program(self, k: int, tensors: list[Tensor]) -> list[Tensor]:
@@ -119,7 +149,7 @@ class CapturedLoop(Loop):
         places += [(record, name, None) for name in record]
         for name, value in method.items():
             if isinstance(value, list):
-                places += [(method, name, i) for i in range(len(value))]
+                places += [(method, name, i) for i, entry in enumerate(value) if isinstance(entry, Tensor)]
             elif isinstance(value, Tensor):
                 places.append((method, name, None))
         return places
@@ -131,55 +161,83 @@ def capture(program: Program, buffers: list[Tensor]) -> Callable[[], None]:
     Raises:
         RuntimeError: the program asks the host, or does what CUDA cannot record.
     """
-    pool = _pool(buffers[0].device)
-    graph = torch.cuda.CUDAGraph()
-    pool.stream.wait_stream(torch.cuda.current_stream(buffers[0].device))
-    with torch.cuda.stream(pool.stream):
-        graph.capture_begin(pool=pool.handle, capture_error_mode="thread_local")
-        try:
-            write_back(program(buffers), buffers)
-        except BaseException:
-            with suppress(RuntimeError):  # it has been told above
-                graph.capture_end()
-            raise
-        graph.capture_end()
-    torch.cuda.current_stream(buffers[0].device).wait_stream(pool.stream)
-    return graph.replay
+    device = buffers[0].device
+    # Programs share memory, so they may not run at the same time: each stream of solves has its own.
+    pool = _pool(device, torch.cuda.current_stream(device).cuda_stream)
+    return pool.record(lambda: write_back(program(buffers), buffers)).replay
 
 
 def write_back(found: list[Tensor], buffers: list[Tensor]) -> None:
     """Copy what a program found to the buffers, some of which it may have handed on as they are."""
-    places = {id(buffer): i for i, buffer in enumerate(buffers)}
-    changed = [(i, tensor) for i, tensor in enumerate(found) if places.get(id(tensor)) != i]
-    # A buffer that becomes another one is read before it is written to.
-    kept = [(i, tensor.clone() if _is_view_of_one(tensor, buffers) else tensor) for i, tensor in changed]
-    for i, tensor in kept:
+    changed = [i for i, (tensor, buffer) in enumerate(zip(found, buffers)) if tensor is not buffer]
+    at = {_address(buffers[i]): i for i in changed}
+    # One that becomes another buffer, which stands after it, is read before it is written to.
+    kept = [found[i].clone() if at.get(_address(found[i]), i + 1) <= i else found[i] for i in changed]
+    for i, tensor in zip(changed, kept):
         buffers[i].copy_(tensor)
 
 
-def _is_view_of_one(tensor: Tensor, buffers: list[Tensor]) -> bool:
-    storage = tensor.untyped_storage().data_ptr()
-    return any(buffer.untyped_storage().data_ptr() == storage for buffer in buffers)
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 class _Pool:
-    """Where a device records: a stream, and memory that is kept from one program to the next."""
+    """Where solves record: a stream, and memory that is kept from one program to the next."""
 
     def __init__(self, device: torch.device) -> None:
-        self.stream = torch.cuda.Stream(device)
+        self.device, self.stream = device, torch.cuda.Stream(device)
         self.handle = torch.cuda.graph_pool_handle()
         self.stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(self.stream):
             # The library of matrix products makes its workspace at its first call.
-            ones = torch.ones(8, 8, device=device)
-            torch.addmm(ones[0], ones, ones)
-            self.holder = torch.cuda.CUDAGraph()  # as long as it lives, the memory is not given back
-            self.holder.capture_begin(pool=self.handle, capture_error_mode="thread_local")
-            ones.add_(1)
-            self.holder.capture_end()
-        torch.cuda.current_stream(device).wait_stream(self.stream)
+            self.ones = torch.ones(8, 8, device=device)
+            torch.addmm(self.ones[0], self.ones, self.ones)
+            self.holder = self._record_nothing()  # as long as it lives, the memory is not given back
+
+    def record(self, run: Callable[[], object]) -> torch.cuda.CUDAGraph:
+        """The graph of what `run` launches, which is not executed.
+
+        Raises:
+            RuntimeError: it cannot be recorded.
+        """
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream):
+            graph = self._begun()
+            try:
+                run()
+            except BaseException:
+                with suppress(RuntimeError):  # it has been told above
+                    self._end(graph)
+                raise
+            self._end(graph)
+        torch.cuda.current_stream(self.device).wait_stream(self.stream)
+        return graph
+
+    def _begun(self) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        # Of other threads nothing is forbidden meanwhile.
+        graph.capture_begin(pool=self.handle, capture_error_mode="thread_local")
+        return graph
+
+    def _end(self, graph: torch.cuda.CUDAGraph) -> None:
+        try:
+            graph.capture_end()
+        except RuntimeError:
+            # After what CUDA cannot record, torch goes on as if it were recording: its allocator keeps more
+            # and more, and nothing random can be drawn. The next recording that succeeds mends the latter.
+            with suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(self.device.index, self.handle)
+            with suppress(RuntimeError):
+                self.holder = self._record_nothing()
+            raise
+
+    def _record_nothing(self) -> torch.cuda.CUDAGraph:
+        graph = self._begun()
+        self.ones.add_(1)  # an empty graph is warned of
+        graph.capture_end()
+        return graph
 
 
 @functools.cache
-def _pool(device: torch.device) -> _Pool:
+def _pool(device: torch.device, stream: int) -> _Pool:
     return _Pool(device)

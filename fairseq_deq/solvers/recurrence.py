@@ -59,7 +59,7 @@ def solve_recurrence(
         the `FixedPoint`; its lanes are positions, and `nfe` is that of the position that took most.
     """
     states = z0.detach().clone()
-    config = replace(config, scope="position")
+    config = replace(config, scope="position", cuda_graph="never")  # a column is solved in few iterations
     own = None if preconditioner is None else preconditioner.leading(f.own)
     solved: list[FixedPoint | None] = [None] * z0.shape[1]
     for t in f.order:

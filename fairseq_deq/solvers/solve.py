@@ -146,7 +146,7 @@ def solve_keeping_inverse(
             "scope recurrence keeps no estimate of the inverse Jacobian; use position, sample or batch"
         )
     check_state(z0)
-    loop = Loop(f, z0, config, preconditioner, keep_inverse=True)
+    loop = Loop(f, z0, replace(config, cuda_graph="never"), preconditioner, keep_inverse=True)
     result = _apply_policy(loop.run(), f, config, preconditioner)
     return result, torch.no_grad()(partial(inverse_transpose, loop))
 
