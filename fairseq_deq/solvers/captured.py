@@ -26,8 +26,8 @@ Place = tuple[dict[str, Any], str, int | None]
 _FIRST = 2
 # Kinds of devices that can record.
 RECORDS = ("cuda",)
-# Functions, and classes of maps, that could not be recorded: this is said once, and not tried again.
-_refused: set[str] = set()
+# Functions and classes of maps that could not be recorded, and why: said once, and not tried again.
+refused: dict[str, str] = {}
 
 
 def can_capture(config: SolverConfig, device: torch.device) -> bool:
@@ -57,7 +57,7 @@ class CapturedLoop(Loop):
         self.recording = False
         f, alike = self.active.f, getattr(self.active.method, "alike", False)
         self.name = getattr(f, "__qualname__", type(f).__qualname__)
-        self.eager = not alike or getattr(f, "is_taped", False) or self.name in _refused
+        self.eager = not alike or getattr(f, "is_taped", False) or self.name in refused
         if not self.eager:
             self.active.can_restrict = False
 
@@ -112,10 +112,10 @@ class CapturedLoop(Loop):
             self.programs[kind] = capture(functools.partial(self._program, k), self.buffers)
         except RuntimeError as error:  # of CUDA, out of memory included
             self.eager = True
-            _refused.add(self.name)
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            refused[self.name] = reason
             if isinstance(error, torch.OutOfMemoryError):
                 _pool.cache_clear()  # what it keeps may be needed now
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             logger.warning(
                 f"iterations of {self.name} cannot be recorded as a CUDA graph and go on uncaptured: {reason}"
             )
@@ -233,7 +233,7 @@ class _Pool:
 
     def _record_nothing(self) -> torch.cuda.CUDAGraph:
         graph = self._begun()
-        self.ones.add_(1)  # an empty graph is warned of
+        self.ones + 1  # an empty graph is warned of
         graph.capture_end()
         return graph
 

@@ -37,7 +37,7 @@ def traced(program, buffers):
 @pytest.fixture
 def device(monkeypatch):
     """A GPU where there is one; otherwise a CPU that keeps books in tensors and records, as a GPU does."""
-    monkeypatch.setattr(captured, "_refused", set())
+    monkeypatch.setattr(captured, "refused", {})
     if torch.cuda.is_available():
         return torch.device("cuda")
     for module in (record, active):
@@ -68,7 +68,9 @@ def inputs(device, batch=3, length=12, width=6, dtype=torch.float64):
 def both(f, z0, preconditioner=None, **options):
     """Launch by launch with all lanes, and recorded."""
     eager = solve(f, z0, SolverConfig(active_set="never", **options), preconditioner)
-    return eager, solve(f, z0, SolverConfig(cuda_graph="auto", **options), preconditioner)
+    found = solve(f, z0, SolverConfig(cuda_graph="auto", **options), preconditioner)
+    assert not captured.refused
+    return eager, found
 
 
 def assert_same(found, expected, tolerance=1e-8):
@@ -173,6 +175,7 @@ def test_a_map_that_asks_the_host_goes_on_launch_by_launch_and_says_so(device, c
     caplog.clear()
     again = solve(asking, torch.zeros_like(b), config)  # not tried again
     assert not caplog.records
+    assert len(captured.refused) == 1
     assert torch.equal(again.state, found.state)
 
 
@@ -315,6 +318,7 @@ def test_gradients_of_the_transformer_layer_are_the_same(bound, device):
         out = fixed_point(bind(), z0, config, GradientConfig(solver=config))
         assert out.result is not None
         assert out.result.converged.all()
+        assert not captured.refused
         return torch.autograd.grad((out.state * weighting).sum(), parameters)
 
     for found, expected in zip(gradients(cuda_graph="auto"), gradients(active_set="never")):

@@ -13,7 +13,7 @@ from ...implicit import GradientConfig, fixed_point
 from ...layers.transformer.layer import TransformerLayer
 from ...layers.transformer.weights import DropoutMasks
 from ...layers.weight_norm import Initializer
-from ...solvers import SolverConfig, fused, solve
+from ...solvers import SolverConfig, captured, fused, solve
 from .visit import CUDA, DEVICE, Part, launches, milliseconds, precision, wait
 
 # name -> width, feed-forward width, heads, width of a head.
@@ -112,6 +112,7 @@ def step_entry(layer: RandomLayer, kind: str, make: Callable[[dict[str, Any]], S
     """Time, memory, evaluations and residual of one kind of step."""
     facts: dict[str, Any] = {}
     fused.fuse(compiled)
+    captured.refused.clear()
     try:
         with precision(kind):
             run = make(facts)
@@ -127,6 +128,7 @@ def step_entry(layer: RandomLayer, kind: str, make: Callable[[dict[str, Any]], S
             if CUDA:
                 entry["MiB"] = (torch.cuda.max_memory_allocated() - before) / 2**20
         entry["compiled"] = fused.fusing(layer.z0)
+        entry |= captured.refused  # why maps were not recorded
     finally:
         fused.fuse(False)
     if "state" in facts:
@@ -190,6 +192,7 @@ def iteration_entry(layer: RandomLayer, compiled: bool, cuda_graph: str) -> dict
     """What an iteration of a forward solve costs beside f."""
     config = SolverConfig(max_evals=60, rtol=1e-3, atol=0.0, active_set="never", cuda_graph=cuda_graph)
     fused.fuse(compiled)
+    captured.refused.clear()
     try:
         with torch.no_grad(), precision("tf32"):
             f = layer.bound()
