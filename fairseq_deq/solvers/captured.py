@@ -223,10 +223,13 @@ class _Pool:
         try:
             graph.capture_end()
         except RuntimeError:
-            # After what CUDA cannot record, torch goes on as if it were recording: its allocator keeps more
-            # and more, and nothing random can be drawn. The next recording that succeeds mends the latter.
+            # After what CUDA cannot record, torch goes on as if it were recording to this memory: it gives
+            # back ever less, refuses this memory to the next program, and draws nothing random. The next
+            # recording that succeeds mends the last of these.
+            lost, self.handle = self.handle, torch.cuda.graph_pool_handle()
             with suppress(RuntimeError):
-                torch._C._cuda_endAllocateToPool(self.device.index, self.handle)
+                torch._C._cuda_endAllocateToPool(self.device.index, lost)
+                torch._C._cuda_releasePool(self.device.index, lost)
             with suppress(RuntimeError):
                 self.holder = self._record_nothing()
             raise

@@ -49,7 +49,7 @@ class SolverConfig:
             second are one launch each, f included; all lanes are evaluated then, whatever `active_set` says.
             For `anderson` (up to 9 states) and `picard`; without effect elsewhere, where the map is one of
             autograd, as the backward solve is of a layer without an adjoint of its own, and on a CPU.
-            `never`: launch by launch.
+            The memory of an iteration stays reserved between solves. `never`: launch by launch.
         patience: evaluations without a new best residual after which a lane restarts from its best state:
             with half the step, then by plain iteration, and so on in turns.
         early_precision: `full`, or the precision of the first evaluations of f: `tf32` (on a GPU) until the

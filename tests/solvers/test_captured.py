@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import logging
 import weakref
 from dataclasses import replace
@@ -244,49 +245,54 @@ def test_what_a_program_hands_on_is_read_before_it_is_overwritten(name):
         assert torch.equal(buffer, tensor)
 
 
-class Invalid:
-    """`torch.cuda.CUDAGraph`, of which every recording that asks the host is lost."""
+class Recording:
+    """`torch.cuda.CUDAGraph` and the memory it records to; after a question to the host it is lost."""
 
     asked = False
-    underway: list[object] = []
+    underway: set[int] = set()
+    known: set[int] = set()  # in a second place, where no recording that is lost can be ended
+    released: list[int] = []
 
     def capture_begin(self, pool, capture_error_mode):
-        if pool in self.underway:
-            raise RuntimeError("already recording")
-        self.underway.append(pool)
+        assert pool not in self.underway | self.known
+        self.pool = pool
+        self.underway.add(pool)
+        self.known.add(pool)
 
     def capture_end(self):
-        if Invalid.asked:
-            Invalid.asked = False
+        if Recording.asked:
+            Recording.asked = False
             raise RuntimeError("lost")
-        self.underway.pop()
+        self.underway.remove(self.pool)
+        self.known.remove(self.pool)
 
 
 def test_after_a_recording_that_is_lost_the_next_one_can_be_made(monkeypatch):
     stream = type("Stream", (), {"wait_stream": lambda self, other: None})()
-    for name, value in {
-        "CUDAGraph": Invalid,
-        "Stream": lambda device: stream,
-        "current_stream": lambda device: stream,
-        "stream": lambda stream: contextlib.nullcontext(),
-        "graph_pool_handle": lambda: (0, 1),
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, value)
-    monkeypatch.setattr(
-        torch._C, "_cuda_endAllocateToPool", lambda device, pool: Invalid.underway.remove(pool), raising=False
-    )
+    handles = itertools.count()
+    for module, name, value in (
+        (torch.cuda, "CUDAGraph", Recording),
+        (torch.cuda, "Stream", lambda device: stream),
+        (torch.cuda, "current_stream", lambda device: stream),
+        (torch.cuda, "stream", lambda stream: contextlib.nullcontext()),
+        (torch.cuda, "graph_pool_handle", lambda: next(handles)),
+        (torch._C, "_cuda_endAllocateToPool", lambda device, pool: Recording.underway.remove(pool)),
+        (torch._C, "_cuda_releasePool", lambda device, pool: Recording.released.append(pool)),
+    ):
+        monkeypatch.setattr(module, name, value, raising=False)
 
     def ask():
-        Invalid.asked = True
+        Recording.asked = True
         raise RuntimeError("asked")
 
     pool = captured._Pool(torch.device("cpu"))
-    first = pool.holder
+    first, handle = pool.holder, pool.handle
     with pytest.raises(RuntimeError, match="asked"):
         pool.record(ask)
-    assert Invalid.underway == []
+    assert not Recording.underway
+    assert Recording.released == [handle]
     assert pool.holder is not first
-    assert isinstance(pool.record(lambda: None), Invalid)
+    assert pool.record(lambda: None).pool != handle
 
 
 @pytest.fixture
