@@ -7,7 +7,7 @@ usage() {
 Usage: bash scripts/quickstart.sh [--clean] [--help]
 
 Trains a small deep equilibrium language model on US presidential addresses, evaluates it and lets it continue
-some prompts: in 7 minutes on 2 idle CPU cores. Each command is shown before it runs, so that you can
+some prompts: in 5 minutes on 2 idle CPU cores. Each command is shown before it runs, so that you can
 copy it. Running the script again reuses what is there; a run that was stopped goes on where it was.
 
   --clean   remove what an earlier run left in the output folder, then run
@@ -18,8 +18,8 @@ Environment:
   TEXT_OPTIONS     other text, as options of fairseq-deq-prepare (paths from the project's folder), like
                    TEXT_OPTIONS="--input /home/me/book.txt --paragraphs blank --document-paragraphs 20"
   PROMPTS          file of prompts to continue, one per line (default: three beginnings of sentences)
-  PRETRAIN_STEPS   updates as a shallow stack of tied layers, before the equilibrium (default: 900)
-  MAX_UPDATE       updates in all (default: 1200)
+  PRETRAIN_STEPS   updates with the layer applied once, before those at the equilibrium (default: 1050)
+  MAX_UPDATE       updates in all (default: 1400)
   OMP_NUM_THREADS  threads (default: the cores of the machine, at most 2; more do not pay for a small model)
   PYTHON           the Python to make the environment .venv with (3.11 or 3.12)
 END
@@ -44,8 +44,8 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores < 2 ? cores : 2))}
 # Threads that spin while they wait make a small model ten times slower where anything else runs.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 export PYTHONUNBUFFERED=1 # so that progress is seen when it is made
-pretrain_steps=${PRETRAIN_STEPS:-900}
-max_update=${MAX_UPDATE:-1200}
+pretrain_steps=${PRETRAIN_STEPS:-1050}
+max_update=${MAX_UPDATE:-1400}
 for number in "$pretrain_steps" "$max_update"; do
     [[ $number =~ ^[0-9]+$ ]] || die "PRETRAIN_STEPS and MAX_UPDATE must be whole numbers, not '$number'."
 done
@@ -172,18 +172,18 @@ stage preprocess "$dir/bin/dict.txt" 's/^.*\| //; s/^INFO:[^:]*://; /sents|Wrote
     fairseq-preprocess --user-dir fairseq_deq --only-source --trainpref "$dir/text/train.txt" \
     --validpref "$dir/text/valid.txt" --testpref "$dir/text/test.txt" --destdir "$dir/bin" --workers "$OMP_NUM_THREADS"
 
-say "4. Train: $pretrain_steps updates as a shallow stack, then to $max_update at the equilibrium"
+say "4. Train: $pretrain_steps updates with the layer applied once, then to $max_update at its equilibrium"
 # Checkpoints are written at the end of the first phase too, and that one is kept.
-interval=300
+interval=350
 ((pretrain_steps % interval == 0)) || interval=$pretrain_steps
-((interval > 0)) || interval=300
+((interval > 0)) || interval=350
 last_of_stack=$((pretrain_steps > 0 ? pretrain_steps : max_update + 1))
 warmup=$((max_update < 100 ? max_update : 100))
 progress='s/^[^|]*\| INFO \| (train_inner|valid) \| //; T; s/, (wps|ups|wpb|bsz|clip|train_wall|lr|gnorm)=[^,]*//g; p'
 stage train "$dir/checkpoints/checkpoint_last.pt" "$progress" \
     fairseq-train "$dir/bin" --user-dir fairseq_deq --task language_modeling \
     --arch deq_transformer_lm_mini --criterion deq_lm_loss \
-    --pretrain-steps "$pretrain_steps" --pretrain-layers 4 \
+    --pretrain-steps "$pretrain_steps" --pretrain-layers 1 \
     --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0 \
     --lr 0.004 --lr-scheduler cosine_from_zero --warmup-updates "$warmup" --max-update "$max_update" \
     --tokens-per-sample 64 --batch-size 16 --required-batch-size-multiple 1 --num-workers 0 \
@@ -198,7 +198,7 @@ stage evaluate "$dir/logs/evaluate.log" 's/^.*[|:] ?(Evaluated|Loss)/\1/; T; p' 
     fairseq-eval-lm "$dir/bin" --user-dir fairseq_deq --path "$dir/checkpoints/checkpoint_last.pt" \
     --gen-subset test --tokens-per-sample 64 --batch-size 32 --num-workers 0
 
-say "6. What more evaluations of the layer do: to the stack of the first phase, and to the equilibrium"
+say "6. What more evaluations of the layer do: after the first phase, and at the equilibrium"
 valid=("$dir/bin" --user-dir fairseq_deq --gen-subset valid --tokens-per-sample 64 --batch-size 32 --num-workers 0)
 stack=$(find "$dir/checkpoints" -name "checkpoint_*_$pretrain_steps.pt" | sort | head -n 1)
 summary='s/^.*[|:] ?(Loss)/\1/; T; p'
@@ -238,7 +238,7 @@ speed=$(awk -F '\t' '/^H-/ { tokens += split($3, words, " ") }
     END { if (seconds > 0) printf "%.0f", tokens / seconds }' "$dir/logs/generate.log")
 stack_line=
 [ -z "$stack" ] || stack_line="
-  the stack of the first phase   $(number stack) at its 4 layers, $(number deeper) at 16"
+  the layer of the first phase   $(number stack) applied once, as it was trained, $(number deeper) applied 16 times"
 say "Results, after $((SECONDS - seconds_before)) seconds"
 cat <<END
 Test perplexity      $(number evaluate) per token (context: up to 64 tokens)
