@@ -209,7 +209,7 @@ if [ -n "$stack" ]; then
         fairseq-eval-lm "${valid[@]}" --path "$stack" --model-overrides "{'pretrain_steps': 1000000, 'pretrain_layers': 16}"
 fi
 stage anytime "$dir/anytime.png" p \
-    fairseq-deq-anytime "${valid[@]}" --path "$dir/checkpoints/checkpoint_last.pt" --budgets 1,4,16,40 \
+    fairseq-deq-anytime "${valid[@]}" --path "$dir/checkpoints/checkpoint_last.pt" --budgets 1,4,16 \
     --words 5 --plot "$dir/anytime.png"
 
 say "7. Continue prompts"
@@ -245,7 +245,7 @@ Test perplexity      $(number evaluate) per token (context: up to 64 tokens)
 Unigram perplexity   $(number unigram) per token, over the same tokens
 
 Validation perplexity by evaluations of the layer:$stack_line
-  the equilibrium                $(budget 1) after 1 evaluation, $(budget 4) after 4, $(budget 16) after 16, $(budget 40) after 40
+  the equilibrium                $(budget 1) after 1 evaluation, $(budget 4) after 4, $(budget 16) after 16
 
 Continuations, at ${speed:-?} tokens per second
 $(sed -n -E 's/^D-[0-9]+\t[^\t]*\t/  - /p' "$dir/logs/generate.log")
