@@ -74,8 +74,8 @@ def option(default: Any, text: str, valid: str | None = None, **counts_with: str
         default: its value where none is given.
         text: help.
         valid: the interval of a number, as for `Range`; a number needs one.
-        counts_with: other options, each with the values (with commas between) that this one counts with
-            alone; `*` is any value that turns the other on.
+        counts_with: other options, each with the values (separated by commas) with which alone this one
+            has an effect; `*` is any value that turns the other on.
     """
     metadata: dict[str, Any] = {"help": text, "counts_with": counts_with}
     if valid is not None:
@@ -156,13 +156,13 @@ def check_values(cfg: Any, dataclass_of_options: type) -> None:
 
 
 def ignored(cfg: Any, dataclass_of_options: type) -> Iterator[tuple[str, str]]:
-    """The options that are not at their defaults and do not count, and why.
+    """The options that differ from their defaults but have no effect, and why.
 
     Args:
         cfg: the options.
         dataclass_of_options: their dataclass.
     Returns:
-        pairs of an option's name and what it counts with.
+        pairs of an option's name and what it needs to have an effect.
     """
     for one in fields(dataclass_of_options):
         conditions = _metadata(dataclass_of_options, one.name, "counts_with") or {}
@@ -191,7 +191,7 @@ def valid_values(dataclass_of_options: type, one: Field[Any]) -> str:
 
 
 def meaning(dataclass_of_options: type, one: Field[Any]) -> str:
-    """The help of a field, and which other options it counts with.
+    """The help of a field, and the other options without which it has no effect.
 
     Args:
         dataclass_of_options: the dataclass that has the field.
@@ -203,7 +203,7 @@ def meaning(dataclass_of_options: type, one: Field[Any]) -> str:
         f"{flag(other)}{'' if values == '*' else ' ' + values.replace(',', ' or ')}"
         for other, values in conditions.items()
     ]
-    return f"{text} (counts with {' and '.join(needed)})" if needed else text
+    return f"{text} (only with {' and '.join(needed)})" if needed else text
 
 
 def _metadata(dataclass_of_options: type, name: str, key: str) -> Any:

@@ -60,7 +60,7 @@ WRONG_OPTIONS = [
     ("--b-eps 0", "--b-eps must be in (0, 1), got 0.0"),
     ("--f-thres 0", "--f-thres must be in [1, 100000], got 0"),
     ("--f-thres many", "--f-thres: invalid int value: 'many'"),
-    ("--subseq-forget", "--subseq-forget true counts with --subseq-len on, and --subseq-len is 0"),
+    ("--subseq-forget", "--subseq-forget true needs --subseq-len on, and --subseq-len is 0"),
     ("--ddp-backend fully_sharded", "--ddp-backend fully_sharded does not work with --arch"),
     ("--f-damping 1.5", "--f-damping must be in (0, 1], got 1.5"),
     ("--gradient phantom --phantom-steps 0", "--phantom-steps must be in [1, 100000], got 0"),

@@ -32,7 +32,9 @@ class DEQLanguageModelConfig(FairseqDataclass):
 
     decoder_embed_dim: int = option(256, "width of the model, and of its embeddings", valid="[1, 65536]")
     dropout: float = option(
-        0.0, "variational dropout, one mask per sample held through a whole solve", valid="[0, 1)"
+        0.0,
+        "variational dropout: one mask per sample, the same in all evaluations of a solve",
+        valid="[0, 1)",
     )
     wnorm: str = switch(False, "normalise the weights inside the layer (weight norm)")
     init: Init = option("normal", "initial weights: N(0, std), U(-range, range), or U(+-1/sqrt(fan_in))")
@@ -40,25 +42,30 @@ class DEQLanguageModelConfig(FairseqDataclass):
     init_range: float = option(0.05, "bound of --init uniform", valid="(0, inf)", init="uniform")
     embed_std: float = option(
         0.0,
-        "standard deviation of the initial embeddings, 0: 1/sqrt(width); --adaptive-input has fairseq's own",
+        "standard deviation of the initial embeddings, 0: 1/sqrt(width); --adaptive-input uses fairseq's",
         valid="[0, inf)",
         adaptive_input="false",
     )
 
-    share_decoder_input_output_embed: str = switch(False, "tie the softmax to the input embedding")
+    share_decoder_input_output_embed: str = switch(
+        False, "share the weights of the softmax and the input embedding"
+    )
     adaptive_input: str = switch(False, "use fairseq's adaptive input")
     adaptive_input_cutoff: Optional[str] = option(
         None, "comma separated cut-offs of the adaptive input", adaptive_input="*"
     )
     adaptive_input_factor: float = option(
-        4.0, "factor by which the adaptive input's bands narrow", valid="[1, inf)", adaptive_input="*"
+        4.0,
+        "factor by which each band of the adaptive input is narrower than the one before",
+        valid="[1, inf)",
+        adaptive_input="*",
     )
     adaptive_softmax_cutoff: Optional[str] = option(
-        None, "comma separated cut-offs; turns fairseq's adaptive softmax on"
+        None, "comma separated cut-offs; turns on fairseq's adaptive softmax"
     )
     adaptive_softmax_factor: float = option(
         4.0,
-        "factor by which the adaptive softmax's tails narrow",
+        "factor by which each tail of the adaptive softmax is narrower than the one before",
         valid="[1, inf)",
         adaptive_softmax_cutoff="*",
     )
@@ -68,9 +75,15 @@ class DEQLanguageModelConfig(FairseqDataclass):
     adaptive_softmax_projection: str = switch(
         False, "project the features before the adaptive softmax's head", adaptive_softmax_cutoff="*"
     )
-    output_bias: str = switch(False, "give the softmax a bias for every word, and for every band")
-    tie_adaptive_weights: str = switch(False, "tie the words of adaptive softmax and adaptive input")
-    tie_adaptive_proj: str = switch(False, "tie the projections of adaptive softmax and adaptive input")
+    output_bias: str = switch(
+        False, "give the softmax a bias for every word, and the adaptive softmax one for every band too"
+    )
+    tie_adaptive_weights: str = switch(
+        False, "share the word vectors of the adaptive softmax and the adaptive input"
+    )
+    tie_adaptive_proj: str = switch(
+        False, "share the projections of the adaptive softmax and the adaptive input"
+    )
 
     f_solver: str = option("anderson", f"solver of the forward pass: {', '.join(solver_names())}")
     b_solver: str = option(
@@ -78,9 +91,12 @@ class DEQLanguageModelConfig(FairseqDataclass):
         f"solver of the backward pass: {', '.join((*solver_names(), *linear_solver_names()))}",
         gradient="ift,shine",
     )
-    f_thres: int = option(60, "evaluations of f at most, in the forward pass", valid="[1, 100000]")
+    f_thres: int = option(60, "largest number of evaluations of f in a forward solve", valid="[1, 100000]")
     b_thres: int = option(
-        60, "vector-Jacobian products at most, in the backward pass", valid="[1, 100000]", gradient="ift"
+        60,
+        "largest number of vector-Jacobian products in a backward solve",
+        valid="[1, 100000]",
+        gradient="ift",
     )
     f_eps: float = option(1e-3, "tolerance of the forward solve", valid="(0, 1)")
     b_eps: float = option(
@@ -88,60 +104,74 @@ class DEQLanguageModelConfig(FairseqDataclass):
     )
     early_eps: float = option(
         0.0,
-        "relative tolerance of both solves in the first part of the training, where it is looser than "
-        "--f-eps and --b-eps; 0: the same throughout",
+        "a looser relative tolerance of both solves in the first part of the training, replacing --f-eps "
+        "and --b-eps where those are smaller; 0: off",
         valid="[0, 1)",
     )
     early_share: float = option(
-        0.67, "share of --max-update that --early-eps holds for", valid="(0, 1)", early_eps="*"
+        0.67, "share of --max-update during which --early-eps is used", valid="(0, 1)", early_eps="*"
     )
     early_precision: EarlyPrecision = option(
         "full",
-        "precision of the first evaluations of both solves: tf32 (on a GPU) to a relative residual of 4e-3, "
-        "bfloat16 to 2e-2, or full from the beginning; the last are of full precision, that of the model",
+        "precision of the first evaluations of both solves: tf32 (on a GPU) until the relative residual is "
+        "4e-3, bfloat16 until it is 2e-2, or full (the model's own) from the start; the last evaluations are "
+        "always full",
         gradient="ift,phantom,jfb",
     )
-    stop_mode: StopMode = option("rel", "--f-eps is relative to |f(z)| (rel) or a root mean square (abs)")
+    stop_mode: StopMode = option(
+        "rel", "what --f-eps bounds: |f(z) - z| relative to |f(z)| (rel), or its root mean square (abs)"
+    )
     solver_scope: Scope = option(
         "position",
-        "what is solved as one unknown: position, sample, batch, or position after position (recurrence, of "
-        "TrellisNets alone); sample and batch are not causal until they have converged",
+        "what is solved as one unknown: each position, each sample, the whole batch, or one position after "
+        "another (recurrence, TrellisNets only); with sample and batch a result depends on later tokens "
+        "until the solve has converged",
     )
     f_memory: int = option(
         0,
-        "states the forward solver keeps; 0: the solver's default",
+        "earlier states that the forward solver keeps; 0: the solver's default",
         valid="[0, 1000]",
         f_solver="anderson,broyden",
     )
     b_memory: int = option(
         0,
-        "states the backward solver keeps; 0: the solver's default",
+        "earlier states that the backward solver keeps; 0: the solver's default",
         valid="[0, 1000]",
         b_solver="anderson,broyden,gmres",
     )
     f_damping: float = option(1.0, "step length of the forward solver, in (0, 1]", valid="(0, 1]")
     active_set: ActiveSet = option(
-        "auto", "evaluate f at unconverged positions only: where it pays (auto), always, never"
+        "auto",
+        "evaluate f only at positions that have not converged: where that saves time (auto), always, never",
     )
     cuda_graph: CudaGraph = option(
         "never",
-        "on a GPU, record the iteration of a solve as a CUDA graph, which evaluates all positions (auto)",
+        "auto: on a GPU, record an iteration of a solve as a CUDA graph; then all positions are evaluated",
     )
     preconditioner_rank: int = option(
         32,
-        "rank of the preconditioner that solves learn in training from the mean Jacobian; 0: none",
+        "rank of the preconditioner that is learned in training, from the mean Jacobian; 0: off",
         valid="[0, 100000]",
     )
-    learned_start: str = switch(True, "start solves where a linear map of the last two tokens says")
-    solver_policy: Policy = option("best", "when a solve fails: best, raise, fallback")
-    gradient: Gradient = option("ift", "how to differentiate the fixed point")
-    phantom_steps: int = option(5, "steps of --gradient phantom", valid="[1, 100000]", gradient="phantom")
+    learned_start: str = switch(
+        True, "start each solve at a prediction of z*, a learned linear map of the last two tokens"
+    )
+    solver_policy: Policy = option(
+        "best",
+        "when a solve fails: return the best state (best), stop (raise), or try damped Picard (fallback)",
+    )
+    gradient: Gradient = option(
+        "ift", "how to differentiate the fixed point: implicit function theorem (ift), or a cheaper mode"
+    )
+    phantom_steps: int = option(
+        5, "steps of f that --gradient phantom differentiates", valid="[1, 100000]", gradient="phantom"
+    )
     phantom_damping: float = option(
         1.0, "step length of --gradient phantom, in (0, 1]", valid="(0, 1]", gradient="phantom"
     )
     shine_refine: int = option(
         5,
-        "evaluations of the backward solver after the estimate of --gradient shine",
+        "backward products that improve the first estimate of --gradient shine",
         valid="[0, 100000]",
         gradient="shine",
     )
@@ -150,17 +180,18 @@ class DEQLanguageModelConfig(FairseqDataclass):
         0.0, "weight of the Jacobian penalty in the loss, 0: off", valid="[0, inf)"
     )
     jac_loss_freq: float = option(
-        1.0, "share of the updates that the penalty is computed in, in [0, 1]", valid="[0, 1]"
+        1.0, "share of the updates in which the penalty is computed, in [0, 1]", valid="[0, 1]"
     )
     jac_incremental: int = option(
         0,
-        "the penalty's weight grows by 0.1 each such number of updates after the pretraining, 0: never",
+        "raise the penalty's weight by 0.1 each time this many updates have passed after the pretraining; "
+        "0: never",
         valid="[0, inf)",
     )
     keep_converged: float = option(
         0.995,
-        "share of positions whose solves are to converge within 30 evaluations in training; where it is "
-        "missed, a Jacobian penalty is switched on until they do; 0: never",
+        "share of positions that must converge within 30 evaluations in training; while fewer do, a Jacobian "
+        "penalty is added to the loss; 0: never",
         valid="[0, 1)",
     )
     spectral_radius: int = option(
@@ -170,17 +201,27 @@ class DEQLanguageModelConfig(FairseqDataclass):
     )
 
     pretrain_steps: int = option(
-        0, "updates trained as a tied stack before the equilibrium phase", valid="[0, inf)"
+        0,
+        "number of first updates that train f as a stack (f applied --pretrain-layers times)",
+        valid="[0, inf)",
     )
-    pretrain_layers: int = option(2, "layers of that stack", valid="[1, 10000]", pretrain_steps="*")
+    pretrain_layers: int = option(
+        2, "how often the stack of --pretrain-steps applies f", valid="[1, 10000]", pretrain_steps="*"
+    )
     pretrain_random_layers: str = switch(
-        False, "draw the layers of each training update, 1 to 2 * --pretrain-layers - 1", pretrain_steps="*"
+        False,
+        "draw this number anew for each update, from 1 to 2 * --pretrain-layers - 1",
+        pretrain_steps="*",
     )
-    mem_len: int = option(0, "positions of the previous segment that are remembered", valid="[0, inf)")
-    subseq_len: int = option(0, "positions solved at a time; 0: the whole segment", valid="[0, inf)")
+    mem_len: int = option(0, "number of positions before a segment that it can attend to", valid="[0, inf)")
+    subseq_len: int = option(
+        0,
+        "number of positions solved together, as a subsequence of the segment; 0: the whole segment",
+        valid="[0, inf)",
+    )
     subseq_forget: str = switch(
         False,
-        "a subsequence sees the one before it alone, without the memory and those before that",
+        "a subsequence sees only the one before it: not the memory, and no earlier subsequence",
         subseq_len="*",
     )
 
@@ -253,7 +294,7 @@ def penalty_schedule(cfg: DEQLanguageModelConfig) -> PenaltySchedule:
         )
     if cfg.jac_loss_freq != 1 and not weight and not every:
         raise OptionError(
-            "--jac-loss-freq counts with --jac-loss-weight or --jac-incremental alone; leave it out"
+            "--jac-loss-freq needs --jac-loss-weight or --jac-incremental; leave it out, or add one of them"
         )
     return PenaltySchedule(weight, cfg.jac_loss_freq, every, start=cfg.pretrain_steps)
 

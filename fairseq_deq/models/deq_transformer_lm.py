@@ -29,40 +29,42 @@ class DEQTransformerConfig(DEQLanguageModelConfig):
 
     decoder_ffn_embed_dim: int = option(1024, "channels of the feed-forward part", valid="[1, 1048576]")
     decoder_attention_heads: int = option(8, "attention heads", valid="[1, 65536]")
-    decoder_head_dim: int = option(0, "channels of a head; 0: width / heads", valid="[0, 65536]")
+    decoder_head_dim: int = option(0, "channels per head; 0: width / heads", valid="[0, 65536]")
     decoder_normalize_before: str = switch(False, "normalise before attention and feed-forward (pre-norm)")
     decoder_closing_norm: str = switch(
         True,
-        "close the pre-norm form by a norm; without it what the feed-forward part is added to is normalised, "
-        "as in the reference code",
+        "end the pre-norm form with a norm (true); or, as in the reference code, normalise the residual to "
+        "which the feed-forward part is added instead (false)",
         decoder_normalize_before="true",
     )
-    activation_fn: ActivationFn = option("relu", "what the feed-forward part does between its matrices")
+    activation_fn: ActivationFn = option(
+        "relu", "activation function between the two matrices of the feed-forward part"
+    )
     decoder_gated_ffn: str = switch(
         False,
-        "multiply what the activation gives by a second linear map of what it sees, W_2 (act(W_1 h) * W_3 h)",
+        "gate the feed-forward part with a third matrix: W_2 (act(W_1 h) * W_3 h)",
     )
     decoder_norm: DecoderNorm = option(
         "layer",
-        "norms of the layer: of mean and standard deviation (layer), or of the root mean square (rms)",
+        "norms inside the layer: LayerNorm (layer) or RMSNorm (rms)",
     )
     decoder_norm_affine: str = switch(
-        False, "give every norm of the layer a gain, and with --decoder-norm layer a bias"
+        False, "give every norm of the layer a learned gain, and with --decoder-norm layer a bias too"
     )
     decoder_input_residual: str = switch(
         False,
-        "let the input enter the residual stream of each layer of f too, beside queries, keys and values",
+        "add the input to the residual stream of each layer of f too, not only to queries, keys and values",
     )
     decoder_positions: DecoderPositions = option(
         "relative",
-        "how attention knows distances: by learned scores of each (relative), or by turning queries and keys "
-        "(rotary)",
+        "how attention learns distances: by a score for each relative distance (relative), or by rotating "
+        "queries and keys (rotary)",
     )
-    decoder_layers: int = option(1, "layers that f is made of, each with its own weights", valid="[1, 1000]")
+    decoder_layers: int = option(1, "number of layers in f, each with its own weights", valid="[1, 1000]")
     attention_dropout: float = option(
-        0.0, "dropout of attention weights, held through a whole solve", valid="[0, 1)"
+        0.0, "dropout of attention weights, the same in all evaluations of a solve", valid="[0, 1)"
     )
-    local_size: int = option(0, "positions a query looks back at most; 0: no limit", valid="[0, inf)")
+    local_size: int = option(0, "how many positions a query can look back; 0: no limit", valid="[0, inf)")
 
 
 @register_model("deq_transformer_lm", dataclass=DEQTransformerConfig)

@@ -18,33 +18,42 @@ from .segment_decoder import InputOptions
 class DEQTrellisNetConfig(DEQLanguageModelConfig):
     """Options of the DEQ-TrellisNet."""
 
-    nhid: int = option(256, "channels of the hidden state beside those of the output", valid="[0, 65536]")
+    nhid: int = option(256, "channels of the hidden state besides those of the output", valid="[0, 65536]")
     nout: int = option(
         0,
-        "channels of the output, the last of the hidden state; 0: those of the embeddings",
+        "channels of the output, which are the last ones of the hidden state; 0: the width of the embeddings",
         valid="[0, 65536]",
     )
-    ksize: int = option(2, "taps of the convolutions: positions that one sees", valid="[2, 1000]")
-    dilation: int = option(1, "distance of the taps; only 1 can be solved as one layer", valid="[1, inf)")
+    ksize: int = option(
+        2, "width of the convolutions: the number of positions that one sees", valid="[2, 1000]"
+    )
+    dilation: int = option(
+        1, "distance between the positions that a convolution sees; must be 1", valid="[1, inf)"
+    )
     dropout: float = option(0.0, "variational dropout of the output", valid="[0, 1)")
     dropouti: float = option(0.0, "variational dropout of the embeddings", valid="[0, 1)")
     dropouth: float = option(
         0.0, "variational dropout of the hidden state inside the convolution", valid="[0, 1)"
     )
     emb_dropout: float = option(0.0, "dropout of whole words of the dictionary", valid="[0, 1)")
-    wdrop: float = option(0.0, "dropout of the convolution's weights on past positions", valid="[0, 1)")
+    wdrop: float = option(0.0, "dropout of the convolution's weights for past positions", valid="[0, 1)")
     wnorm: str = switch(True, "normalise the weights of both convolutions (weight norm)")
     # h lies in (-1, 1): with small embeddings a tied softmax stays flat for long.
     embed_std: float = option(
         0.3,
-        "standard deviation of the initial embeddings, 0: 1/sqrt(width); --adaptive-input has fairseq's own",
+        "standard deviation of the initial embeddings, 0: 1/sqrt(width); --adaptive-input uses fairseq's",
         valid="[0, inf)",
     )
-    mem_len: int = option(0, "above 0: the state of the previous segment is carried on", valid="[0, inf)")
+    mem_len: int = option(
+        0,
+        "above 0: a segment starts from the last state of the segment before it; 0: from zero",
+        valid="[0, inf)",
+    )
     solver_scope: Scope = option(
         "recurrence",
-        "what is solved as one unknown: position after position (recurrence), all positions side by side "
-        "(position), sample, batch; sample and batch are not causal until they have converged",
+        "what is solved as one unknown: one position after another (recurrence), each position but all at "
+        "once (position), each sample, or the whole batch; with sample and batch a result depends on later "
+        "tokens until the solve has converged",
     )
 
 

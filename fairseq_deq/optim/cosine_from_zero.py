@@ -16,7 +16,7 @@ from ..options import check_values, option
 class CosineFromZeroConfig(FairseqDataclass):
     """Options of the schedule."""
 
-    warmup_updates: int = option(0, "updates of linear warm-up", valid="[0, inf)")
+    warmup_updates: int = option(0, "number of updates of linear warm-up", valid="[0, inf)")
     min_lr: float = option(0.0, "learning rate at --max-update", valid="[0, inf)")
     lr: List[float] = II("optimization.lr")  # noqa: UP006  (fairseq reads the old type)
     max_update: int = II("optimization.max_update")

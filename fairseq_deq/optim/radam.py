@@ -19,7 +19,7 @@ class RAdamConfig(FairseqDataclass):
     """Options of RAdam."""
 
     radam_betas: str = option("(0.9, 0.999)", "decay rates of the two moments")
-    radam_eps: float = option(1e-8, "added to the root of the second moment", valid="(0, inf)")
+    radam_eps: float = option(1e-8, "term added to the square root of the second moment", valid="(0, inf)")
     weight_decay: float = option(0.0, "decoupled weight decay", valid="[0, inf)")
     lr: List[float] = II("optimization.lr")  # noqa: UP006  (fairseq reads the old type)
 

@@ -191,19 +191,18 @@ def _check_model(cfg: Any) -> None:
     for option in _FOR_OUR_LOSS if criterion != "deq_lm_loss" else ():
         if getattr(model, option, 0):
             raise OptionError(
-                f"{flag(option)} {getattr(model, option)} counts with --criterion deq_lm_loss alone, "
-                "and --criterion "
+                f"{flag(option)} {getattr(model, option)} needs --criterion deq_lm_loss, and --criterion "
                 f"is {criterion}; leave it out, or change the criterion"
             )
     if getattr(model, "mem_len", 0) and task != "deq_language_modeling":
         raise OptionError(
-            f"--mem-len {model.mem_len} counts with --task deq_language_modeling alone, and --task is "
+            f"--mem-len {model.mem_len} needs --task deq_language_modeling, and --task is "
             f"{task}, whose "
             "batches do not continue each other; give --mem-len 0, or change the task"
         )
     dataclass = MODEL_DATACLASS_REGISTRY.get(name)
     for option, needed in ignored(model, type(dataclass) if not isinstance(dataclass, type) else dataclass):
-        sentence = f"{flag(option)} {getattr(model, option)} counts with {needed}"
+        sentence = f"{flag(option)} {getattr(model, option)} needs {needed}"
         if not option.startswith(("b_", "pretrain_")):
             raise OptionError(f"{sentence}; leave it out")
         # those stay where one --gradient, or one --pretrain-steps, is tried after another

@@ -57,11 +57,11 @@ def check_generation(cfg: Any, tool: str) -> None:
     if generation.nbest > generation.beam:
         raise OptionError(f"--nbest {generation.nbest} must be at most --beam {generation.beam}")
     if not generation.sampling and (generation.sampling_topk > 0 or generation.sampling_topp > 0):
-        raise OptionError("--sampling-topk and --sampling-topp count with --sampling alone; add it")
+        raise OptionError("--sampling-topk and --sampling-topp need --sampling; add it")
     if generation.lm_path is not None and tool == "interactive":
         raise OptionError("--lm-path is not used by fairseq-interactive; fairseq-generate has it")
     if generation.lm_weight and generation.lm_path is None:
-        raise OptionError(f"--lm-weight {generation.lm_weight} counts with --lm-path alone")
+        raise OptionError(f"--lm-weight {generation.lm_weight} needs --lm-path")
     if generation.lm_path is not None and not os.path.exists(generation.lm_path):
         raise OptionError(f"--lm-path: there is no checkpoint {generation.lm_path}")
     if str(getattr(cfg.get("task"), "_name", "")).endswith("language_modeling"):

@@ -23,18 +23,20 @@ SPLITS = {"train": 0, "valid": 1, "test": 2}
 class DrawnConfig(FairseqDataclass):
     """Options of every such task."""
 
-    train_size: int = option(20000, "sequences to train on", valid="[1, inf)")
-    valid_size: int = option(2000, "sequences of valid, and of test", valid="[1, inf)")
+    train_size: int = option(20000, "number of training sequences", valid="[1, inf)")
+    valid_size: int = option(
+        2000, "number of sequences for validation, and as many for test", valid="[1, inf)"
+    )
     data_seed: int = option(
-        1111, "seed of the sequences, apart from --seed of the training", valid="[0, 1000000000]"
+        1111, "seed of the sequences (--seed is that of the training)", valid="[0, 1000000000]"
     )
 
     # fairseq's language models ask their task for these.
     tokens_per_sample: int = option(
-        0, "positions of a sequence; 0: what the options of its length make", valid="[0, inf)"
+        0, "positions per sequence; 0: as the length options above give", valid="[0, inf)"
     )
     max_target_positions: int = option(
-        100000, "positions that a model with absolute positions must have", valid="[1, inf)"
+        100000, "largest number of positions, for models with absolute positions", valid="[1, inf)"
     )
     add_bos_token: bool = option(False, "must be off: a sequence begins with its first symbol")
 

@@ -26,10 +26,12 @@ Definition = ChoiceEnum(list(DEFINITIONS))
 class CopyMemoryConfig(DrawnConfig):
     """Options of the task."""
 
-    blank_len: int = option(400, "T: positions between the symbols and the answer", valid="[1, inf)")
-    copy_len: int = option(10, "symbols to remember", valid="[1, inf)")
+    blank_len: int = option(
+        400, "T: number of positions between the symbols and the answer", valid="[1, inf)"
+    )
+    copy_len: int = option(10, "number of symbols to remember", valid="[1, inf)")
     copy_definition: Definition = option(
-        "paper", "paper: one 9 asks, and silence lasts while answering; tcn: 9 lasts while answering"
+        "paper", "input while the answer is due: one 9, then zeros (paper), or 9 throughout (tcn)"
     )
 
 

@@ -35,9 +35,10 @@ class WordProblemConfig(DrawnConfig):
 
     group: GroupName = option(
         "S3",
-        "whose elements are multiplied; Z2 is parity; Z60, A4xZ5 and A5 have 60, and only A5 is not solvable",
+        "group whose elements are multiplied; Z2 is parity; Z60, A4xZ5 and A5 have 60 elements, and only A5 "
+        "is not solvable",
     )
-    word_len: int = option(16, "T: elements of a word", valid="[1, 100000]")
+    word_len: int = option(16, "T: number of elements in a word", valid="[1, 100000]")
 
 
 @functools.cache

@@ -2,7 +2,7 @@
 
     python -m fairseq_deq.tools option-reference --out examples/options.md
 
-A test compares the file with what this prints.
+A test compares examples/options.md with this output.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ PACKAGE = __package__.partition(".")[0]
 _HEAD = """\
 # Options
 
-Everything that this package adds to fairseq's options, with `_` for `-` in a yaml. This page is written by
-`python -m fairseq_deq.tools option-reference --out examples/options.md`. Where an option counts with others
-alone, a value that has no effect is refused or warned of.
+All options that this package adds to fairseq; in a yaml file write `_` for `-`. "Only with" names the options
+without which an option has no effect; giving it then ends in an error or a warning. `f` is the layer, `z*`
+its equilibrium, and an *evaluation* is one application of `f` ([README](../README.md)). This page is written by
+`python -m fairseq_deq.tools option-reference --out examples/options.md`.
 """
 # Registry, heading, and how a component of it is chosen.
 _OTHERS: tuple[tuple[Mapping[str, type], str, str], ...] = (
@@ -60,7 +61,7 @@ def page() -> str:
     for registry, heading, option in _OTHERS:
         parts.append(f"## {heading}\n")
         for name, options in _ours(registry).items():
-            # What components share stands in a dataclass of ours that is no component itself.
+            # What components share is in a dataclass of ours that is not a component itself.
             base = next(b for b in options.__mro__[1:] if not b.__module__.startswith(PACKAGE))
             beside = "" if base.__module__.startswith("fairseq.dataclass") else _beside(base)
             parts.append(f"### `{option} {name}`\n{beside}\n" + _table(options, _ours_of(options)))

@@ -123,8 +123,8 @@ def test_the_cache_of_the_reference_is_not_loaded(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--lower-case"], "--lower-case counts with --count-words alone"),
-        (["--data", "x"], "--data counts with --from-transformer-lm alone"),
+        (["--lower-case"], "--lower-case needs --count-words"),
+        (["--data", "x"], "--data needs --from-transformer-lm"),
         (["--local-size", "-1"], "--local-size must be at least 0, got -1"),
         (["--tgt-len", "0"], "--tgt-len must be at least 1"),
         (["--cutoffs", "9,3"], "--cutoffs must be increasing positive numbers"),

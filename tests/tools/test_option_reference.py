@@ -31,7 +31,7 @@ def test_it_says_defaults_valid_values_and_conditions():
     assert shared["f-eps"] == ("0.001", "in (0, 1)", "tolerance of the forward solve")
     assert shared["wnorm"][:2] == ("false", "true, false")
     assert shared["gradient"][:2] == ("ift", "ift, shine, phantom, jfb, unroll")
-    assert shared["phantom-steps"][2].endswith("(counts with --gradient phantom)")
+    assert shared["phantom-steps"][2].endswith("(only with --gradient phantom)")
     assert "decoder-ffn-embed-dim" not in shared
     assert rows("`--arch deq_trellisnet_lm`")["solver-scope"][0] == "recurrence"
     assert "`deq_transformer_lm_wt103` | `--decoder-embed-dim 700`, `--dropout 0.05`" in REFERENCE

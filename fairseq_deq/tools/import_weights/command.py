@@ -88,7 +88,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         args.model_options = with_architecture(rest)
     else:
         if args.data is not None:
-            raise OptionError(f"--data counts with {_START} alone; leave it out")
+            raise OptionError(f"--data needs {_START}; leave it out")
         _check_reference(args)
     if args.out.exists():
         raise OptionError(f"{args.out} is there already; give the name of a new file")
@@ -120,7 +120,7 @@ def _check_reference(args: argparse.Namespace) -> None:
         if getattr(args, name) < low:
             raise OptionError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(args, name)}")
     if args.lower_case and not args.count_words:
-        raise OptionError("--lower-case counts with --count-words alone; leave it out")
+        raise OptionError("--lower-case needs --count-words; leave it out")
     text = args.cutoffs or _CUTOFFS
     try:
         args.cutoffs = [int(number) for number in text.split(",")]
