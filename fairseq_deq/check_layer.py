@@ -23,22 +23,24 @@ _EXAMPLES = """examples:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print what became of each contract.
+    """Print the result of each check.
 
     Returns:
-        0 where all are kept, 1 where one is not.
+        0 if every check passed, 1 if one did not.
     """
     parser = argparse.ArgumentParser(
         prog="python -m fairseq_deq.check_layer",
-        description="Check that a layer keeps the contracts of a model: causality, rows that do not mix, "
-        "padding, memory, decoding, gradients.",
+        description="Check that a layer works in a language model: causality, independent rows, padding, memory, "
+        "decoding, gradients.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "layer", metavar="MODULE:CLASS", help="a module or a file, and a subclass of Layer in it"
+        "layer", metavar="MODULE:CLASS", help="a module or a file, and the name of a subclass of Layer in it"
     )
-    parser.add_argument("sizes", nargs="*", metavar="NAME=VALUE", help="arguments of its __init__; dim is 12")
+    parser.add_argument(
+        "sizes", nargs="*", metavar="NAME=VALUE", help="arguments of its __init__ (default: dim=12)"
+    )
     args = parser.parse_args(arguments)
     try:
         layer_class = _find(args.layer)

@@ -142,12 +142,26 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """
     parser = describe(options.get_eval_lm_parser(), PROGRAM, __doc__)
     ours = parser.add_argument_group(PROGRAM)
-    ours.add_argument("--budgets", metavar="N,N", help="evaluations of f to allow (default: 1, 2, 4, ...)")
-    ours.add_argument("--plot", type=Path, metavar="PNG", help="draw perplexity and residual")
-    ours.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
-    ours.add_argument("--words", type=int, default=20, metavar="N", help="words to list (default: 20)")
     ours.add_argument(
-        "--occurrences", type=int, default=5, metavar="N", help="leave rarer words out (default: 5)"
+        "--budgets", metavar="N,N", help="numbers of evaluations of f to try (default: 1, 2, 4, ...)"
+    )
+    ours.add_argument(
+        "--plot", type=Path, metavar="PNG", help="draw perplexity and residual against the budget"
+    )
+    ours.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file")
+    ours.add_argument(
+        "--words",
+        type=int,
+        default=20,
+        metavar="N",
+        help="how many of the hardest words to list (default: 20)",
+    )
+    ours.add_argument(
+        "--occurrences",
+        type=int,
+        default=5,
+        metavar="N",
+        help="list only words that occur this often (default: 5)",
     )
     args = options.parse_args_and_arch(parser, list(sys.argv[1:] if argv is None else argv))
     if args.plot is not None and args.plot.suffix.lower() != ".png":

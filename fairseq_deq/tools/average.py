@@ -3,14 +3,14 @@
     fairseq-deq-average checkpoints/checkpoint8.pt checkpoints/checkpoint9.pt --out averaged.pt
     fairseq-deq-average checkpoints --last 5 --out averaged.pt
 
-A folder stands for its last `--last` checkpoints of ends of epochs (checkpointN.pt), or, where it has none,
-of updates (checkpoint_E_N.pt). The result is the newest checkpoint with the mean of all weights, taken in
+From a folder the last `--last` checkpoints of epochs (checkpointN.pt) are taken, or, if it has none, of
+updates (checkpoint_E_N.pt). The result is the newest checkpoint with the mean of all weights, taken in
 float64, and without the state of the optimizer: evaluate it, sample from it, or train on from it with
 fairseq-train --finetune-from-model. The checkpoints are read as data and left as they are.
 
 What a model has learned about its solves (the preconditioner and the start) is that of the newest checkpoint:
 the factors of a preconditioner have no mean, and the newest ones fit the mean of the weights nearly as well.
-They decide how many evaluations a solve takes, and not what it comes to.
+They decide how many evaluations a solve takes, but do not change its result.
 """
 
 from __future__ import annotations
@@ -44,10 +44,16 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         OptionError: one is wrong, or a folder has too few checkpoints.
     """
     parser = describe(argparse.ArgumentParser(), PROGRAM, __doc__)
-    parser.add_argument("inputs", nargs="+", type=Path, metavar="CHECKPOINT", help="checkpoints, or a folder")
+    parser.add_argument(
+        "inputs", nargs="+", type=Path, metavar="CHECKPOINT", help="checkpoint files, or one folder of them"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the checkpoint to write")
     parser.add_argument(
-        "--last", type=int, default=5, metavar="N", help="checkpoints of a folder (default: 5)"
+        "--last",
+        type=int,
+        default=5,
+        metavar="N",
+        help="how many checkpoints of a folder to average (default: 5)",
     )
     args = parser.parse_args(argv)
     if args.last < 1:

@@ -41,7 +41,7 @@ def describe(parser: argparse.ArgumentParser, program: str, text: str | None) ->
 def add_user_dir(parser: argparse.ArgumentParser) -> None:
     """Add `--user-dir`, of which `import_user_dir` makes use."""
     parser.add_argument(
-        "--user-dir", metavar="DIR", help="folder that registers the model, if it is not ours"
+        "--user-dir", metavar="DIR", help="folder that registers the model, if it is not one of this package"
     )
 
 

@@ -1,4 +1,4 @@
-"""Turn a checkpoint that holds more than data into one of data alone.
+"""Rewrite a checkpoint whose loading would run code as one that holds only data.
 
     fairseq-deq-convert OLD.pt NEW.pt                         # says what loading OLD would call
     fairseq-deq-convert OLD.pt NEW.pt --i-trust-its-author    # calls it, and writes NEW
@@ -7,7 +7,7 @@ Checkpoints of older fairseq hold numpy numbers, objects of omegaconf or classes
 such a file can run any code that its author put there. Without `--i-trust-its-author` nothing is loaded: the
 names of what the file would call are printed. With it the file is loaded once, that code runs, and what comes
 out is written to NEW.pt as tensors, numbers, strings and containers, which every tool reads without calling
-anything. The section of the tokeniser and BPE is left out: who loads a checkpoint names them.
+anything. The options of the tokeniser and BPE are left out: give them when you load the checkpoint.
 """
 
 from __future__ import annotations
@@ -37,9 +37,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         OptionError: one is wrong.
     """
     parser = describe(argparse.ArgumentParser(), PROGRAM, __doc__)
-    parser.add_argument("old", metavar="OLD", help="the checkpoint, which is left as it is")
+    parser.add_argument("old", metavar="OLD", help="the checkpoint, which is not changed")
     parser.add_argument("new", metavar="NEW", help="the file to write")
-    parser.add_argument("--i-trust-its-author", action="store_true", help="load OLD, and run what it calls")
+    parser.add_argument(
+        "--i-trust-its-author",
+        action="store_true",
+        help="load OLD and write NEW; this runs any code that OLD contains",
+    )
     return parser.parse_args(argv)
 
 
@@ -49,7 +53,7 @@ def _run(argv: Sequence[str] | None) -> None:
 
 
 def convert(old: str, new: str, trusted: bool) -> None:
-    """Write `old` as data alone to `new`.
+    """Write `old` to `new`, as data that no loading can run.
 
     Args:
         old: a checkpoint.

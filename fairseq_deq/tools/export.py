@@ -1,4 +1,4 @@
-"""Write a trained model for transformers: no fairseq and nothing of this package is needed to run it.
+"""Write a trained model for transformers; running it needs neither fairseq nor this package.
 
     fairseq-deq-export checkpoints/checkpoint_best.pt exported --data data-bin/wikitext-2
     fairseq-deq-export quickstart/checkpoints/checkpoint_last.pt exported --data quickstart/bin \\
@@ -11,7 +11,7 @@ alone) and the tokenizer, and loads with
     AutoModelForCausalLM.from_pretrained("exported", trust_remote_code=True)
     AutoTokenizer.from_pretrained("exported", trust_remote_code=True)
 
-The checkpoint is read as data, and left as it is.
+The checkpoint is read as data and not changed.
 """
 
 from __future__ import annotations
@@ -38,11 +38,24 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """
     parser = describe(argparse.ArgumentParser(), PROGRAM, __doc__)
     add = parser.add_argument
-    add("checkpoint", metavar="CHECKPOINT", help="of a DEQ language model")
-    add("folder", metavar="DIR", type=Path, help="folder to write, which is not there yet, or empty")
-    add("--data", metavar="DATA", help="data folder with the dict.txt (default: that of the training)")
-    add("--sentencepiece-model", metavar="FILE", help="that the text of the training was cut with")
-    add("--model-overrides", default="{}", metavar="DICT", help="options of the model to change")
+    add("checkpoint", metavar="CHECKPOINT", help="checkpoint of a DEQ language model")
+    add("folder", metavar="DIR", type=Path, help="folder to write; it must not exist yet, or be empty")
+    add(
+        "--data",
+        metavar="DATA",
+        help="data folder with the dict.txt (default: the data folder of the training)",
+    )
+    add(
+        "--sentencepiece-model",
+        metavar="FILE",
+        help="the sentencepiece model with which the training text was cut",
+    )
+    add(
+        "--model-overrides",
+        default="{}",
+        metavar="DICT",
+        help="options of the model to change, such as \"{'f_eps': 1e-4}\"",
+    )
     add("--json", action="store_true", help="print the numbers as one JSON object")
     args = parser.parse_args(argv)
     args.model_overrides = literal(args.model_overrides)

@@ -31,8 +31,8 @@ _HEAD = """\
 
 All options that this package adds to fairseq; in a yaml file write `_` for `-`. "Only with" names the options
 without which an option has no effect; giving it then ends in an error or a warning. `f` is the layer, `z*`
-its equilibrium, and an *evaluation* is one application of `f` ([README](../README.md)). This page is written by
-`python -m fairseq_deq.tools option-reference --out examples/options.md`.
+its equilibrium, and an *evaluation* is one application of `f` ([README](../README.md)). This page is written
+by `python -m fairseq_deq.tools option-reference --out examples/options.md`.
 """
 # Registry, heading, and how a component of it is chosen.
 _OTHERS: tuple[tuple[Mapping[str, type], str, str], ...] = (

@@ -62,8 +62,8 @@ def parse(argv: Sequence[str] | None = None) -> Namespace:
         options.get_interactive_generation_parser(default_task="language_modeling"), PROGRAM, __doc__
     )
     ours = parser.add_argument_group(PROGRAM)
-    ours.add_argument("--json", action="store_true", help="print one JSON object a line")
-    ours.add_argument("--no-eos", action="store_true", help="leave out the end of a sentence")
+    ours.add_argument("--json", action="store_true", help="print one JSON object per line")
+    ours.add_argument("--no-eos", action="store_true", help="do not score the end of a sentence")
     args: Namespace = options.parse_args_and_arch(parser, list(sys.argv[1:] if argv is None else argv))
     return args
 

@@ -1,4 +1,4 @@
-"""Perplexity of a unigram model, to read the perplexity of fairseq-eval-lm against.
+"""Compute the perplexity of a unigram model, as a baseline for the perplexity of fairseq-eval-lm.
 
 The unigram model gives every token the same probability everywhere, from how often it occurs in the training
 text. Any model that has learnt something of the order of words must be below it.
@@ -128,7 +128,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--train-subset", default="train", help="text to count (default: train)")
     parser.add_argument("--gen-subset", default="test", help="text to score (default: test)")
     parser.add_argument(
-        "--alpha", type=float, default=1.0, help="what smoothing adds to each count (default: 1)"
+        "--alpha", type=float, default=1.0, help="number that smoothing adds to each count (default: 1)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a sentence")
     args = parser.parse_args(argv)

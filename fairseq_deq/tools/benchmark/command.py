@@ -1,4 +1,4 @@
-"""Time, memory and accuracy of a training step through the equilibrium layer, side by side with its peers.
+"""Measure time, memory and accuracy of a training step, with this package, TorchDEQ and stacks of layers.
 
     fairseq-deq-benchmark data-bin/wikitext-2 --path checkpoint_last.pt --tokens 64 --out benchmark
     fairseq-deq-benchmark quickstart/bin --path quickstart/checkpoints/checkpoint_last.pt --batch 4 \\
@@ -8,9 +8,9 @@ One step is the forward solve, one evaluation of f with its graph, the backward 
 the layer's parameters; softmax and optimizer are left out, and so is dropout. Every method has the same f,
 weights, text, memory, tolerance and budgets. The methods take turns, so that a busy machine slows all of them
 alike: times are medians, ratios medians of the ratios within a turn. TorchDEQ's rows need
-`pip install --no-deps torchdeq`. "no preconditioner", "no start" and "no order" are our default without what
-the model has learned, without the learned start, and without lanes that are final as soon as all before them
-are.
+`pip install --no-deps torchdeq`. "no preconditioner" and "no start" are our default without the learned
+preconditioner and without the learned start. "no order" is our default without the rule that a position is
+final as soon as it and all positions before it have converged.
 OUT.json and OUT.png are written beside the table that is printed.
 """
 
@@ -42,25 +42,28 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = describe(argparse.ArgumentParser(), PROGRAM, __doc__)
     parser.add_argument("data", help="folder made by fairseq-preprocess")
     add_user_dir(parser)
-    parser.add_argument("--path", required=True, help="checkpoint of a model of this package")
-    parser.add_argument("--split", default="valid", help="text to take the segment from")
-    parser.add_argument("--tokens", type=int, default=64, help="positions of the segment")
-    parser.add_argument("--memory", type=int, help="positions remembered before it; default: as --tokens")
-    parser.add_argument("--batch", type=int, default=16, help="rows")
+    parser.add_argument("--path", required=True, help="checkpoint of a DEQ language model")
+    parser.add_argument("--split", default="valid", help="split of the data to read (default: valid)")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens per row (default: 64)")
+    parser.add_argument("--memory", type=int, help="positions of memory before them (default: as --tokens)")
+    parser.add_argument("--batch", type=int, default=16, help="rows per batch (default: 16)")
     parser.add_argument("--rtol", type=float, default=1e-3, help="relative tolerance of both solves")
     parser.add_argument(
         "--lane-factor",
         type=float,
         default=1.5,
-        help="one row has lanes this factor looser, so that its samples, not its positions, meet --rtol",
+        help="also measure our default with the tolerance of a position looser by this factor, so that "
+        "whole samples meet --rtol",
     )
-    parser.add_argument("--f-thres", type=int, default=60, help="evaluations of f at most")
-    parser.add_argument("--b-thres", type=int, default=60, help="vector-Jacobian products at most")
+    parser.add_argument("--f-thres", type=int, default=60, help="largest number of evaluations of f")
+    parser.add_argument("--b-thres", type=int, default=60, help="largest number of vector-Jacobian products")
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each method")
-    parser.add_argument("--threads", type=int, default=0, help="threads of torch; 0: its default")
+    parser.add_argument("--threads", type=int, default=0, help="number of threads; 0: torch's default")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--only", action="append", help="a row to measure, by name; may be repeated")
-    parser.add_argument("--reference", default="torchdeq broyden+ift", help="the row that ratios refer to")
+    parser.add_argument(
+        "--only", action="append", help="name of a row to measure (default: all rows); may be repeated"
+    )
+    parser.add_argument("--reference", default="torchdeq broyden+ift", help="the row to which ratios refer")
     parser.add_argument("--out", default="benchmark", help="where to write OUT.json and OUT.png")
     args = parser.parse_args(argv)
     args.memory = args.tokens if args.memory is None else args.memory

@@ -1,4 +1,4 @@
-"""Tokens per second and cache of generation, beside fairseq's transformer_lm of 12 layers.
+"""Measure tokens per second and cache size of generation, beside fairseq's transformer_lm of 12 layers.
 
     fairseq-deq-benchmark-generation data-bin/wikitext-2 --path checkpoint_last.pt --out generation
     fairseq-deq-benchmark-generation quickstart/bin --path quickstart/checkpoints/checkpoint_last.pt \\
@@ -47,18 +47,34 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("data", help="folder made by fairseq-preprocess")
     parser.add_argument("--path", required=True, help="checkpoint of a DEQ language model")
     parser.add_argument(
-        "--contexts", type=int, nargs="+", default=[32, 128, 512], help="tokens before the first"
+        "--contexts",
+        type=int,
+        nargs="+",
+        default=[32, 128, 512],
+        help="numbers of tokens before the first new one",
     )
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="rows")
-    parser.add_argument("--beams", type=int, nargs="+", default=[1, 4], help="1 samples")
-    parser.add_argument("--tokens", type=int, default=16, help="tokens generated in a turn")
-    parser.add_argument("--uncached-tokens", type=int, default=1, help="the same without cache; 0: none")
-    parser.add_argument("--uncached-limit", type=int, default=4096, help="tokens of its largest batch")
-    parser.add_argument("--turns", type=int, default=5, help="turns that count, after one that does not")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="numbers of texts at once")
+    parser.add_argument(
+        "--beams", type=int, nargs="+", default=[1, 4], help="beam widths; with 1 tokens are sampled"
+    )
+    parser.add_argument("--tokens", type=int, default=16, help="tokens generated per turn")
+    parser.add_argument(
+        "--uncached-tokens",
+        type=int,
+        default=1,
+        help="tokens generated per turn without cache; 0: do not measure that",
+    )
+    parser.add_argument(
+        "--uncached-limit",
+        type=int,
+        default=4096,
+        help="largest batch, in tokens, that is measured without cache",
+    )
+    parser.add_argument("--turns", type=int, default=5, help="turns that are measured, after one that is not")
     parser.add_argument("--layers", type=int, default=12, help="layers of the transformer_lm")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    parser.add_argument("--threads", type=int, default=1, help="number of threads")
     parser.add_argument("--overrides", default="{}", help='options of the model as JSON: {"f_eps": 1e-4}')
-    parser.add_argument("--cpu", action="store_true", help="even where there is a GPU")
+    parser.add_argument("--cpu", action="store_true", help="use the CPU even if there is a GPU")
     parser.add_argument(
         "--out", type=Path, default=Path("benchmark_generation"), help="where to write OUT.json and OUT.png"
     )

@@ -1,10 +1,10 @@
-"""One command, one page: how the solves of a trained model go, and what its options would buy.
+"""Report on one page how the solves of a trained model go, and what other options would change.
 
     fairseq-deq-diagnose CHECKPOINT DATA --out report.html [--compare OTHER] [--json numbers.json]
 
-reads the first tokens of a text of the data folder (`--gen-subset`, `--tokens`), or of raw text (`--input`,
-with `--bpe` and `--tokenizer`; DATA then has the dictionary), measures, and writes one HTML file that needs
-no other. It begins with a verdict in sentences.
+reads the first tokens of a split of the data folder (`--gen-subset`, `--tokens`), or of raw text (`--input`,
+with `--bpe` and `--tokenizer`; the dictionary still comes from DATA), measures the solves there, and writes
+one self-contained HTML file. It begins with verdicts in plain sentences.
 Exit status: 0 healthy, 1 something to look at, 2 could not run.
 """
 
@@ -44,21 +44,40 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """
     parser = describe(argparse.ArgumentParser(), PROGRAM, __doc__)
     add = parser.add_argument
-    add("checkpoint", metavar="CHECKPOINT", help="of a DEQ language model")
-    add("data", metavar="DATA", help="data folder of fairseq-preprocess, with its dictionary")
+    add("checkpoint", metavar="CHECKPOINT", help="checkpoint of a DEQ language model")
+    add("data", metavar="DATA", help="data folder that fairseq-preprocess wrote, with the dictionary")
     add("--out", required=True, type=Path, metavar="HTML", help="the page to write")
-    add("--json", type=Path, metavar="FILE", help="write the numbers too")
-    add("--compare", metavar="CHECKPOINT", help="another model of the same dictionary, to put beside it")
-    add("--gen-subset", default="valid", metavar="SPLIT", help="text of the data folder (default: valid)")
-    add("--input", metavar="TEXT", help="a raw text in its place, - for standard input")
+    add("--json", type=Path, metavar="FILE", help="write the numbers to this file too")
+    add(
+        "--compare", metavar="CHECKPOINT", help="another checkpoint with the same dictionary, to compare with"
+    )
+    add(
+        "--gen-subset",
+        default="valid",
+        metavar="SPLIT",
+        help="split of the data folder to read (default: valid)",
+    )
+    add("--input", metavar="TEXT", help="read this raw text instead; - for standard input")
     for name, registry in (("bpe", BPE_REGISTRY), ("tokenizer", TOKENIZER_REGISTRY)):
-        add(f"--{name}", choices=sorted(registry), help="of the raw text, as for fairseq-interactive")
+        add(f"--{name}", choices=sorted(registry), help="how the raw text is cut, as for fairseq-interactive")
     add("--sentencepiece-model", metavar="FILE")
     add("--bpe-codes", metavar="FILE")
     add("--moses-no-escape", action="store_true")
     add("--tokens", type=int, default=4096, metavar="N", help="tokens to read (default: 4096)")
-    add("--rows", type=int, default=8, metavar="N", help="rows that they are read in (default: 8)")
-    add("--tokens-per-sample", type=int, default=0, metavar="N", help="of a block (default: as in training)")
+    add(
+        "--rows",
+        type=int,
+        default=8,
+        metavar="N",
+        help="number of rows that the tokens are cut into (default: 8)",
+    )
+    add(
+        "--tokens-per-sample",
+        type=int,
+        default=0,
+        metavar="N",
+        help="length of a block (default: as in training)",
+    )
     add("--model-overrides", default="{}", metavar="DICT", help="options of the model to change")
     add_user_dir(parser)
     args = parser.parse_args(argv)

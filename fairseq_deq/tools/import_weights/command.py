@@ -12,8 +12,8 @@ fairseq-preprocess --srcdict.
 takes the embeddings and the softmax of a stock transformer_lm, and draws the rest: OUT.pt is the start of a
 training, for fairseq-train --finetune-from-model OUT.pt.
 
-Nothing in a file is called. What is printed says what was written, and with which options of fairseq-train a
-training goes on from it.
+No code in a file is run. The command prints what it wrote, and the options of fairseq-train with which to
+continue training.
 
 Examples:
 
@@ -74,9 +74,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs=2,
         type=Path,
         metavar=("CHECKPOINT", "OUT.pt"),
-        help="begin a training with its words; model options of fairseq-train may follow",
+        help="write a start for a training, with the word vectors of CHECKPOINT; model options of "
+        "fairseq-train may follow",
     )
-    add("--data", type=Path, help=f"with {_START}: folder of its dict.txt (default: that of its training)")
+    add(
+        "--data",
+        type=Path,
+        help=f"with {_START}: folder with its dict.txt (default: the data folder of its training)",
+    )
     if not starts:
         _add_reference(add)
     args, rest = parser.parse_known_args(argv)
@@ -98,20 +103,41 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def _add_reference(add: Callable[..., Any]) -> None:
     """The options of the reference's weights."""
     add("state_dict", metavar="STATE_DICT", type=Path, help="weights of the reference code")
-    add("vocabulary", metavar="VOCABULARY", type=Path, help="its words, one per line; or the text")
-    add("out", metavar="OUT.pt", type=Path, help="the checkpoint to write; dict.txt comes beside it")
-    add("--count-words", action="store_true", help="VOCABULARY is the text that the reference counted")
+    add(
+        "vocabulary",
+        metavar="VOCABULARY",
+        type=Path,
+        help="file with its words, one per line, or the text they were counted in",
+    )
+    add("out", metavar="OUT.pt", type=Path, help="the checkpoint to write; dict.txt is written beside it")
+    add(
+        "--count-words",
+        action="store_true",
+        help="VOCABULARY is the text in which the reference code counted its words",
+    )
     add("--lower-case", action="store_true", help="with --count-words: count words in lower case")
     add("--pre-lnorm", action="store_true", help="the reference was trained with --pre_lnorm")
-    add("--local-size", type=int, default=0, metavar="N", help="its --local_size (default: 0, which is 1000)")
+    add(
+        "--local-size",
+        type=int,
+        default=0,
+        metavar="N",
+        help="the reference's --local_size (default: 0, which means 1000)",
+    )
     add(
         "--cutoffs",
         metavar="N,N",
-        help=f"cut-offs of a softmax with --div_val 1, which shapes do not tell (default: {_CUTOFFS})",
+        help=f"cut-offs of a softmax of --div_val 1, which its weights do not show (default: {_CUTOFFS})",
     )
     add("--mem-len", type=int, default=150, metavar="N", help="positions remembered (default: 150)")
     add("--tgt-len", type=int, default=150, metavar="N", help="positions of a segment (default: 150)")
-    add("--f-thres", type=int, default=30, metavar="N", help="evaluations at most (default: 30)")
+    add(
+        "--f-thres",
+        type=int,
+        default=30,
+        metavar="N",
+        help="largest number of evaluations of f (default: 30)",
+    )
     add("--f-eps", type=float, default=1e-3, metavar="X", help="relative tolerance (default: 0.001)")
 
 

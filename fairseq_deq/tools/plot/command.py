@@ -1,4 +1,4 @@
-"""Draw the course of one or several fairseq-train runs into a PNG.
+"""Draw the loss and the solves of one or several fairseq-train runs as a PNG picture.
 
     fairseq-deq-plot quickstart/tensorboard
     fairseq-deq-plot deq=tensorboard/deq stack=tensorboard/stack --out compared.png --title "WikiText-2"
@@ -45,7 +45,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="the picture to write (default: training.png)",
     )
     parser.add_argument("--title", default="", help="title of the figure")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the curves as numbers too")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the numbers of the curves to this file too"
+    )
     args = parser.parse_args(argv)
     if args.out.suffix.lower() != ".png":
         raise OptionError(f"--out {args.out}: the picture is a PNG, so its name must end in .png.")

@@ -90,7 +90,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--paragraphs",
         choices=("line", "blank"),
         default="line",
-        help="what a paragraph is: a line (default), or the lines up to a blank line, for hard-wrapped text",
+        help="what a paragraph is: one line (default), or all lines up to a blank line, for wrapped text",
     )
     parser.add_argument(
         "--document-paragraphs",
