@@ -30,8 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="python -m fairseq_deq.check_layer",
-        description="Check that a layer works in a language model: causality, independent rows, padding, memory, "
-        "decoding, gradients.",
+        description="Check that a layer works in a language model: causality, independent rows, padding, "
+        "memory, decoding, gradients.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

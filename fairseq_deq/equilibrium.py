@@ -1,4 +1,4 @@
-"""What a solve that can be differentiated comes to, and sums over many of them."""
+"""The result of a solve that can be differentiated, and statistics over many such solves."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class SolveStats:
         return cls(torch.zeros(cls.ENTRIES, device=device))
 
     def at(self, real: Tensor) -> SolveStats:
-        """The same sums, to which the lanes count that are `real`."""
+        """The same sums, in which only the lanes that are `real` count."""
         return SolveStats(self.sums, real)
 
     def record(self, result: FixedPoint) -> None:
@@ -76,7 +76,7 @@ class Equilibrium:
     """A fixed point that can be differentiated.
 
     Attributes:
-        state: z*, shaped as z0; its gradient is the one that was asked for.
+        state: z*, shaped as z0, with the gradient mode that was asked for attached.
         result: the forward solve; None after `unroll`, which solves nothing.
         forward, backward: statistics of the two solves; `backward` fills when the backward pass runs.
         taped: f(z*) with its graph, and the leaf z* it was evaluated at; None without gradients, and after
@@ -90,7 +90,7 @@ class Equilibrium:
     taped: tuple[Tensor, Tensor] | None = None
 
     def explain(self) -> str:
-        """What became of the forward solve, and of the linear solve once the backward pass has run."""
+        """How the forward solve ended, and the linear solve too once the backward pass has run."""
         if self.result is None:
             return "Forward: steps were unrolled, and nothing was solved. Backward: autograd through them."
         lanes, _, _, residuals, converged, _ = self.backward.sums.tolist()

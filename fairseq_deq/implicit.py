@@ -1,4 +1,4 @@
-"""The output of a layer of infinite depth, z* = f(z*), and every way to differentiate it."""
+"""The fixed point z* = f(z*) of a layer, and several ways to differentiate it."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class GradientConfig:
             the inverse Jacobian, refined by `refine` evaluations of the linear solve; `phantom`, `steps`
             damped steps at the fixed point; `jfb`, one undamped step; `unroll`, ordinary autograd through
             every evaluation.
-        solver: options of the linear solve behind `ift` and `shine`; None: those of the forward solve, to its
-            relative tolerance (1e-3 where that is absolute), in 40 evaluations at least.
+        solver: options of the linear solve in `ift` and `shine`; None: those of the forward solve, with its
+            relative tolerance (1e-3 if that is absolute) and a budget of at least 40 evaluations.
         steps, damping: number of steps k and step length tau of `phantom`.
-        refine: evaluations of the linear solve in `shine`; 0 takes the estimate as it is.
+        refine: evaluations of the linear solve in `shine`; 0 uses the estimate unchanged.
     """
 
     mode: str = "ift"
@@ -63,7 +63,7 @@ class GradientConfig:
             raise ValueError(f"solver must be a SolverConfig, or None, got {self.solver!r}")
 
     def following(self, forward: SolverConfig) -> GradientConfig:
-        """The same with a linear solve that follows the forward one, where it has none of its own."""
+        """The same, with options of the linear solve derived from the forward solve if it has none."""
         if self.solver is not None:
             return self
         evaluations = max(forward.max_evals, _LEAST_BACKWARD)
@@ -88,18 +88,18 @@ def fixed_point(
     closes over get their gradients as in ordinary autograd. Tracking follows `torch.is_grad_enabled()`.
 
     Args:
-        f: map of a tensor to one of the same shape.
+        f: map of a tensor to a tensor of the same shape.
         z0: starting state, (..., C); gets no gradient except through `unroll`.
         solver: options of the forward solve, None: the defaults; `unroll` takes
             `max_evals` steps of length `damping`.
         gradient: how to differentiate; None: `ift`.
         forward, backward: statistics to add the two solves to; new ones where None.
-        preconditioner: what is known of f beforehand, used by both solves; None: nothing.
-        trace: told each state of the forward solve, as in `solve`; not with `unroll` and `shine`.
+        preconditioner: an approximate inverse known before, used by both solves; None: none.
+        trace: called with each state of the forward solve, as in `solve`; not with `unroll` and `shine`.
     Returns:
         the `Equilibrium`.
     Raises:
-        ValueError: z0 is no state, or the options do not go together.
+        ValueError: z0 cannot be a state, or the options contradict each other.
     Source: Bai, Kolter, Koltun (2019, arXiv 1909.01377); phantom: Geng et al. (2021, arXiv 2111.05177);
         jfb: Fung et al. (2021, arXiv 2103.12803); shine: Ramzi et al. (2022, arXiv 2106.00553).
     """

@@ -16,13 +16,13 @@ from .solvers.lanes import LaneLayout
 def jacobian_penalty(fz: Tensor, z: Tensor, probes: int = 1, real: Tensor | None = None) -> Tensor:
     """Hutchinson's estimate of |J|_F^2 / n, J = dfz/dz, n the numbers in z: mean of (J^T v)^2, v ~ N(0, I).
 
-    It has a gradient with respect to everything that fz depends on, with z held where it is.
+    It has a gradient with respect to everything that fz depends on, with z held fixed.
 
     Args:
         fz: f(z) with its graph, (..., C).
         z: the tensor that f was evaluated at, which requires a gradient.
         probes: number of vectors v to average over.
-        real: (...) bool; the other positions are not counted, neither in J nor in n. None: all are.
+        real: (...) bool, False at positions that count neither in J nor in n; None: all count.
     Returns:
         the estimate, a scalar in float32 at least; 0 where no position is real.
     Raises:
@@ -52,13 +52,13 @@ def jacobian_penalty(fz: Tensor, z: Tensor, probes: int = 1, real: Tensor | None
 
 @dataclass(frozen=True)
 class PenaltySchedule:
-    """When the Jacobian penalty counts, and how much, by the number of finished updates.
+    """The weight of the Jacobian penalty, by the number of finished updates.
 
     Attributes:
-        weight: its weight in the loss at first.
-        frequency: share of the updates that it is computed in, in [0, 1].
-        increment_every: the weight grows by 0.1 each such number of updates, 0 for never.
-        start: updates before which it is not used.
+        weight: weight in the loss at first.
+        frequency: share of the updates that compute it, in [0, 1].
+        increment_every: updates after which the weight grows by 0.1, each time; 0 for never.
+        start: number of first updates that do not use it.
     """
 
     weight: float = 0.0
@@ -77,7 +77,7 @@ class PenaltySchedule:
     def at(self, update: int) -> float:
         """The weight in the update after `update` finished ones; 0 in those that leave the penalty out.
 
-        The same on every worker and in a resumed run: the lot is drawn from the number of the update.
+        The same on every worker and in a resumed run: the draw depends on the number of the update alone.
         """
         increments = max(update - self.start, 0) // self.increment_every if self.increment_every else 0
         weight = self.weight + 0.1 * increments
@@ -123,7 +123,7 @@ class JacobianSums:
         Args:
             f: map of a tensor to one of the same shape, (B, T, C').
             z: the point, usually a fixed point.
-            channels: leading channels that are looked at, C.
+            channels: number of leading channels to use, C.
             real: (B, T) bool; the other positions do not count. None: all do.
             seed: of the random changes, which are the same on every device.
             length: of a change, relative to the state; well above the rounding of f.

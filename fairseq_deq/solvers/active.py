@@ -1,4 +1,4 @@
-"""The lanes that a solve evaluates just now, and what is kept of all others meanwhile."""
+"""The lanes that a solve evaluates at the moment (the active ones), and the stored states of all lanes."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class ActiveLanes:
 
     Attributes:
         rows: the active lanes, sorted; None: all.
-        z: their states, (n, D), which nobody writes to.
+        z: their states, (n, D); never changed in place.
         best: their best states so far, (n, D), likewise.
-        record: their books.
-        method: the solver with their history, which follows them where it is asked for.
-        evaluations, lane_evaluations: evaluations of f so far, and lanes summed over them.
-        all_z, all_best, all_records: of all lanes; out of date for the active ones until `scatter`.
+        record: their `LaneRecord`.
+        method: the solver, with the history of these lanes; brought up to date when it is read.
+        evaluations, lane_evaluations: evaluations of f so far, and the sum of the lanes evaluated in each.
+        all_z, all_best, all_records: the same for all lanes; `scatter` brings the active ones up to date.
     """
 
     def __init__(self, f: Callable[[Tensor], Tensor], z0: Tensor, config: SolverConfig) -> None:
@@ -98,7 +98,7 @@ class ActiveLanes:
         return fz.to(self.z.dtype).reshape(self.z.shape)
 
     def count_evaluation(self) -> None:
-        """One more of the active lanes."""
+        """Count one evaluation of f at the active lanes."""
         self.evaluations += 1
         self.lane_evaluations += len(self.record.moving)
 
@@ -109,12 +109,12 @@ class ActiveLanes:
         return torch.autocast(self._device, dtype=self._low, enabled=enabled)
 
     def whole(self) -> Tensor:
-        """The state of all lanes, (..., C): of the active ones as it is, of the others as they left it."""
+        """The state of all lanes, (..., C): the active ones now, the others as they were when last active."""
         z = self.z if self.rows is None else self.all_z.index_copy(0, to_index(self.rows, self.z), self.z)
         return self.lanes.unflatten(z.clone()).to(self.dtype)
 
     def renew_best(self, mask: Array) -> None:
-        """The best state of the masked active lanes is z."""
+        """Make z the best state of the active lanes in the mask."""
         if not self.on_host:
             self.best = choose_rows(mask, self.z, self.best)
             return
@@ -129,11 +129,11 @@ class ActiveLanes:
         return places if self.rows is None else self.rows[places]
 
     def of_active(self, values: Array) -> Array:
-        """What an array of all lanes says of the active ones."""
+        """The entries of the active lanes, from an array over all lanes."""
         return values if self.rows is None else values[self.rows]
 
     def of_all(self, mask: Array) -> Array:
-        """A mask of the active lanes as one of all lanes."""
+        """A mask over the active lanes as a mask over all lanes."""
         if self.rows is None:
             return mask
         full = self.all_records.moving & False
@@ -141,7 +141,7 @@ class ActiveLanes:
         return full
 
     def result(self, patience: int) -> FixedPoint:
-        """What the solve came to, of all lanes."""
+        """The outcome of the solve for all lanes."""
         self.scatter()
         record, shape = self.all_records, self.lanes.shape
 
@@ -160,10 +160,10 @@ class ActiveLanes:
     # ------------------------------------------------------------------ which lanes are active
 
     def worth_keeping(self, moving_count: int, evaluations: int) -> Array | None:
-        """Places of the active lanes to go on with, where leaving the others out pays; None: all of them.
+        """Places of the active lanes to keep evaluating; None: all, since dropping some saves no time.
 
         Args:
-            moving_count: how many of them move.
+            moving_count: how many active lanes still move.
             evaluations: evaluations before the next recheck.
         """
         moving = self.record.moving
@@ -183,7 +183,7 @@ class ActiveLanes:
         return np.sort(np.argsort(~moving, kind="stable")[:then])
 
     def _cost(self, lanes: int) -> float:
-        """Of an evaluation at so many lanes, in evaluations of all."""
+        """Cost of an evaluation at so many lanes, as a multiple of one at all lanes."""
         constant, slope = _SOME_LANES
         return 1.0 if lanes == self.lanes.count else constant + slope * lanes / self.lanes.count
 
@@ -199,7 +199,7 @@ class ActiveLanes:
         return None if padded_count(len(lanes)) > _OPEN_SHARE * self.lanes.count else lanes
 
     def scatter(self) -> None:
-        """Bring what covers all lanes up to date with the active ones."""
+        """Copy the active lanes into the arrays that cover all lanes."""
         if self.rows is None:
             self.all_z, self.all_best, self.all_records = self.z, self.best, self.record
             return
@@ -231,7 +231,7 @@ class ActiveLanes:
             self._current = self._restrict(state, self.lanes.positions(index), value)
 
     def _places(self) -> Array:
-        """Where the active lanes stand among those of the method's history, -1 where they do not."""
+        """The place of each active lane in the method's history, -1 where it has none."""
         rows, known = self.rows, self._method_rows
         if known is None:
             return rows

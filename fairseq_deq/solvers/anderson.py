@@ -26,12 +26,12 @@ class Anderson:
 
     With g_k = f(z_k) - z_k, and DZ = [z_k - z_{k-1}, ...], DG = [g_k - g_{k-1}, ...] over the last
     `memory` states: gamma = argmin |g_k - DG*gamma|, z_{k+1} = z_k - DZ*gamma + tau*P (g_k - DG*gamma), with
-    P the preconditioner, or I. P acts on the residual that is left, and not on the history.
+    P the preconditioner, or I. P acts on the remaining residual, not on the history.
 
     The least squares is solved through its Gram matrix, kept up to date with the inner products that are new,
     its columns scaled to length one, with a relative ridge, in float64. Where lanes depend on each other, the
-    ridge of a difference grows as it ages, min(1, ridge*ridge_growth^age): since it was taken, the other
-    lanes have moved, and f at this one with them.
+    ridge of a difference grows with its age, min(1, ridge*ridge_growth^age), because the other lanes have
+    changed since it was taken, and with them f at this lane.
     Anderson (1965); Walker and Ni (2011).
     """
 

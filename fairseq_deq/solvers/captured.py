@@ -1,4 +1,4 @@
-"""A solve on a GPU whose iterations are one launch each: recorded as CUDA graphs, and replayed."""
+"""A solve on a GPU whose iterations are recorded as CUDA graphs and replayed, in one launch each."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def can_capture(config: SolverConfig, device: torch.device) -> bool:
 class CapturedLoop(Loop):
     """The same solve, with all lanes in every iteration.
 
-    There are two kinds of iteration, a plain one and a recheck. Of each kind the first is recorded as a
-    program over *buffers*, the tensors that an iteration leaves to the next; all others replay it. A program
+    There are two kinds of iteration: plain ones and rechecks. The first of each kind is recorded as a program
+    over *buffers*, the tensors that one iteration hands to the next; all later ones replay it. A program
     is recorded once per solve, because f holds the tensors of its batch, and lives as long. What cannot be
-    recorded goes on launch by launch, and a warning says why.
+    recorded runs launch by launch, and a warning says why.
 
     The same results as from `Loop` with `active_set="never"`, up to rounding. It is `Loop` itself where the
     solver's iterations differ from each other, where f is one of autograd (`is_taped`), and where a map of

@@ -1,4 +1,4 @@
-"""Anderson's method with all iterations alike, for a compiler or a recording; slots not used yet are zero."""
+"""Anderson's method with identical iterations, for a compiler or a CUDA graph; unused slots are zero."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ CUDA_GRAPHS = ("never", "auto")
 
 @dataclass(frozen=True)
 class SolverConfig:
-    """Options of a fixed-point solve; a wrong one is a `ValueError` naming the valid values.
+    """Options of a fixed-point solve; a wrong one raises a `ValueError` that names the valid values.
 
     A lane has converged when |f(z) - z| <= atol*sqrt(D) + rtol*|f(z)|, with the Euclidean norm over the
     D numbers of the lane, so `atol` bounds the root mean square over these numbers.
@@ -37,14 +37,14 @@ class SolverConfig:
         damping: step length tau in (0, 1]; 1 steps to f(z).
         ridge: Tikhonov term of Anderson's least squares, relative to the squared norms of its columns.
         ridge_growth: where lanes depend on each other, the factor by which the ridge of a difference grows
-            with every iteration since it was taken, up to 1: it tells of f as it was when the other lanes
-            stood elsewhere. 1: all differences count alike.
-        first_recheck: in `position` scope, the iteration (from 0) that evaluates every lane that is not
-            final for the first time after the start, and wakes the frozen lanes whose inputs moved on; the
-            next ones follow every 3 iterations, later at longer distances.
-        active_set: evaluate f at the moving lanes only, where f offers `restrict`: when their number says
-            that it saves time (`auto`), `always` where lanes are independent, or `never`. What is found is
-            the same where f rounds a position the same whatever stands beside it.
+            with every iteration since it was taken, up to 1, because the other lanes have changed since
+            then and f with them. 1: old differences count as much as new ones.
+        first_recheck: in `position` scope, the iteration (from 0) of the first recheck, which evaluates every
+            lane that is not final, and wakes the frozen lanes whose inputs have changed; further rechecks
+            follow every 3 iterations, later at longer distances.
+        active_set: evaluate f at the moving lanes only, if f has `restrict`: when so few move that it saves
+            time (`auto`), `always` where lanes are independent, or `never`. The result is the same if f
+            rounds a position the same whatever other positions are evaluated with it.
         cuda_graph: `auto` records an iteration on a GPU as a CUDA graph, so that the iterations after the
             second are one launch each, f included; all lanes are evaluated then, whatever `active_set` says.
             For `anderson` (up to 9 states) and `picard`; without effect elsewhere, where the map is one of
@@ -55,7 +55,7 @@ class SolverConfig:
         early_precision: `full`, or the precision of the first evaluations of f: `tf32` (on a GPU) until the
             relative residual is 4e-3, or `bfloat16` (autocast) until it is 2e-2. The last evaluations, and
             with them the residual, are of full precision. Linear solvers, and states that are not float32,
-            do without.
+            always use full precision.
         policy: on lanes that did not converge: return the `best` state, `raise` a `ConvergenceError`, or
             `fallback` to damped Picard from the best state.
     """
@@ -95,11 +95,9 @@ class SolverConfig:
         if not 1 <= self.ridge_growth < math.inf:
             raise ValueError(f"ridge_growth must be at least 1 and finite, got {self.ridge_growth!r}")
         if self.rtol >= 1:
-            raise ValueError(
-                f"rtol must be below 1, where any state would do as the answer; got {self.rtol!r}"
-            )
+            raise ValueError(f"rtol must be below 1 (with 1, any state would pass); got {self.rtol!r}")
         if self.rtol == 0 and self.atol == 0:
-            raise ValueError("rtol and atol are both 0: no residual can meet that; set one above 0")
+            raise ValueError("rtol and atol are both 0, which no residual can meet; set one above 0")
         if self.early_precision != "full" and self.scope == "recurrence":
             raise ValueError(
                 "early_precision must be full in scope recurrence, whose solves are short; got "
@@ -113,7 +111,7 @@ class SolverConfig:
             )
 
     def for_lanes(self, coupled: bool) -> SolverConfig:
-        """The options of a method whose lanes depend on each other, or do not."""
+        """The options for a method whose lanes depend on each other (`coupled`), or do not."""
         return self if coupled else _of_independent_lanes(self)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""A few independent lanes on the CPU, as generation solves them: Anderson's method with little around it."""
+"""A fast path of `solve` for a few independent lanes on the CPU, as in generation: plain Anderson steps."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def solve_few(
 ) -> FixedPoint:
     """`solve` of lanes that do not depend on each other, faster where they are few.
 
-    The iterates are those of `Anderson`, up to rounding, which depends here on what stands beside a lane. All
+    The iterates are those of `Anderson` up to rounding, which here depends on the other lanes too. All
     arrays are NumPy's: at these sizes torch takes longer to start an operation than to compute it. There are
-    no restarts: where a lane is lost, or the budget comes near its end, `solve` goes on from the best states
-    with what is left of the budget. It is `solve` from the beginning where there are many lanes, where lanes
-    depend on each other or are not on the CPU, or where the options ask for something else.
+    no restarts: if a lane does badly, or the budget is nearly used up, `solve` continues from the best
+    states with the rest of the budget. `solve` does everything if there are many lanes, if lanes depend on
+    each other or are not on the CPU, or if the options ask for another method.
 
     Args:
         f, z0, config, preconditioner: as for `solve`.
@@ -130,7 +130,7 @@ class _FewLanes:
         return True
 
     def result(self) -> FixedPoint:
-        """What it has come to, if every lane has passed."""
+        """The outcome, once every lane has converged."""
         shape = self.layout.shape
         residual = (self.distance / np.maximum(self.size, 1e-30)).astype(self.z.dtype)
         return FixedPoint(

@@ -1,9 +1,9 @@
-"""Rules of a solve in few kernels: compiled by torch where the books are on a device and that is asked for.
+"""Compile the rules of a solve into few kernels, for solves on a GPU and only if asked.
 
 On a device every small operation costs a launch, whatever it computes. The rules that judge a lane and the
 least squares of a lane are elementwise over lanes, so a compiler makes one kernel of each. It is off unless
 `fuse()` is called or the environment variable FAIRSEQ_DEQ_FUSE is 1: the first solve then takes a minute
-longer. Results are those of the rules as they stand, up to rounding. Solves on the CPU are never compiled.
+longer. Results equal those of the uncompiled rules, up to rounding. Solves on the CPU are never compiled.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _enabled = os.environ.get("FAIRSEQ_DEQ_FUSE") == "1"
 
 
 def fuse(enabled: bool = True) -> None:
-    """Compile the rules of later solves on a device, or do not."""
+    """Turn the compilation of rules on or off, for later solves on a GPU."""
     global _enabled
     _enabled = enabled
 
@@ -39,14 +39,14 @@ def fusing(books: Any, unknowns: int = 0) -> bool:
 
 
 def can_fuse(books: Any, unknowns: int = 0) -> bool:
-    """Whether they could be."""
+    """Whether rules over `books` could be compiled."""
     return isinstance(books, Tensor) and unknowns <= _MOST_UNKNOWNS
 
 
 def fused(rule: Rule) -> Rule:
-    """The rule, compiled where that is asked for; the first array among its arguments is one of the books.
+    """Decorator: compile the rule if asked; the first array among its arguments must be one of the books.
 
-    Where it cannot be compiled, that is said once, and all rules go on as they stand.
+    If a rule cannot be compiled, a warning says so once, and all rules run uncompiled.
     """
     compiled: list[Callable[..., Any]] = []
 
@@ -72,7 +72,7 @@ def fused(rule: Rule) -> Rule:
 
 
 def constant(value: float, books: Any) -> Any:
-    """A number that compiled rules are given: beside the books, or each call would make it anew."""
+    """A number for compiled rules: a tensor on the device of the books, so that no call makes it anew."""
     if not fusing(books):
         return value
     return torch.full((), value, dtype=torch.float64, device=books.device)

@@ -1,4 +1,4 @@
-"""The estimate of the inverse Jacobian that the histories of a solve hold at its end."""
+"""The estimate of the inverse Jacobian that follows from the solver's history at the end of a solve."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class Loop:
         f: map of a tensor to one of the same shape.
         z0: starting state, (..., C).
         config: the options.
-        preconditioner: what is known of f beforehand; None: nothing.
+        preconditioner: an approximate inverse known before the solve; None: none.
         keep_inverse: keep the histories of all lanes, for `inverse_transpose`.
     Raises:
         ValueError: the preconditioner is of another width.
@@ -94,7 +94,7 @@ class Loop:
     # ------------------------------------------------------------------ iterations
 
     def _pass(self, k: int, trace: Trace | None) -> None:
-        """Iteration k, of whichever kind."""
+        """Iteration k: a plain one or a recheck."""
         if trace is not None and (k in self.rechecks or self.moving_count):
             trace(self.active.evaluations, self.active.whole())
         if k in self.rechecks:
@@ -180,7 +180,7 @@ class Loop:
         return products
 
     def _to_books(self, columns: list[Tensor]) -> Any:
-        """Columns (n,) as one array (k, n) of the books, in float64, in one transfer."""
+        """Columns (n,) as one array (k, n) in float64, moved to the record of the lanes in one transfer."""
         if not columns:
             return []
         stacked = torch.stack(columns)
@@ -218,7 +218,7 @@ class Loop:
             self.final = (self.final.reshape(by_sample.shape) | whole).reshape(-1)
 
     def _gives_its_one_value(self, fz: Tensor) -> bool:
-        """Whether this is the only evaluation, which is made use of where it is finite."""
+        """Whether this is the only evaluation; its value is then the result, where it is finite."""
         active = self.active
         if self.config.max_evals > 1:
             return False
@@ -227,7 +227,7 @@ class Loop:
         return True
 
     def _send_back_lost(self) -> Array | None:
-        """Tell lost lanes to restart: which ones, None: none."""
+        """Restart the lanes that must; returns which ones, None if none."""
         record, patience = self.active.record, self.config.patience
         if not self.on_host:
             return send_back(record.moving, record, patience, self.damping)
@@ -242,7 +242,7 @@ class Loop:
         return lost
 
     def _step(self, fz: Tensor, g: Tensor, products: Any, lost: Array | None) -> None:
-        """Move the active lanes that move, given f and f(z) - z there; lost ones go back to their best."""
+        """Step the moving active lanes, given f and f(z) - z there; restarted ones go back to their best."""
         active = self.active
         record = active.record
         tau: Array | None = record.tau
@@ -261,7 +261,7 @@ class Loop:
             active.z = choose_rows(record.moving, following, active.z)
 
     def _whom_to_keep(self, k: int) -> Array | None:
-        """Places of the active lanes to go on with; None: all. It asks how many move, where it may."""
+        """Which active lanes to keep evaluating (None: all); asks how many move, where that may wait."""
         if self._asks(k):
             self._ask()
             return self.active.worth_keeping(self.moving_count, self._until_recheck(k))
@@ -270,7 +270,7 @@ class Loop:
         return None
 
     def _narrow(self, keep: Array, fz: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-        """Go on with the active lanes at `keep` alone: f and f(z) - z there."""
+        """Keep only the active lanes at `keep`; returns f and f(z) - z there."""
         active, index = self.active, to_index(keep, fz)
         fz, g = fz.index_select(0, index), g.index_select(0, index)
         active.scatter()
@@ -278,12 +278,12 @@ class Loop:
         return fz, g
 
     def _sent_back(self, lost: Array) -> Tensor:
-        """z of the active lanes, of lost ones their best state."""
+        """z of the active lanes; for restarted ones their best state."""
         active = self.active
         return choose_rows(~lost, active.z.clone() if self.on_host else active.z, active.best)
 
     def _precondition(self, rows: Tensor) -> Tensor:
-        """P of the active lanes; the identity for a lane that was lost with P."""
+        """P for the active lanes; the identity for a lane that goes on without P."""
         if self.preconditioner is None:
             return rows
         if self.calm:

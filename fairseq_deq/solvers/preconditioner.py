@@ -1,4 +1,4 @@
-"""What all lanes of a layer have in common, used in every step of a solve: the chord method."""
+"""An approximate inverse that all lanes share, applied in every step of a solve (the chord method)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class Preconditioner:
     """P = I + left right^T, close to (I - Jbar)^{-1} with Jbar the mean of the blocks dz'_t/dz_t of f.
 
     With g = f(z) - z, Newton's method steps by (I - J_t)^{-1} g at each position t. Where the blocks J_t of
-    all positions share a part Jbar, one inverse known beforehand does much of that: z + P g (a chord, or
-    simplified Newton, step). Anderson steps by z - DZ*gamma + P (g - DG*gamma), with gamma from |g| as ever:
-    its history does not depend on P. Fixed points and stop, both of g, stay what they were.
+    all positions share a part Jbar, one inverse computed in advance does much of that: z + P g (a chord, or
+    simplified Newton, step). Anderson steps by z - DZ*gamma + P (g - DG*gamma), with gamma as without P:
+    its history does not depend on P. P changes neither the fixed points nor when a solve stops.
 
-    Its limits: P knows nothing of how the J_t differ, or of how positions are coupled. A wrong P costs
-    evaluations: a lane that is lost restarts without it.
+    Its limits: P knows nothing of how the J_t differ, or of how positions are coupled. A bad P costs
+    evaluations, never the result: a lane whose residual explodes restarts without it.
 
     Attributes:
         left, right: (C, r), C channels of a position, r the rank.

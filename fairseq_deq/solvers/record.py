@@ -1,4 +1,7 @@
-"""What a solve knows of every lane beside its state, and the rules that judge a lane."""
+"""The record of every lane of a solve, beside its state, and the rules that judge a lane.
+
+The arrays of the record, with one entry per lane, are called its *books*.
+"""
 
 from __future__ import annotations
 
@@ -37,14 +40,14 @@ def books_on_host(device: torch.device) -> bool:
 
 
 def zeros_like_books(books: Array, *shape: int) -> Array:
-    """Zeros (*shape, n) in float64, of the kind of `books` (n,)."""
+    """Zeros (*shape, n) in float64: a NumPy array or a tensor, as `books` (n,) is."""
     if isinstance(books, Tensor):
         return torch.zeros(*shape, *books.shape, dtype=torch.float64, device=books.device)
     return np.zeros((*shape, *books.shape))
 
 
 def numbered_like_books(books: Array, count: int) -> Array:
-    """0, 1, ..., count - 1 in float64, (count,), of the kind of `books`."""
+    """0, 1, ..., count - 1 in float64, (count,): a NumPy array or a tensor, as `books` is."""
     if isinstance(books, Tensor):
         return torch.arange(count, dtype=torch.float64, device=books.device)
     return np.arange(count, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Fixed points of a recurrence: position after position, each from what the ones before it settled at."""
+"""Fixed points of a recurrence: solved position after position, each given the states of those before it."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ def solve_recurrence(
 ) -> FixedPoint:
     """Find z_t = f_t(z_t; z_before), one small solve of independent lanes per position.
 
-    What is solved for are the `own` channels of a position. Its other channels follow from them, so the
-    residual of a lane is that of its own channels: large ones that are no unknowns would hide it. Others look
-    at a position only when it has been left for good, so a state depends on nothing but the positions before
-    it, converged or not. Each position starts where f says, so which one of several equilibria is found does
-    not depend on how a text is cut into segments.
+    The unknowns are the `own` channels of a position; its other channels follow from them. The residual of a
+    lane is that of its own channels, since large other channels would hide it. A position is solved only when
+    the ones before it are finished, so its state depends on nothing but them, converged or not. Each position
+    starts at `f.start`, so if there are several equilibria, which one is found does not depend on how a text
+    is cut into segments.
 
     Args:
         f: the recurrence.
         z0: state of the lanes at which f is never finite, (B, T, C).
         config: solver, tolerance, budget of evaluations of one position.
-        preconditioner: what is known of the blocks of positions; None: nothing.
+        preconditioner: an approximate inverse for the blocks of positions; None: none.
     Returns:
-        the `FixedPoint`; its lanes are positions, and `nfe` is that of the position that took most.
+        the `FixedPoint`; its lanes are positions, and `nfe` is that of the position that took the most.
     """
     states = z0.detach().clone()
     config = replace(config, scope="position", cuda_graph="never")  # a column is solved in few iterations

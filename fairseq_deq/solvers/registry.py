@@ -21,9 +21,9 @@ class Method(Protocol):
     needs. Rows are lanes; a rule must never mix two rows. In each iteration the loop asks for the inner
     products that the method needs (`observe`), gets them all to where small systems are solved in one
     transfer, and hands them back (`step`).
-    `default_memory` is the history length where the configuration names none; `alike`, which may be left out,
-    says that from the third on all iterations are the same operations on tensors of the same shapes, all of
-    which are attributes of the method or entries of lists that are.
+    `default_memory` is the history length if the configuration gives none. `alike` (optional) says that from
+    the third on all iterations are the same operations on tensors of the same shapes, all of which are
+    attributes of the method, or entries of lists that are attributes.
     """
 
     default_memory: int
@@ -34,7 +34,7 @@ class Method(Protocol):
         Args:
             config: a `SolverConfig`, which looks up the names in this module.
             like: states of the lanes, (n, D).
-            books: (n,), shows what kind of arrays to use.
+            books: (n,), an array of the lanes' record: NumPy's or a tensor, as all such arrays are to be.
         """
 
     def observe(
@@ -43,7 +43,7 @@ class Method(Protocol):
         """The inner products that the next step needs, (n,) each.
 
         Args:
-            z: states, (n, D), which nobody changes any more.
+            z: states, (n, D); not changed in place later.
             g: f(z) - z, (n, D), likewise.
             restarted: (n,) bool; the history of these lanes must be forgotten; None: no lane restarts.
             precondition: P of every row, (n, D) -> (n, D); the identity where there is none.
@@ -61,7 +61,7 @@ class Method(Protocol):
         """
 
     def skip(self) -> None:
-        """An iteration passes in which no lane moves; whichever lane moves later starts without a history."""
+        """Note an iteration in which no lane moves; a lane that moves later starts without a history."""
 
     def subset(self, source: Array) -> Method:
         """A method with the rows `source` (n',) of the history, in that order; -1: an empty one."""

@@ -1,4 +1,4 @@
-"""What a solve returns: the state and, lane by lane, how the solve went."""
+"""What a solve returns: the state and, for each lane, how the solve went."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Status(IntEnum):
-    """How the solve of one lane ended; `Status.X.sentence` says what to do about it."""
+    """How the solve of one lane ended; `Status.X.sentence` explains it and says what to do."""
 
     CONVERGED = 0
     MAX_ITER = 1
@@ -26,10 +26,10 @@ class Status(IntEnum):
 _SENTENCES = {
     Status.CONVERGED: "The residual is within atol + rtol*|f(z)|.",
     Status.MAX_ITER: "The evaluation budget ran out while the residual was still falling; raise max_evals.",
-    Status.STALLED: "The residual stopped falling above the tolerance; damp the step, change the solver, or "
-    "accept a tolerance that this precision can reach.",
-    Status.DIVERGED: "The residual grew far beyond its start; the map may have no fixed point that this "
-    "solver can reach: damp the step or regularise the Jacobian.",
+    Status.STALLED: "The residual stopped falling before it reached the tolerance; damp the step, change the "
+    "solver, or accept a tolerance that this precision can reach.",
+    Status.DIVERGED: "The residual grew far beyond its first value; the map may have no fixed point that "
+    "this solver can reach: damp the step or regularise the Jacobian.",
     Status.NON_FINITE: "f returned NaN or infinity; look for overflow in the inputs or the weights.",
 }
 
@@ -53,8 +53,8 @@ class FixedPoint:
             evaluation; inf where f was never finite.
         lane_nfe: evaluations of f during which the lane was still moving.
         status: a `Status` per lane (uint8).
-        nfe: evaluations of f that the solve asked for, at all lanes or at some only.
-        total_lane_nfe: lanes summed over those evaluations: the work really done.
+        nfe: evaluations of f in the solve, counting one at some lanes like one at all.
+        total_lane_nfe: the lanes evaluated, summed over those evaluations: the work really done.
 
     The three lane tensors have the shape of the lanes: `(B, T)` in position scope, `(B,)` in sample
     scope, `(1,)` in batch scope.
@@ -68,7 +68,7 @@ class FixedPoint:
     total_lane_nfe: int
 
     def followed_by(self, rest: FixedPoint) -> FixedPoint:
-        """What `rest`, a solve from this state on, came to, with the evaluations of both."""
+        """The outcome of `rest`, a solve that started from this state, with the evaluations of both."""
         return replace(
             rest,
             lane_nfe=self.lane_nfe + rest.lane_nfe,

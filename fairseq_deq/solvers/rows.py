@@ -1,4 +1,4 @@
-"""Rows of tensors, chosen and weighted by what the books of a solve say."""
+"""Rows of tensors, chosen and weighted by the books of a solve (one entry per lane, see `record.py`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .record import Array
 
 
 def to_index(index: Array, like: Tensor) -> Tensor:
-    """Indices or a mask of the books, as a tensor beside `like`."""
+    """Indices or a mask from the books, as a tensor on the device of `like`."""
     return index if isinstance(index, Tensor) else torch.from_numpy(np.ascontiguousarray(index))
 
 

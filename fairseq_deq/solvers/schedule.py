@@ -1,4 +1,4 @@
-"""When a solve looks again at lanes at rest."""
+"""When a solve evaluates its frozen lanes again."""
 
 from __future__ import annotations
 

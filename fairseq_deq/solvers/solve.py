@@ -1,4 +1,4 @@
-"""Fixed points of any map: the entry point, and what to do where a solve fails."""
+"""Fixed points of any map: the entry point, and what happens when a solve fails."""
 
 from __future__ import annotations
 
@@ -40,22 +40,22 @@ def solve(
             a `Recurrent`.
         z0: starting state, (..., C); dimension 0 indexes independent samples.
         config: solver, budget, tolerance, scope, policy; None: the defaults.
-        preconditioner: what is known of f beforehand; None: nothing. Linear solvers do without.
-        trace: called before each evaluation of f with the number of those behind and the state, (..., C), of
-            lanes that are not evaluated as they left it; None: nobody looks on.
+        preconditioner: an approximate inverse known before the solve; None: none. Linear solvers ignore it.
+        trace: called before each evaluation of f with the number of evaluations so far and the state,
+            (..., C); a lane that is not evaluated keeps its last value there. None: not called.
     Returns:
         the `FixedPoint`; its state is detached and finite wherever z0 is.
     Raises:
         ConvergenceError: policy `raise`, and some lane did not converge.
-        ValueError: z0 is no state, f is no map of a state to one of its shape, scope `recurrence` and f is no
-            `Recurrent`, or a `trace` of a linear solver or a recurrence.
+        ValueError: z0 cannot be a state, f changes the shape of a state, scope is `recurrence` and f no
+            `Recurrent`, or `trace` is given with a linear solver or scope `recurrence`.
     """
     config = config or SolverConfig()
     check_state(z0)
     if config.scope == "position" and z0.dim() > 3:
         warnings.warn(
-            f"of a state of shape {tuple(z0.shape)} the last axis is taken for channels, and every index of "
-            "the others for an unknown of its own; if channels are not last, as in images, use scope sample",
+            f"a state of shape {tuple(z0.shape)} is read with channels last, and every index of the other "
+            "axes is solved as one unknown; if channels are not last, as in images, use scope sample",
             stacklevel=2,
         )
     if z0.numel() == 0:
@@ -67,7 +67,7 @@ def check_state(z0: Tensor) -> None:
     """Raise ValueError unless `z0` can be the start of a solve: a floating-point tensor (samples, ..., C)."""
     if not isinstance(z0, Tensor):
         several = (
-            "; several tensors are one state through StatePacking" if isinstance(z0, (tuple, list)) else ""
+            "; join several tensors into one state with StatePacking" if isinstance(z0, (tuple, list)) else ""
         )
         raise ValueError(f"z0 must be a tensor (samples, ..., C), got {type(z0).__name__}{several}")
     if not z0.is_floating_point():
@@ -77,7 +77,7 @@ def check_state(z0: Tensor) -> None:
 
 
 def _nothing(z0: Tensor, config: SolverConfig) -> FixedPoint:
-    """The outcome where there is no lane, or none of any number."""
+    """The outcome for a state without any number."""
     lanes = torch.zeros(LaneLayout.of(z0, config.scope).shape, device=z0.device)
     converged = torch.full_like(lanes, Status.CONVERGED, dtype=torch.uint8)
     return FixedPoint(z0.detach().clone(), lanes, lanes.int(), converged, 0, 0)
@@ -108,7 +108,7 @@ def _solve(
 def _solve_lanes(
     f: Map, z0: Tensor, config: SolverConfig, preconditioner: Preconditioner | None, trace: Trace | None
 ) -> FixedPoint:
-    """One loop, or two: the first in a lower precision, where it can be of use."""
+    """One loop, or two: the first in a lower precision, if that is asked for and can help."""
     early = EARLY_TOLERANCES.get(config.early_precision, 0.0)
     budget = int(EARLY_SHARE * config.max_evals)
     loop = CapturedLoop if can_capture(config, z0.device) else Loop
@@ -126,10 +126,10 @@ def _solve_lanes(
 def solve_keeping_inverse(
     f: Map, z0: Tensor, config: SolverConfig, preconditioner: Preconditioner | None = None
 ) -> tuple[FixedPoint, Map]:
-    """The same, and the solver's estimate of v -> (I - J)^{-T} v at its end, for v shaped as z0.
+    """As `solve`, but also return the solver's final estimate of v -> (I - J)^{-T} v, for v shaped as z0.
 
     Args:
-        f, z0, config, preconditioner: as for `solve`; a linear solver has no estimate to give.
+        f, z0, config, preconditioner: as for `solve`; a linear solver has no such estimate.
     Returns:
         the `FixedPoint`, and the estimate, which holds the solver's history.
     Raises:
@@ -154,7 +154,7 @@ def solve_keeping_inverse(
 def _apply_policy(
     result: FixedPoint, f: Map | Recurrent, config: SolverConfig, preconditioner: Preconditioner | None
 ) -> FixedPoint:
-    """`result`, or what the policy makes of it where a lane did not converge."""
+    """`result`, or what the policy asks for if a lane did not converge."""
     if config.policy == "best" or bool(result.converged.all()):
         return result
     if config.policy == "raise":

@@ -1,4 +1,4 @@
-"""What an evaluation of f tells of every lane: the small rules that the loop applies to its books."""
+"""The rules that judge every lane after an evaluation of f, applied to the record of the lanes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Measured:
         return cls(*_measure(squares, limit, rtol))
 
     def keeping(self, final: Array, record: LaneRecord) -> Measured:
-        """The same, but `final` lanes (n,) keep what their books say: they need not have been evaluated."""
+        """The same, but `final` lanes (n,), which need not have been evaluated, keep the record's entries."""
         xp = namespace(self.distance)
         return Measured(
             xp.where(final, record.best_distance, self.distance),
@@ -48,7 +48,7 @@ def _measure(squares: Array, limit: Any, rtol: Any) -> tuple[Array, Array, Array
 
 @fused
 def send_back(moving: Array, record: LaneRecord, patience: int, tau: Any) -> Array:
-    """The lanes that must restart, after they were told to."""
+    """Restart the lanes that must, and return which ones."""
     lost = record.must_restart(patience)
     record.restart(lost, tau)
     return lost
@@ -66,16 +66,16 @@ def verdict(
     patience: int,
     tau: Any,
 ) -> tuple[Tensor, tuple[Array, Array, Array], Array, Array]:
-    """All that an evaluation tells of the lanes, in one rule to compile.
+    """Judge the lanes after an evaluation of f, as one rule that can be compiled.
 
     Args:
-        books: one of the entries of `record`, which is brought up to date.
+        books: any entry of `record`, to show what kind of arrays to use; `record` is updated.
         products: the inner products of the method.
         g, fz: f(z) - z and f(z), (n, D).
         limit, rtol, patience, tau: as for `Measured.of`, `must_restart` and `restart`.
     Returns:
-        the products as books, the entries of `Measured`, the lanes whose state is their best, and those that
-        must restart.
+        the products as arrays of that kind, the entries of `Measured`, the lanes whose state is their best so
+        far, and those that must restart.
     """
     entries = columns(books, products, g, fz)
     measured = _measure(entries[-2:], limit, rtol)
