@@ -1,4 +1,4 @@
-"""What the solves of an evaluation came to: one line beside its numbers."""
+"""How the solves of an evaluation ended: one line beside its numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .solvers import Status
 
 logger = logging.getLogger(__name__)
 
-# Below this share of converged positions a number is not that of the equilibrium.
+# With fewer converged positions than this share, a number does not describe the equilibrium.
 ENOUGH = 0.99
 
 
@@ -57,7 +57,7 @@ class SolveReport:
         """Count a solve.
 
         Args:
-            equilibrium: what it came to.
+            equilibrium: its result.
             real: (B, T) bool, False at padding.
         Raises:
             OptionError: f was not finite somewhere, so that nothing follows from the state.
@@ -83,7 +83,7 @@ class SolveReport:
             self.residuals += float(residual.sum())
 
     def sentence(self) -> str:
-        """Share converged and mean residual, as they stand beside a perplexity; empty without solves."""
+        """Share converged and mean residual, to be printed beside a perplexity; empty without solves."""
         if not self.lanes:
             return ""
         share = f"{100 * self.share:.2f}% of {self.lanes:,} positions converged"
@@ -96,8 +96,8 @@ class SolveReport:
         logger.info("Solves: %s", self.sentence())
         if self.share < ENOUGH:
             logger.warning(
-                "only %s: the numbers are not those of the equilibrium; give --model-overrides more "
-                "evaluations, such as \"{'f_thres': 120}\"",
+                "only %s: the numbers are not those of the equilibrium; allow more evaluations, for "
+                "example by --model-overrides \"{'f_thres': 120}\"",
                 self.sentence(),
             )
 
@@ -106,7 +106,7 @@ _active: ContextVar[SolveReport | None] = ContextVar("fairseq_deq_solve_report",
 
 
 def report_solves(equilibria: Iterable[Equilibrium], real: Tensor) -> None:
-    """Tell the report that is open, if one is, of the solves of a segment.
+    """Add the solves of a segment to the open report, if there is one.
 
     Args:
         equilibria: one per subsequence.

@@ -1,4 +1,4 @@
-"""What the measurements at one block say: gradient, Jacobian, starts, what must not change a state."""
+"""Verdicts on one block: gradient, Jacobian, starts of the solve, and what must not change a state."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def judge_gradient(m: Measured) -> Iterator[Verdict]:
         buys = ""
         if exact is not None and own is not None and own.mode != "ift" and exact.cosine > own.cosine:
             buys = (
-                f" --gradient ift would have {exact.cosine:.3f}, in {exact.seconds / own.seconds:.1f} times "
-                "the time."
+                f" With --gradient ift the cosine is {exact.cosine:.3f}, and a step takes "
+                f"{exact.seconds / own.seconds:.1f} times as long."
             )
         yield Verdict(
             "look",
@@ -51,7 +51,7 @@ def judge_gradient(m: Measured) -> Iterator[Verdict]:
         best = min(cheaper, key=lambda g: g.seconds)
         yield Verdict(
             "hint",
-            f"--gradient {best.mode} would do here",
+            f"--gradient {best.mode} is enough here",
             f"It has a cosine of {best.cosine:.4f} to the exact gradient in "
             f"{percent(best.seconds / own.seconds)} of the time of a step.",
             "gradient",
@@ -78,9 +78,9 @@ def judge_radius(m: Measured) -> Iterator[Verdict]:
         )
     elif math.isfinite(value):
         word = (
-            "so that even plain iteration converges near the equilibrium"
+            "so near the equilibrium even plain iteration converges"
             if value < 1
-            else "which solvers deal with"
+            else "which the solvers can handle"
         )
         yield Verdict(
             "good",
@@ -94,11 +94,11 @@ def _what_a_penalty_buys(m: Measured) -> str:
     """What some updates with a Jacobian penalty did, beside as many without."""
     p = m.penalty
     if p is None:
-        return " A small --jac-loss-weight in training makes f contract more."
+        return " A small --jac-loss-weight in training makes the Jacobian smaller."
     verb = "helps" if p.radius[1] < p.radius[0] else "did not help in this trial"
     return (
-        f" --jac-loss-weight {p.weight:g} {verb}: after {p.updates} updates of a copy the radius is "
-        f"{p.radius[1]:.1f} with it and {p.radius[0]:.1f} without, {percent(p.converged[1])} and "
+        f" --jac-loss-weight {p.weight:g} {verb}. After {p.updates} updates of a copy with it and without "
+        f"it, the radius is {p.radius[1]:.1f} and {p.radius[0]:.1f}, {percent(p.converged[1])} and "
         f"{percent(p.converged[0])} of the positions converge, and the loss is {p.loss[1]:.3f} and "
         f"{p.loss[0]:.3f}."
     )
@@ -112,9 +112,9 @@ def judge_starts(m: Measured) -> Iterator[Verdict]:
         yield Verdict(
             "hint",
             "There are several equilibria",
-            f"Solved side by side from random starts {percent(m.starts.apart)} of the positions converge to "
-            "another state. This model solves position after position, always from the same start, so its "
-            "scores do not depend on that.",
+            f"When all positions are solved at once from random starts, {percent(m.starts.apart)} of them "
+            "converge to another state. This model solves one position after another, always from the same "
+            "start, so this does not affect its scores.",
             "equilibrium",
         )
     elif m.starts.apart > _APART:
@@ -122,23 +122,22 @@ def judge_starts(m: Measured) -> Iterator[Verdict]:
             "look",
             "There are several equilibria",
             f"From random starts {percent(m.starts.apart)} of the positions converge to another state, so "
-            "that scores depend on the start of the solve. A --jac-loss-weight in training makes f contract "
-            "more.",
+            "scores depend on where a solve starts. Training with --jac-loss-weight makes f contract more.",
             "equilibrium",
         )
     elif fewest >= ENOUGH:
         yield Verdict(
             "good",
             "One equilibrium, whatever the start",
-            f"{len(m.starts.converged)} random starts all come to the same states.",
+            f"Solves from {len(m.starts.converged)} random starts all end at the same states.",
             "equilibrium",
         )
     else:
         yield Verdict(
             "hint",
-            "Far starts are hard",
-            f"From random starts {percent(fewest)} of the positions converge in four times the budget, to a "
-            "tenth of the tolerance; those that do come to the same states.",
+            "Solves from random starts are hard",
+            f"From random starts {percent(fewest)} of the positions converge, with four times the budget and "
+            "a tenth of the tolerance; those that do end at the same states.",
             "equilibrium",
         )
 
@@ -151,11 +150,11 @@ def judge_invariances(m: Measured) -> Iterator[Verdict]:
         for holds, sentence in (
             (
                 m.invariances.causal,
-                f"changing a token moves states before it, by {m.invariances.causal_change:.1e}",
+                f"changing a token changes states before it, by {m.invariances.causal_change:.1e}",
             ),
             (
                 m.invariances.batch_invariant,
-                f"a row alone and in its batch differ, by {m.invariances.batch_change:.1e}",
+                f"the states of a row alone and in its batch differ, by {m.invariances.batch_change:.1e}",
             ),
         )
         if not holds
@@ -164,20 +163,20 @@ def judge_invariances(m: Measured) -> Iterator[Verdict]:
         yield Verdict(
             "good",
             "Causal, and independent of batch mates",
-            "Changing a token leaves all states before it as they were, and a row has the same states alone "
-            "and in its batch, to the last bit.",
+            "Changing a token does not change any state before it, and a row has the same states alone and "
+            "in its batch, to the last bit.",
             "equilibrium",
         )
         return
     advice = (
-        f" --solver-scope {m.scope} is not causal before it has converged; position is."
+        f" With --solver-scope {m.scope} this holds only once a solve has converged; with position, always."
         if m.scope in ("sample", "batch")
         else " Look for a layer that mixes rows or looks ahead."
     )
     sentence = " and ".join(failed)
     yield Verdict(
         "look",
-        "States depend on what they must not",
+        "States depend on later tokens or on other rows",
         f"{sentence[0].upper()}{sentence[1:]}.{advice}",
         "equilibrium",
     )

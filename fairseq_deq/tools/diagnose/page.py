@@ -28,7 +28,7 @@ _WORDS = {"bad": "wrong", "look": "look at this", "hint": "could be cheaper", "g
 _SECTIONS = (
     ("model", "What it is"),
     ("convergence", "Convergence"),
-    ("budgets", "Options tried out"),
+    ("budgets", "Other options, tried"),
     ("text-section", "The text"),
     ("words", "Words"),
     ("jacobian", "The Jacobian"),
@@ -70,7 +70,7 @@ def report_page(
     links = [name for name, _ in _SECTIONS if m.spectra is not None or name not in ("jacobian", "gradient")]
     menu = "".join(f'<a href="#{name}">{title}</a>' for name, title in _SECTIONS if name in links)
     if other is not None:
-        menu = '<a href="#compare">Beside the other</a>' + menu
+        menu = '<a href="#compare">Comparison</a>' + menu
     head = _head(subject.path, status, _conditions(subject, m), verdicts) + f"<nav>{menu}</nav>"
     titles = dict(_SECTIONS)
     compared = None if other is None else other[1]
@@ -88,7 +88,7 @@ def report_page(
         bodies["gradient"] = gradient_section(m.gradients)
     sections = [f"<section id={name}><h2>{titles[name]}</h2>{bodies[name]}</section>" for name in links]
     if other is not None:
-        sections.insert(0, f"<section id=compare><h2>Beside the other</h2>{_compared(m, *other)}</section>")
+        sections.insert(0, f"<section id=compare><h2>Comparison</h2>{_compared(m, *other)}</section>")
     sections.append(f"<footer>fairseq-deq-diagnose, {len(STAGES)} stages in {seconds:.0f} s.</footer>")
     return _document(subject.path, head, sections)
 
@@ -149,9 +149,9 @@ def _model(m: Measured) -> str:
     layer = int(m.facts["layer parameters"])
     depth = float(m.passed.evaluations.float().mean())
     facts = {k: v for k, v in m.facts.items() if k != "layer parameters"} | {
-        "effective depth": f"{depth:.1f} evaluations per position, as a stack of {layer * depth:,.0f} untied "
-        "parameters would have",
-        "bytes": f"{m.bytes:,} of the text as it is in the dictionary, by which bits per byte are meant",
+        "effective depth": f"{depth:.1f} evaluations per position; a stack of as many layers with weights of "
+        f"their own would have {layer * depth:,.0f} parameters",
+        "bytes": f"{m.bytes:,} in the text as the dictionary writes it; bits per byte refer to these",
     }
     options = "".join(f"<span>{escape(k)} <b>{escape(v)}</b></span>" for k, v in m.solver.items())
     return (
@@ -191,7 +191,7 @@ def _compared(m: Measured, other: Subject, theirs: Measured, verdicts: Sequence[
     items = "".join(_item(verdict) for verdict in verdicts)
     return (
         table(["", "this one", "the other"], lines)
-        + f"<h3>Of the other, {escape(other.path)}</h3><ul class=verdicts>{items}</ul>"
+        + f"<h3>Verdicts on the other, {escape(other.path)}</h3><ul class=verdicts>{items}</ul>"
     )
 
 

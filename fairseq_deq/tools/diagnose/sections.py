@@ -67,7 +67,7 @@ def convergence_section(m: Measured, other: Measured | None) -> str:
     place = 4 * math.log10(m.tolerance / edges[0])
     mark = place if 0 <= place <= len(labels) else None
     picture = bars(groups, labels, "relative residual, from", "share of positions", mark, "tolerance")
-    figures.append(_figure(picture, "Where the residuals of the forward solve end."))
+    figures.append(_figure(picture, "Final residuals of the forward solve."))
     if m.backward_evaluations:
         found = torch.tensor(m.backward_evaluations)
         figures.append(_evaluations([found], [""], m.backward_budget, "Backward"))
@@ -83,7 +83,7 @@ def convergence_section(m: Measured, other: Measured | None) -> str:
     if m.inside is not None:
         inside = (
             f"<p>{percent(m.inside.share)} of the time of a forward solve is spent inside f "
-            f"({1000 * m.inside.seconds:.0f} ms for a block); the rest is the solver's own.</p>"
+            f"({1000 * m.inside.seconds:.0f} ms for a block); the rest in the solver itself.</p>"
         )
     return inside + _grid(*figures) + table(["status", "positions", "meaning"], lines)
 
@@ -133,14 +133,15 @@ def words_section(m: Measured) -> str:
             for w in words
         ]
 
-    heads = ["read", "times", "evaluations", "residual", "loss after it"]
+    heads = ["word read", "times", "evaluations", "residual", "loss of the next word"]
     points = [(float(count), evaluations) for count, evaluations in m.frequency]
     picture = chart([Series("", points, "dots")], "times in the text", "evaluations", log_x=True)
     return _grid(
         f"<div><h3>Hardest to solve</h3>{table(heads, lines(m.hardest))}</div>",
         f"<div><h3>Easiest</h3>{table(heads, lines(m.easiest))}</div>",
         _figure(
-            picture, "Mean evaluations of a type against its number in this text; rarer ones are left out."
+            picture,
+            "Mean evaluations of a word against how often it occurs in this text; rare words are left out.",
         ),
     )
 
@@ -206,7 +207,7 @@ def gradient_section(g: Gradients) -> str:
     picture = chart([Series("", g.by_tolerance)], "tolerance of both solves", "relative error", True, True)
     return (
         "<p>Gradient of the loss of one batch, without dropout, with respect to the layer and its injection, "
-        "beside one whose solves went on to 1e-6.</p>"
+        "compared with one whose solves reached 1e-6.</p>"
         + table(heads, lines)
         + _grid(
             _figure(
@@ -227,9 +228,7 @@ def equilibrium_section(m: Measured, other: Measured | None) -> str:
         for name, x in both
     ]
     marks = [Mark(m.budget, "x", "trained")]
-    caption = (
-        "Perplexity of the first blocks against the evaluations allowed; that of a single one is left out."
-    )
+    caption = "Perplexity of the first blocks against the evaluations allowed, from two on."
     figures = [_figure(chart(series, "evaluations allowed", "perplexity", True, True, marks), caption)]
     text = []
     if m.starts is not None:
@@ -247,13 +246,13 @@ def equilibrium_section(m: Measured, other: Measured | None) -> str:
         shown = ", ".join(percent(share) for share in m.starts.converged)
         text.append(
             f"From {len(m.starts.converged)} random starts {shown} of the positions converge; "
-            f"{percent(m.starts.apart)} of those that do come to another state."
+            f"{percent(m.starts.apart)} of those that do end at another state."
             + (f" They were {m.starts.remark}." if m.starts.remark else "")
         )
     if m.invariances is not None:
         causal, batch = m.invariances.causal, m.invariances.batch_invariant
         text.append(
-            f"A changed token {'leaves' if causal else 'does not leave'} the states before it as they were; "
-            f"a row alone {'has' if batch else 'does not have'} the states that it has in its batch."
+            f"Changing a token {'does not change' if causal else 'changes'} the states before it; a row by "
+            f"itself {'has' if batch else 'does not have'} the same states as in its batch."
         )
     return "".join(f"<p>{escape(t)}</p>" for t in text) + _grid(*figures)

@@ -1,4 +1,4 @@
-"""A verdict, and how shares stand in it."""
+"""A verdict, and how it writes shares in percent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Verdict:
     Attributes:
         level: one of `LEVELS`.
         title: what it is about, in a few words.
-        sentence: what was measured, and what an option would buy.
+        sentence: what was measured, and what an option would change.
         section: the part of the page with the evidence.
     """
 
@@ -31,7 +31,7 @@ def exit_status(verdicts: list[Verdict]) -> int:
 
 
 def percent(share: float) -> str:
-    """A share in percent, finer near all and nothing, and never rounded to them."""
+    """A share in percent, with more digits near 0% and 100%, and never rounded to either."""
     if 0 < share < 1:
         for digits in (0, 1, 2, 3) if 0.1 <= share <= 0.9 else (1, 2, 3):
             text = f"{100 * share:.{digits}f}"

@@ -1,4 +1,4 @@
-"""What the measurements say, in sentences: what is wrong, what it would take, what would be cheaper."""
+"""Verdicts on the measurements, in sentences: what is wrong, what would mend it, what would be cheaper."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _finite(m: Measured) -> Iterator[Verdict]:
             "The layer is not finite",
             f"f returns NaN or infinity at {percent(share)} of the positions, so they have no equilibrium "
             "and no score, and the sections on the layer are left out. Look for NaN or huge numbers in the "
-            "weights, and take a checkpoint from before.",
+            "weights, or use an earlier checkpoint.",
             "convergence",
         )
 
@@ -44,14 +44,14 @@ def _convergence(m: Measured) -> Iterator[Verdict]:
         rest = ""
         if share < 1:
             rest = (
-                f" The other {percent(1 - share)} drive {percent(m.caps)} of the blocks to the cap of "
+                f" Because of the other {percent(1 - share)}, {percent(m.caps)} of the blocks use all "
                 f"{m.budget} evaluations."
             )
         yield Verdict(
             "good",
             "Solves converge",
             f"{percent(share)} of {len(m.passed.loss):,} positions reach the tolerance {m.tolerance:g} "
-            f"within {m.budget} evaluations; a position takes {_mean_evaluations(m):.1f}.{rest}",
+            f"within {m.budget} evaluations, on average in {_mean_evaluations(m):.1f}.{rest}",
             "convergence",
         )
         return
@@ -60,7 +60,7 @@ def _convergence(m: Measured) -> Iterator[Verdict]:
         "Solves do not converge" if share < _FAR_TOO_FEW else "Some solves do not converge",
         f"Only {percent(share)} of {len(m.passed.loss):,} positions reach the tolerance {m.tolerance:g} "
         f"within {m.budget} evaluations (mean residual {m.passed.summary()['residual']:.1e}), and "
-        f"{percent(m.caps)} of the blocks run into the cap. {_what_budget_buys(m)}",
+        f"{percent(m.caps)} of the blocks use up the budget. {_what_budget_buys(m)}",
         "convergence",
     )
 
@@ -71,9 +71,9 @@ def _what_budget_buys(m: Measured) -> str:
     for t in larger:
         if t.converged >= ENOUGH:
             return (
-                f"The budget is too small: on the first blocks --f-thres {t.budget} lets "
-                f"{percent(t.converged)} converge where it was {percent(m.own.converged)}, in "
-                f"{t.evaluations:.1f} evaluations per position, and the perplexity goes from "
+                f"The budget is too small: on the first blocks, with --f-thres {t.budget}, "
+                f"{percent(t.converged)} converge instead of {percent(m.own.converged)}, in "
+                f"{t.evaluations:.1f} evaluations per position, and the perplexity changes from "
                 f"{m.own.perplexity:.2f} to {t.perplexity:.2f}."
             )
     last = larger[-1]
@@ -86,9 +86,9 @@ def _what_budget_buys(m: Measured) -> str:
         Status.NON_FINITE: "f was not finite",
     }
     return (
-        f"A larger budget is no cure: with --f-thres {last.budget} it is {percent(last.converged)}. At "
+        f"A larger budget does not help: with --f-thres {last.budget} {percent(last.converged)} converge. At "
         f"{percent(kinds[worst])} of the positions {words[worst]}. The layer expands too much: train with "
-        "--jac-loss-weight or a lower --lr, or take a checkpoint from before."
+        "--jac-loss-weight or a lower --lr, or use an earlier checkpoint."
     )
 
 
@@ -102,24 +102,23 @@ def _budget(m: Measured) -> Iterator[Verdict]:
         yield Verdict(
             "look",
             "The score is not that of the equilibrium",
-            f"Beyond the budget of {m.budget} the perplexity {better} from {m.own.perplexity:.2f} to "
-            f"{last.perplexity:.2f} ({last.budget} evaluations allowed).",
+            f"With {last.budget} evaluations allowed instead of {m.budget} the perplexity {better} from "
+            f"{m.own.perplexity:.2f} to {last.perplexity:.2f}.",
             "equilibrium",
         )
         return
     if m.own.converged >= ENOUGH:
         enough = next(t for t in m.budgets if _change(t, last) <= _SAME_LOSS or t is last)
         less = (
-            f" {enough.budget} already give the same loss, to 0.1%."
+            f" {enough.budget} evaluations already give the same loss, to 0.1%."
             if enough.evaluations < (1 - _WORTH_SAYING) * m.own.evaluations
             else ""
         )
         yield Verdict(
             "good",
             "More evaluations change nothing",
-            f"With {last.budget} evaluations allowed in place of {m.budget} the perplexity of the first "
-            f"blocks is "
-            f"{last.perplexity:.2f} ({m.own.perplexity:.2f} before).{less}",
+            f"With {last.budget} evaluations allowed instead of {m.budget} the perplexity of the first "
+            f"blocks is {last.perplexity:.2f} instead of {m.own.perplexity:.2f}.{less}",
             "equilibrium",
         )
 
@@ -138,10 +137,10 @@ def _tolerance(m: Measured) -> Iterator[Verdict]:
         t = looser[-1]
         yield Verdict(
             "hint",
-            "A looser tolerance would do for evaluation",
+            "A looser tolerance is enough for evaluation",
             f"At --f-eps {t.tolerance:g} the loss is the same to 0.1% ({t.loss:.4f}, {m.own.loss:.4f} now) "
-            f"with {percent(1 - t.evaluations / m.own.evaluations)} fewer evaluations. For the gradient, "
-            "see what the tolerance does to it before you train with that.",
+            f"with {percent(1 - t.evaluations / m.own.evaluations)} fewer evaluations. Before you train with "
+            "it, look at what the tolerance does to the gradient.",
             "budgets",
         )
 
@@ -159,8 +158,8 @@ def _solvers(m: Measured) -> Iterator[Verdict]:
             yield Verdict(
                 "hint",
                 f"{best.name} is cheaper ({word})",
-                f"{option} {best.name} converges in {best.cost:.1f} evaluations per position, where this "
-                f"model's takes {own.cost:.1f}.",
+                f"{option} {best.name} converges in {best.cost:.1f} evaluations per position; this "
+                f"model's own solver takes {own.cost:.1f}.",
                 "convergence",
             )
     bare = next((c for c in m.forward if c.name.startswith("the same")), None)
@@ -169,17 +168,17 @@ def _solvers(m: Measured) -> Iterator[Verdict]:
         if saved < 0:
             yield Verdict(
                 "hint",
-                "What solves have learned does not help",
-                f"Without the learned start and preconditioner a position takes {bare.cost:.1f} evaluations "
-                f"in place of {m.forward[0].cost:.1f}: --learned-start false, --preconditioner-rank 0.",
+                "The learned start and preconditioner do not help",
+                f"Without them a position takes {bare.cost:.1f} evaluations instead of "
+                f"{m.forward[0].cost:.1f}: give --learned-start false --preconditioner-rank 0.",
                 "convergence",
             )
         else:
             yield Verdict(
                 "good",
-                "What solves have learned helps",
-                f"The learned start and preconditioner save {percent(saved)} of the evaluations "
-                f"({m.forward[0].cost:.1f} per position, {bare.cost:.1f} without).",
+                "The learned start and preconditioner help",
+                f"They save {percent(saved)} of the evaluations ({m.forward[0].cost:.1f} per position, "
+                f"{bare.cost:.1f} without them).",
                 "convergence",
             )
 
@@ -192,8 +191,8 @@ def _backward(m: Measured) -> Iterator[Verdict]:
         yield Verdict(
             "good",
             "The backward solve converges",
-            f"{percent(share)} of its positions reach {m.backward_tolerance:g} within {m.backward_budget} "
-            f"products, {m.backward[0].cost:.1f} per position.",
+            f"{percent(share)} of its positions reach the tolerance {m.backward_tolerance:g} within "
+            f"{m.backward_budget} products, on average in {m.backward[0].cost:.1f}.",
             "convergence",
         )
         return
@@ -201,9 +200,9 @@ def _backward(m: Measured) -> Iterator[Verdict]:
     yield Verdict(
         "look",
         "The backward solve does not converge",
-        f"Only {percent(share)} of its positions reach {m.backward_tolerance:g} within --b-thres "
-        f"{m.backward_budget}, so the gradient is not exact there; with --b-thres {longer} it is "
-        f"{percent(m.backward_longer)}.",
+        f"Only {percent(share)} of its positions reach the tolerance {m.backward_tolerance:g} within "
+        f"--b-thres {m.backward_budget}, so the gradient is not exact there; with --b-thres {longer}, "
+        f"{percent(m.backward_longer)} of them do.",
         "convergence",
     )
 
