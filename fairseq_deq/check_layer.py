@@ -1,4 +1,4 @@
-"""python -m fairseq_deq.check_layer MODULE:CLASS: check the contracts of a layer of one's own."""
+"""python -m fairseq_deq.check_layer MODULE:CLASS: check a layer of your own."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ def _check_contents(state: Any, path: Any) -> None:
     if missing is not None:
         names = ", ".join(sorted(str(key) for key in state)[:8]) or "nothing"
         raise OptionError(
-            f"{path} is not a whole fairseq checkpoint: it has no {missing}, and holds {names}; take the "
+            f"{path} is not a whole fairseq checkpoint: it has no {missing}, only {names}; use the "
             "file that fairseq-train saved"
         )
     if not all(isinstance(key, str) and isinstance(t, torch.Tensor) for key, t in state["model"].items()):
@@ -195,7 +195,7 @@ def _check_weights(weights: Mapping[str, torch.Tensor], path: Any) -> None:
             if bool(failed.any()):
                 raise OptionError(
                     f"{path} holds NaN or infinity in its weights ({name}, {int(failed.sum())} of "
-                    f"{tensor.numel()} numbers): the training had diverged; take a checkpoint from before"
+                    f"{tensor.numel()} numbers): the training had diverged; use an earlier checkpoint"
                 )
 
 

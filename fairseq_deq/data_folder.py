@@ -140,7 +140,7 @@ def _check_index(index: Path, data: Path) -> str | None:
     expected, has = int(ends[-1]) if count else 0, data.stat().st_size
     if has != expected:
         raise OptionError(
-            f"{index} is not the index of {data.name}: it tells of {expected} bytes, and the text has {has}; "
+            f"{index} is not the index of {data.name}: it is for {expected} bytes, and the text has {has}; "
             f"one of them is from elsewhere or cut short: {_AGAIN}"
         )
     return kind

@@ -68,7 +68,7 @@ esac
 # The marker says that the folder is ours, so that --clean can never remove anything else.
 if [ -e "$dir" ] && ! [ -e "$dir/.quickstart" ]; then
     [ -d "$dir" ] && [ -z "$(ls -A "$dir")" ] \
-        || die "$dir is there already and was not made by this script; give another folder as QUICKSTART_DIR."
+        || die "$dir already exists and was not made by this script; give another folder as QUICKSTART_DIR."
 fi
 if [ -n "$clean" ]; then
     rm -rf "$dir"

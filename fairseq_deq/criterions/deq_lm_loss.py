@@ -42,16 +42,15 @@ class DEQLossConfig(FairseqDataclass):
 class DEQLanguageModelLoss(FairseqCriterion):
     """Cross-entropy of the next token, with full or adaptive softmax.
 
-    `loss`, `nll_loss` (a token, where `--sentence-avg` makes `loss` one a block) and `ppl` are cross-entropy
-    alone, in bits and as perplexity. Beside them stand, as means over
-    the lanes of a solve, `f_nfe` (evaluations of f), `f_lane_nfe` (those really computed), `f_res` (relative
-    residual), `f_conv` (share of converged lanes), and the same with `b_` for the backward solve.
-    The Jacobian penalty, where the model computes one, is added to the loss that is differentiated, and
-    logged without its weight as `jac`, a mean over positions; the spectral radius as `sradius`, over rows.
-    A task with a method `counts` adds what it says of the scores and targets of a batch.
-    `f_nonfinite` is there when f was never finite somewhere: the number of such lanes, whose samples a
-    warning names. Another warning says when few positions converge in training, averaged over
-    `--log-interval` batches.
+    `loss`, `nll_loss` (per token, also where `--sentence-avg` makes `loss` one per block) and `ppl` are
+    cross-entropy alone, in bits and as perplexity. The log also has, as means over the lanes of a solve,
+    `f_nfe` (evaluations of f), `f_lane_nfe` (those really computed), `f_res` (relative residual), `f_conv`
+    (share of converged lanes), and the same with `b_` for the backward solve. If the model computes a
+    Jacobian penalty, it is added to the loss that is differentiated, and logged without its weight as `jac`,
+    a mean over positions; the spectral radius is logged as `sradius`, a mean over rows. A task with a method
+    `counts` adds its own columns. `f_nonfinite` is the number of lanes where f was never finite, if there are
+    any; a warning names their samples. Another warning says when few positions converge in training,
+    averaged over `--log-interval` batches.
     """
 
     def __init__(self, task: Any, sentence_avg: bool, log_interval: int = 100) -> None:
@@ -62,14 +61,14 @@ class DEQLanguageModelLoss(FairseqCriterion):
     def forward(
         self, model: Any, sample: dict[str, Any], reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
-        """The summed loss of a batch, in nats.
+        """The loss of a batch, summed over its tokens, in nats.
 
         Args:
             model: a language model of this package or of fairseq.
             sample: fairseq's batch.
             reduce: sum over tokens; without it the loss of every token is returned.
         Returns:
-            loss; the number to divide its gradient by; what to log, as sums.
+            the loss; the number by which to divide its gradient; the columns to log, as sums.
         """
         features, extra = model(**sample["net_input"])
         extra = extra or {}  # fairseq's recurrent decoders give None
@@ -178,8 +177,8 @@ def _name_the_samples(non_finite: Tensor, sample: dict[str, Any]) -> None:
     names = [int(ids[row]) for row in rows] if ids is not None and len(ids) == len(non_finite) else rows
     shown = ", ".join(map(str, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     logger.warning(
-        "f is not finite at %d positions, in the samples %s: they keep their start as equilibrium, and the "
-        "gradient of the batch cannot be trusted; look for NaN in the weights of their tokens",
+        "f is not finite at %d positions, in the samples %s: their state stays where the solve started, and "
+        "the gradient of the batch cannot be trusted; look for NaN in the weights of their tokens",
         total,
         shown,
     )

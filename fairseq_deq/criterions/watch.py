@@ -1,4 +1,4 @@
-"""A word when the solves of a training run stop converging."""
+"""A warning when the solves of a training run stop converging."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..equilibrium import SolveStats
 
 logger = logging.getLogger(__name__)
 
-# Below this share of converged positions the gradient is not what it says.
+# With fewer converged positions than this share, the gradient is not that of the equilibrium.
 ENOUGH = 0.99
 # How much more must fail to converge before it is said again.
 _WORSE = 2.0

@@ -114,7 +114,8 @@ def read_model(path: str | os.PathLike[str], overrides: Mapping[str, Any]) -> Ex
     unknown = sorted(set(overrides) - set(table))
     if unknown:
         raise OptionError(
-            f"--model-overrides has no option {', '.join(unknown)} that counts in an export; those that do: "
+            f"--model-overrides has no option {', '.join(unknown)} that has an effect in an export; "
+            "those that have one: "
             f"{', '.join(sorted(table))}"
         )
     values = {option: model.get(option, default) for option, default in table.items()} | dict(overrides)
@@ -137,7 +138,7 @@ def _refuse(chosen: SimpleNamespace, path: Any, updates: int) -> None:
     if chosen.pretrain_steps and updates <= chosen.pretrain_steps:
         raise OptionError(
             f"{path} is still a stack of tied layers (update {updates} of --pretrain-steps "
-            f"{chosen.pretrain_steps}) and has no equilibrium yet; train on, and export what comes after"
+            f"{chosen.pretrain_steps}) and has no equilibrium yet; train on, and export a later checkpoint"
         )
     for option, kept, reason, instead in (
         ("f_solver", ("anderson", "picard"), "exports have anderson and picard", "'anderson'"),
@@ -151,7 +152,7 @@ def _refuse(chosen: SimpleNamespace, path: Any, updates: int) -> None:
             raise OptionError(f"{flag(option)} {value} cannot be exported: {reason}{advice}")
     if is_on(chosen, "subseq_forget"):
         raise OptionError(
-            "--subseq-forget cannot be exported: generation sees all that stands before; "
+            "--subseq-forget cannot be exported: generation sees the whole text before a token; "
             "--model-overrides \"{'subseq_forget': 'false'}\" lets scores do so too"
         )
 

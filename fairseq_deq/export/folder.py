@@ -44,7 +44,7 @@ def export(
     except ImportError:
         raise OptionError('safetensors is not installed: pip install "fairseq-deq[export]"') from None
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OptionError(f"{folder} is there already and not an empty folder; give the name of a new one")
+        raise OptionError(f"{folder} already exists and is not an empty folder; give the name of a new one")
     exported = read_model(checkpoint, overrides or {})
     _check_shapes(exported, checkpoint)
     words = read_dictionary(find_dictionary(data, exported.data, checkpoint), exported.options.vocab_size)

@@ -66,7 +66,9 @@ def read_dictionary(path: Path, types: int) -> list[str]:
     except (UnicodeDecodeError, ValueError) as error:
         if isinstance(error, OptionError):
             raise
-        raise OptionError(f"{path} is no dictionary of fairseq: a line must be a word and a number") from None
+        raise OptionError(
+            f"{path} is not a dictionary of fairseq: each line must be a word and a number"
+        ) from None
     if len(words) != types:
         raise OptionError(
             f"{path} has {len(words)} types with fairseq's own, and the model {types}: name the data folder "

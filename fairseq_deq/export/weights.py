@@ -103,7 +103,8 @@ class _Source:
         """Take what the options say is `other`."""
         if not torch.equal(self.take(name), other):
             raise OptionError(
-                f"{self.path}: {_PREFIX}{name} is not what its options tie it to; it is damaged"
+                f"{self.path}: {_PREFIX}{name} differs from the tensor that its options tie it to; "
+                "the checkpoint is damaged"
             )
 
     def finish(self) -> None:
@@ -112,7 +113,7 @@ class _Source:
         if more:
             raise OptionError(
                 f"{self.path} has weights that an export does not know ({_PREFIX}{more[0]}, {len(more)} in "
-                "all); it is of another model than its options say"
+                "all); the weights are those of another model than its options describe"
             )
 
 

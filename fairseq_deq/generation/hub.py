@@ -22,10 +22,10 @@ logger = logging.getLogger(__name__)
 
 
 class LanguageModelHub(hub_utils.GeneratorHubInterface):
-    """What `from_pretrained` returns: fairseq's hub interface, and what it lacks for language models.
+    """What `from_pretrained` returns: fairseq's hub interface, completed for language models.
 
     Attributes:
-        solves: what the solves of the latest call came to.
+        solves: a report of the solves of the latest call.
     """
 
     def __init__(self, cfg: Any, task: Any, models: Any) -> None:

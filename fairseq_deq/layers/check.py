@@ -1,4 +1,4 @@
-"""Whether a layer keeps the contracts of a model: each fault in a sentence that says what to change."""
+"""Check that a layer works in a model; each fault comes as a sentence that says what to change."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _SLOPE = 1e-4  # how far a slope may be off, relative
 
 @dataclass(frozen=True)
 class Check:
-    """One contract and what became of it.
+    """The result of one check.
 
     Attributes:
-        name: the contract.
-        fault: what is wrong and what to change; empty where it is kept.
+        name: what was checked.
+        fault: what is wrong and what to change; empty if nothing is wrong.
     """
 
     name: str
@@ -36,13 +36,13 @@ class Check:
 
 
 def check_layer(make: Callable[[], Layer], seed: int = 0) -> list[Check]:
-    """Check the contracts of a layer, without solving for anything.
+    """Check a layer, without solving for an equilibrium.
 
     Args:
         make: makes the layer, with the sizes to try; it is called twice.
         seed: of its weights and of the states it is tried at.
     Returns:
-        a `Check` for each contract, in the order in which they are best mended: a fault can cause later ones.
+        a list of `Check`, in the order in which faults are best mended: a fault can cause later ones.
     """
     checks: list[Check] = []
     subject = _Subject(make, seed)
@@ -100,7 +100,7 @@ def _far(a: Tensor, b: Tensor) -> bool:
 
 def _shapes(s: _Subject) -> str:
     if not isinstance(s.layer, Layer):
-        return f"{type(s.layer).__name__} is no fairseq_deq.layers.layer.Layer; make it a subclass"
+        return f"{type(s.layer).__name__} is not a subclass of fairseq_deq.layers.layer.Layer; make it one"
     fz = s.f()(s.z)
     if fz.shape != s.z.shape:
         return f"f maps states {tuple(s.z.shape)} to {tuple(fz.shape)}; return a state of the same shape"
@@ -121,7 +121,9 @@ def _in_place(s: _Subject) -> str:
         s.z = kept
         return "f writes to the state it is given; write z = z + ..., not z += ..., and relu, not relu_"
     if not torch.equal(first, f(s.z)):
-        return "f gives two results for one state; keep nothing on the layer from one evaluation to the next"
+        return (
+            "f gives two different results for the same state; store nothing on the layer between evaluations"
+        )
     return ""
 
 
@@ -130,8 +132,8 @@ def _dropout(s: _Subject) -> str:
     f = s.prepared_of(layer).bind(s.u, None)
     if not torch.equal(f(s.z), f(s.z)):
         return (
-            "in training f gives two results for one state; draw dropout masks in `draw`, once a forward "
-            "pass, instead of nn.Dropout or F.dropout in f"
+            "in training f gives two different results for the same state; draw dropout masks in `draw`, "
+            "once per forward pass, instead of using nn.Dropout or F.dropout in f"
         )
     return ""
 
@@ -145,7 +147,7 @@ def _causality(s: _Subject) -> str:
             first = int((after != before).any(-1).any(0).nonzero()[0])
             return (
                 f"position {first} changes with the {name} of position {t}, which comes later; "
-                "let a position see itself and those before it alone"
+                "let a position see only itself and those before it"
             )
     return ""
 
@@ -154,7 +156,9 @@ def _batch(s: _Subject) -> str:
     whole, others = s.f()(s.z), s.z.clone()
     others[[0, 2]] += 1.0
     if not torch.equal(s.f()(others)[1], whole[1]):
-        return "a row changes with the states of other rows; no mean or norm may run over the batch"
+        return (
+            "the result of a row changes with the states of other rows; take no mean or norm over the batch"
+        )
     for dtype in (torch.float32, torch.float64):
         layer = s.layer_in(dtype)
         for length in (1, 2, 3, _T):
@@ -172,7 +176,9 @@ def _batch(s: _Subject) -> str:
 def _right_padding(s: _Subject) -> str:
     cut = s.prepared.bind(s.u[:, :_CUT], None)(s.z[:, :_CUT])
     if _far(cut, s.f()(s.z)[:, :_CUT]):
-        return "a text changes with what follows it; let f depend on nothing but positions up to its own"
+        return (
+            "the result of a text changes with what follows it; let f depend only on positions up to its own"
+        )
     return ""
 
 
@@ -187,8 +193,8 @@ def _left_padding(s: _Subject) -> str:
         garbage[0][:, :pad] = padded(garbage[0])[:, :pad]
         if _far(padded(garbage[0])[:, pad:], s.f()(s.z)):
             return (
-                "a text changes where padding stands before it; hide the positions that `padding` of bind "
-                "names, or make f zero there if zero is what stands before a text"
+                "the result of a text changes when padding precedes it; hide the positions that "
+                "bind's `padding` marks, or make f zero there if your layer reads zeros before a text"
             )
     return ""
 
@@ -200,10 +206,10 @@ def _restriction(s: _Subject) -> str:
     width, positions = s.z.shape[-1], torch.tensor([0, 3, 4, _T + 2, 2 * _T + 20])
     rows = s.z.reshape(-1, width)[positions]
     if _far(f.restrict(s.z, positions, None)(rows), f(s.z).reshape(-1, width)[positions]):
-        return "restrict(z, positions) differs from f at these positions; see WindowLayer for one that works"
+        return "restrict(z, positions) differs from f at these positions; see WindowLayer for a correct one"
     moved = s.z.reshape(-1, width).index_copy(0, positions, rows + 0.5).view_as(s.z)
     if _far(f.restrict(s.z, positions, None)(rows + 0.5), f(moved).reshape(-1, width)[positions]):
-        return "what restrict gives does not follow when its rows move together; others alone are held at z"
+        return "restrict is wrong when its rows change together; only the other positions are held at z"
     return ""
 
 
@@ -214,8 +220,8 @@ def _memory(s: _Subject) -> str:
         f = s.prepared.bind(s.u[:, begin:end], context)
         if _far(f(s.z[:, begin:end]), whole[:, begin:end]):
             return (
-                "a text in segments differs from the text in one; `context` must keep all that later "
-                "positions see of a segment, and of the context before it"
+                "a text in several segments differs from the same text in one; `context` must keep "
+                "everything that later positions see of a segment, and of the context before it"
             )
         context = s.prepared.context(recorded(f, s.z[:, begin:end]), s.u[:, begin:end], context)
     return ""
@@ -235,7 +241,7 @@ def _cache(s: _Subject) -> str:
             when = " after `reorder`" if t >= _CUT + 3 else ""
             return (
                 f"token {t} from the cache{when} differs from the whole text; `append` must keep, "
-                "and `bind` read, all that a new token sees of those behind"
+                "and `bind` must read, everything that a new token sees of earlier ones"
             )
         cache.append(recorded(f, z[:, t : t + 1]), u[:, t : t + 1])
         if cache.length != t + 1:
@@ -268,8 +274,8 @@ def _slopes(s: _Subject) -> str:
         slope = (ends[0] - ends[1]) / (2 * _STEP)
         if abs(told - slope) > _SLOPE * (1 + abs(slope)):
             return (
-                f"the gradient of {name} is {told:.4g} where f has slope {slope:.4g}; look for detach, "
-                ".data, no_grad, or a backward of one's own"
+                f"the gradient of {name} is {told:.4g}, but f has the slope {slope:.4g}; look for detach, "
+                ".data, no_grad, or a backward of your own"
             )
     return ""
 
@@ -281,7 +287,7 @@ def _adjoint(s: _Subject) -> str:
     z = s.z.clone().requires_grad_()
     (expected,) = torch.autograd.grad(f(z), z, vector)
     if _far(f.adjoint(s.z, grad)(vector), expected + grad):
-        return "adjoint(z, grad)(v) is not J^T v + grad as autograd gives it; check it, or leave it out"
+        return "adjoint(z, grad)(v) differs from autograd's J^T v + grad; correct it, or leave it out"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""What a model asks of its layer f, and the defaults of a layer that says no more than it must."""
+"""The interface between a model and its layer f, with defaults for everything that is optional."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ Map = Callable[[Tensor], Tensor]
 class PreparedLayer:
     """A layer with the weights and dropout masks of one forward pass.
 
-    A segment is solved against its *context*: what f needs of the positions before it, which are settled.
-    Each family has a type of its own for that; None stands for the beginning of a text. A context has
-    `rows(index)`.
+    A segment is solved given its *context*: what f needs to know of the positions before the segment,
+    which are *settled* (solved, and not changed any more). Each family of layers has its own type of
+    context, with a method `rows(index)`; None stands for the beginning of a text.
     """
 
     def context(self, record: Tensor, injection: Tensor, context: Any) -> Any:
         """The context after further settled positions.
 
         Args:
-            record: what `recorded` says of them, (B, S, R): their states, unless the layer has more to say.
+            record: what `recorded` returns for them, (B, S, R): their states, unless f has `record`.
             injection: their injections, (B, S, D).
-            context: that of the positions before them; None: there are none.
+            context: the context before them; None: there are no positions before.
         """
         raise NotImplementedError
 
     def bind(self, injection: Tensor, context: Any, padding: Tensor | None = None, start: int = 0) -> Map:
-        """f(z) for one segment, with all that does not depend on z computed here, once.
+        """f(z) for one segment; everything that does not depend on z is computed here, once.
 
         Args:
             injection: u of the segment, (B, T, D).
-            context: of the positions before it, M in number; None: there are none.
+            context: the context of the M positions before it; None: there are none.
             padding: (B, M + T) bool, True at positions that must not be seen; None: there is none.
-            start: where the segment begins among the positions that the masks were drawn for.
+            start: the first position of the segment, among those that the dropout masks were drawn for.
         Returns:
             the map (B, T, C) -> (B, T, C). It may have a `direction`, `restrict` (see `Restrictable`),
             `adjoint` (see `HasAdjoint`) and `record`.
@@ -46,7 +46,7 @@ class PreparedLayer:
         raise NotImplementedError
 
     def new_cache(self, batch: int) -> LayerCache:
-        """What generation keeps of `batch` texts, none of which has begun."""
+        """The empty cache that generation starts with, for `batch` texts."""
         return ContextCache(self)
 
 

@@ -12,10 +12,10 @@ from ..layers.cache import LayerCache
 
 @dataclass(frozen=True)
 class Prompt:
-    """Equilibria of the prompts, solved before any of their tokens is asked for.
+    """Equilibria of the prompts, all solved at the first step.
 
     Attributes:
-        state: (B, L, C); row i is right up to `lengths[i]`.
+        state: (B, L, C); row i is valid up to `lengths[i]`.
         lengths: tokens of each prompt, (B,).
     """
 
@@ -32,16 +32,15 @@ class DecodingCache:
     """What incremental decoding keeps, in fairseq's `incremental_state`.
 
     Attributes:
-        layer: what the layer keeps of the positions behind; first those of the memory, then those of the
-            tokens.
+        layer: the layer's cache of earlier positions; first those of the memory, then those of the tokens.
         memory: number of positions of the memory.
         injection_weight: the weight of the injection, normalised once.
-        recent: the last embeddings, as many as the next injection is made of beside its own.
+        recent: the last embeddings, as many as the next injection needs besides its own.
         last: the newest equilibria, (B, 1, C).
-        total, count: sum of the equilibria behind, (B, 1, C), and their number, (B, 1, 1); without padding.
-        padding: (B, S) bool, True at what must not be attended to; None where no text begins with padding.
+        total, count: sum of the earlier equilibria, (B, 1, C), and their number, (B, 1, 1); without padding.
+        padding: (B, S) bool, True at positions that must not be attended to; None if no text begins with one.
         prompt: equilibria of the prompts; None once all of them are settled.
-        order: for each hypothesis the row of the cache that it continues; None: each its own. It is applied
+        order: for each hypothesis the row of the cache that it continues; None: its own. The order is applied
             when the cache is next used, so that the steps of fairseq's search within a prompt cost nothing.
     """
 
@@ -99,10 +98,10 @@ class DecodingCache:
 
         Where nothing has been learned, the mean of the equilibria so far is the start: from there a solve
         takes a fifth fewer evaluations than from zero, and fewer than from the last equilibrium; on a trained
-        model it failed, or came to another equilibrium than the whole sequence did, less often too.
+        model such solves also fail, or find another equilibrium than that of the whole text, less often.
 
         Args:
-            told: the learned start, (B, 1, C); None: there is none.
+            told: the start that the learned map predicts, (B, 1, C); None: nothing is learned.
         Returns:
             the start, (B, 1, C), and the equilibria of the prompts that reach further;
             (B, 1, 1) bool, True for these; None where no prompt does.

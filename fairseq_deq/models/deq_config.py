@@ -1,4 +1,4 @@
-"""The options that every DEQ language model has, and what they become."""
+"""The options of every DEQ language model, and the configurations that are made of them."""
 
 from dataclasses import dataclass
 from typing import Any, Optional
@@ -281,7 +281,7 @@ def gradient_config(cfg: DEQLanguageModelConfig) -> GradientConfig:
 
 
 def penalty_schedule(cfg: DEQLanguageModelConfig) -> PenaltySchedule:
-    """When the Jacobian penalty counts, and how much: from the end of the pretraining on.
+    """The weight of the Jacobian penalty over the training, from the end of the pretraining on.
 
     Raises:
         ValueError: an option is out of range; the sentence names it and the valid values.

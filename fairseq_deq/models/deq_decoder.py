@@ -18,7 +18,7 @@ from .segment_decoder import SegmentDecoder
 
 
 class DEQDecoder(SegmentDecoder):
-    """Solves for the equilibria of tokens, and scores the next token at each position.
+    """Solves for the equilibria of the tokens, and scores the next token at each position.
 
     Whole segments are solved for in parallel; with fairseq's `incremental_state` one token after another.
     Arguments as for `SegmentDecoder`.
@@ -43,9 +43,9 @@ class DEQDecoder(SegmentDecoder):
             incremental_state: where decoding keeps its cache.
             features_only: leave the softmax out.
             src_lengths: unused; part of fairseq's interface.
-            memory: what the previous segment left; or its carrier, which is left the new memory too.
+            memory: the memory of the previous segment; or its carrier, which then gets the new memory too.
         Returns:
-            logits (B, T, V), or features (B, T, C) for the adaptive softmax; and what the solves came to.
+            logits (B, T, V), or features (B, T, C) for the adaptive softmax; and the `DecoderExtra`.
         """
         x, extra = self.extract_features(prev_output_tokens, encoder_out, incremental_state, memory=memory)
         return (x if features_only else self.output_layer(x)), extra
@@ -109,7 +109,7 @@ class DEQDecoder(SegmentDecoder):
         Args:
             tokens: prompts, (B, L); those that are shorter are padded on the right, or on the left.
             incremental_state: where decoding keeps its cache; nothing has been decoded in it yet.
-            memory: what the text before the prompts left, or its carrier.
+            memory: the memory of the text before the prompts, or its carrier.
         """
         if isinstance(memory, MemoryCarrier):
             memory = memory.before(tokens.device, self)

@@ -111,7 +111,7 @@ def _check(cfg: DEQTransformerConfig) -> None:
     check_values(cfg, DEQTransformerConfig)
     if not is_on(cfg, "decoder_closing_norm") and not is_on(cfg, "decoder_normalize_before"):
         raise OptionError(
-            "--decoder-closing-norm false needs --decoder-normalize-before: the other form closes with a norm"
+            "--decoder-closing-norm false needs --decoder-normalize-before: post-norm always ends with a norm"
         )
     if cfg.decoder_embed_dim % 2:
         raise OptionError(f"--decoder-embed-dim must be even, got {cfg.decoder_embed_dim}")
@@ -155,8 +155,8 @@ class DEQTransformerTiny(DEQTransformerLanguageModel):
     init_std=0.05,
 )
 class MiniConfig(DEQTransformerConfig):
-    """As many parameters as `TinyConfig`, with what was measured to help: GELU, norms with gain and bias, and
-    the token in the residual stream."""
+    """As many parameters as `TinyConfig`, with three changes that helped in measurements: GELU, norms with
+    gain and bias, and the token in the residual stream."""
 
 
 @register_model("deq_transformer_lm_mini", dataclass=MiniConfig)

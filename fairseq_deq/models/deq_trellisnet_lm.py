@@ -95,8 +95,8 @@ def _check(cfg: DEQTrellisNetConfig) -> None:
     check_values(cfg, DEQTrellisNetConfig)
     if cfg.dilation != 1:
         raise OptionError(
-            f"--dilation must be 1, got {cfg.dilation}: an equilibrium has one layer, so positions that a "
-            "wider step leaves out would never meet; --ksize widens what a position sees"
+            f"--dilation must be 1, got {cfg.dilation}: an equilibrium has one layer, so the positions "
+            "that a wider step skips would never be seen; to let a position see more, raise --ksize"
         )
     if str(cfg.gradient) == "shine" and str(cfg.solver_scope) == "recurrence":
         raise OptionError(

@@ -1,4 +1,4 @@
-"""What a decoder returns beside its scores."""
+"""The second value that a decoder returns, beside its scores."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class DecoderExtra(TypedDict):
         equilibria: one for each subsequence; empty where nothing had to be solved.
         forward_stats: sums over the forward solves.
         backward_stats: sums over the linear solves; the backward pass fills them in.
-        memory: what the next segment can be given; None where nothing is remembered.
+        memory: the memory to hand to the next segment; None if nothing is remembered.
         jacobian_penalty: in training, where one is added to the loss; else None.
         spectral_radii: in evaluation, where `--spectral-radius` asks for them; else None.
     """

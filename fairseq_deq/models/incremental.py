@@ -16,10 +16,10 @@ from .segment_decoder import SegmentDecoder
 
 
 class IncrementalDecoder:
-    """Equilibria of the newest tokens, from the cache of those behind.
+    """Equilibria of the newest tokens, given the cache of the earlier ones.
 
-    A text starts with one solve for all prompts. A new token is then solved for alone, against one layer of
-    settled positions, however many evaluations its solve takes.
+    Decoding starts with one solve for all prompts. Each new token is then solved by itself, given one cached
+    layer of settled positions, however many evaluations that solve takes.
 
     Args:
         decoder: the decoder of whole segments, in evaluation mode.
@@ -33,9 +33,9 @@ class IncrementalDecoder:
 
         Args:
             tokens: (B, L); those of shorter prompts are padded on the right, or on the left.
-            memory: what the text before the prompts left.
+            memory: the memory of the text before the prompts.
         Returns:
-            the cache, in which as many positions are settled as all prompts have, and what the solve came to.
+            the cache, in which the positions that all prompts have are settled, and the result of the solve.
         """
         decoder = self.decoder
         before = memory.length if memory is not None else 0
@@ -66,10 +66,10 @@ class IncrementalDecoder:
         return cache, solved.extra
 
     def advance(self, cache: DecodingCache, tokens: Tensor) -> tuple[DecodingCache, DecoderExtra]:
-        """Solve for the tokens that are not settled, against those that are.
+        """Solve for the tokens that are not settled yet, given those that are.
 
         Args:
-            cache: of the tokens behind, with a row for each text, in order.
+            cache: the cache of the earlier tokens, with one row per text, in order.
             tokens: all tokens so far, (B, T).
         """
         decoder = self.decoder

@@ -1,4 +1,4 @@
-"""Keeps training where its solves converge, by a Jacobian penalty that follows the share that do."""
+"""Keeps solves converging in training, by a Jacobian penalty whose weight follows the share that converge."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class ConvergenceKeeper(Learned):
     After each update w <- 0.98*w + max(0, target - share), with `share` that of the positions that
     converged in it within 30 evaluations (`SolveStats.SOON`), in the forward or in the backward solve,
     whichever is less; below 0.001 it is 0, and it never exceeds 0.5. So the penalty is off as long as
-    solves go well, and mild where it is on: a strong one makes the layer do less, and the loss shows it.
-    What is left of a larger budget lets the others converge too, while the penalty takes effect.
+    solves go well, and mild where it is on: a strong penalty costs loss.
+    A budget above 30 lets slower positions converge too, while the penalty takes effect.
 
     Args:
-        target: the share, in (0, 1).
+        target: the share that should converge, in (0, 1).
     """
 
     weight: Tensor
@@ -44,7 +44,7 @@ class ConvergenceKeeper(Learned):
         self._stats: list[SolveStats] = []
 
     def collect(self, *stats: SolveStats) -> None:
-        """Take note of solves, whose statistics may be filled in until the weight is renewed.
+        """Keep the statistics of solves until the weight is renewed; a backward pass may fill them in.
 
         Args:
             stats: of the forward and of the backward solve.
@@ -77,7 +77,7 @@ class ConvergenceKeeper(Learned):
             self.told = True
             logger.info(
                 f"{share:.1%} of the positions converged within {SolveStats.SOON} evaluations, and "
-                f"--keep-converged asks for {self.target:.1%}: a Jacobian penalty is on until they do "
-                "(column jac)"
+                f"--keep-converged asks for {self.target:.1%}: a Jacobian penalty is added until that many "
+                "do (column jac)"
             )
         self.weight.fill_(weight)

@@ -1,4 +1,4 @@
-"""What a model knows of its own solves: the mean Jacobian, where to start, and whether they converge."""
+"""What a model learns about its own solves: the mean Jacobian, where to start, and whether they converge."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ class Knowledge(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def preconditioner(self) -> Preconditioner | None:
-        """P of all solves; None as long as nothing is known."""
+        """The preconditioner P of all solves; None while nothing has been learned."""
         return None if self.learned_preconditioner is None else self.learned_preconditioner.preconditioner()
 
     def start(self, embedded: Tensor, before: Tensor | None) -> Tensor | None:
-        """Where a solve starts, (B, T, C); None as long as nothing is known.
+        """The learned start of a solve, (B, T, C); None while nothing has been learned.
 
         Args:
             embedded: embeddings of the tokens, (B, T, D).
-            before: that of the token before, (B, 1, D); None: there is none.
+            before: the embedding of the token before, (B, 1, D); None: there is none.
         """
         known = self.learned_start is not None and self.learned_start.is_known
         return self.learned_start(embedded, before) if known and self.learned_start is not None else None
@@ -73,14 +73,14 @@ class Knowledge(nn.Module):
         real: Tensor,
         stats: tuple[SolveStats, SolveStats],
     ) -> None:
-        """Take note of the solves of one forward pass, of positions that converged alone.
+        """Collect what the solves of one forward pass teach, from converged positions only.
 
         Args:
             update: number of finished updates.
             solved: the layer and its equilibrium, for each subsequence.
             embedded: embeddings of the tokens, (B, T, D).
             real: (B, T) bool, False at padding.
-            stats: of the forward and of the backward solve, which fill in later.
+            stats: of the forward and of the backward solve; filled in later.
         """
         learning = self._learning(update)
         states: list[Tensor] = []
@@ -102,7 +102,7 @@ class Knowledge(nn.Module):
             self.keeper.collect(*stats)
 
     def renew(self, update: int) -> None:
-        """Make use of what the update after `update` finished ones has taught; every worker calls this."""
+        """Apply what the update after `update` finished ones has collected; every worker must call this."""
         for learned in self._learning(update):
             learned.renew()
 

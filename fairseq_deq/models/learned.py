@@ -1,4 +1,4 @@
-"""What a model learns about its own solves beside its weights: the mean Jacobian, and where to start."""
+"""What a model learns about its own solves, besides its weights: the mean Jacobian, and where to start."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _START_RIDGE = 3e-3
 
 
 class Learned(nn.Module):
-    """Something that solves can make use of, learned from them in some updates of the training.
+    """Something useful for solves that is learned from solves, in some updates of the training.
 
     What an update collects is summed over all workers and renews the buffers, which the checkpoint keeps. So
-    all workers know the same, and a resumed run is the uninterrupted one. A checkpoint without the buffers
-    loads as one that has learned nothing yet. They stay in float32 in any model, or float64.
+    all workers have the same buffers, and a resumed run equals the uninterrupted one. A checkpoint without
+    the buffers loads as one that has learned nothing yet. They are float32 (or float64) in any model.
     """
 
     renewals: Tensor
@@ -115,7 +115,7 @@ class LearnedPreconditioner(Learned):
         self.register_buffer("right", torch.zeros(channels, self.rank))
 
     def preconditioner(self) -> Preconditioner | None:
-        """P, None as long as nothing is known."""
+        """P; None while nothing has been learned."""
         return Preconditioner(self.left, self.right) if self.is_known else None
 
     def collect(self, f: Callable[[Tensor], Tensor], z: Tensor, real: Tensor, seed: int) -> None:
@@ -163,7 +163,7 @@ class LearnedPreconditioner(Learned):
 class LearnedStart(Learned):
     """z0_t = W [e_t; e_{t-1}; 1], fitted to equilibria by least squares, with e the embeddings.
 
-    Its cost beside an evaluation of a Transformer of width C is a sixth: 2*C*C of 12*C*C multiplications a
+    It costs a sixth of an evaluation of a Transformer of width C: 2*C*C instead of 12*C*C multiplications per
     position. It looks at two tokens, so it is causal, and no gradient flows through it.
 
     Args:

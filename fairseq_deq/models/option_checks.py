@@ -1,4 +1,4 @@
-"""What options cannot go together, told before anything is built."""
+"""Checks of options that contradict each other, made before the model is built."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def check_options(cfg: DEQLanguageModelConfig, vocabulary: int) -> None:
     """
     check_values(cfg, DEQLanguageModelConfig)
     if cfg.early_eps and not (cfg.max_update and cfg.max_update > 0):
-        raise OptionError("--early-eps needs --max-update: it holds for a share of that number of updates")
+        raise OptionError("--early-eps needs --max-update, since it is used for a share of these updates")
     if is_on(cfg, "subseq_forget") and cfg.subseq_len == 0:
-        raise OptionError("--subseq-forget needs --subseq-len above 0: it is about what subsequences see")
+        raise OptionError("--subseq-forget needs --subseq-len above 0: without it there are no subsequences")
     if is_on(cfg, "adaptive_input") and not cfg.adaptive_input_cutoff:
         raise OptionError("--adaptive-input needs --adaptive-input-cutoff, for example 20000,40000,200000")
     for name in ("adaptive_input_cutoff", "adaptive_softmax_cutoff"):

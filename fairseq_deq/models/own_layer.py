@@ -1,4 +1,4 @@
-"""A layer of one's own as a model of fairseq: its sizes become options."""
+"""A layer of your own as a model of fairseq: the arguments of its `__init__` become options."""
 
 from __future__ import annotations
 

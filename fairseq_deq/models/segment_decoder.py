@@ -63,7 +63,7 @@ class SolvedSegment:
         embedded: embeddings of the tokens, (B, T, E).
         injection: u, (B, T, D).
         solved: f and its equilibrium, for each subsequence.
-        extra: what the solves came to.
+        extra: the results of the solves.
     """
 
     prepared: PreparedLayer
@@ -137,7 +137,7 @@ class SegmentDecoder(FairseqIncrementalDecoder):
         )
 
     def set_num_updates(self, num_updates: int) -> None:
-        """Updates finished so far; decides the phase, and when what solves have taught is made use of."""
+        """Set the number of finished updates; it decides the phase and when learned buffers are renewed."""
         if num_updates != self.num_updates and self.training and self.num_updates >= self.pretrain_steps:
             self.knowledge.renew(self.num_updates)
         self.num_updates = num_updates
@@ -156,8 +156,8 @@ class SegmentDecoder(FairseqIncrementalDecoder):
     def pretraining(self) -> bool:
         """Whether the model is a tied stack now.
 
-        In training this is about the update to come, in evaluation about those behind: after exactly
-        `pretrain_steps` updates the weights are still a stack's.
+        Training asks for the next update, evaluation for the last finished one: after exactly
+        `pretrain_steps` updates the weights are still those of a stack.
         """
         if self.training:
             return self.num_updates < self.pretrain_steps
@@ -170,8 +170,8 @@ class SegmentDecoder(FairseqIncrementalDecoder):
 
         Args:
             tokens: (B, T).
-            memory: what the segment before left; None: nothing.
-            padding: (B, M + T) bool, True at padding; None: there is none that matters.
+            memory: the memory of the segment before; None: none.
+            padding: (B, M + T) bool, True at padding; None: there is none at the beginning of a row.
         """
         length, before = tokens.shape[1], memory.length if memory is not None else 0
         embedded = self.embed(tokens)

@@ -1,4 +1,4 @@
-"""What the decoder tells of the Jacobian at its equilibria: a penalty in training, radii in validation."""
+"""Measures of the Jacobian at the equilibria: a penalty in training, spectral radii in validation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tasks of this package do better than fairseq's, by overriding what fairseq calls."""
+"""Corrections of fairseq's tasks that all tasks of this package share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class CarefulTask(FairseqTask):
-    """A task that loses no block of a text, resumes into the same batches and takes prompts whole."""
+    """A task that drops no block of a text, resumes with the same batches and handles prompts whole."""
 
     def filter_indices_by_size(
         self, indices: Any, dataset: Any, max_positions: Any = None, ignore_invalid_inputs: bool = False

@@ -29,8 +29,8 @@ class DEQLanguageModelingConfig(LanguageModelingConfig):
 class DEQLanguageModelingTask(CarefulLanguageModelingTask):
     """Language modeling on contiguous streams.
 
-    Each row of a batch is a stream of text, which the next batch continues. What the model remembers of a
-    row (`--mem-len`) is handed to it with the next batch, in `net_input["memory"]`. Every pass over a text
+    Each row of a batch is a stream of text, and the next batch continues it. The memory of a row
+    (`--mem-len`) is handed to the model with the next batch, in `net_input["memory"]`. Every pass over a text
     has a memory of its own and starts without one; that of the training pass is saved in checkpoints.
 
     Training leaves out the end of the text, which does not fill a block of every stream. Validation and

@@ -1,4 +1,4 @@
-"""fairseq's `language_modeling`, under its own name, with the care of this package."""
+"""fairseq's `language_modeling`, under the same name, with the corrections of this package."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class CarefulLanguageModelingTask(CarefulTask, LanguageModelingTask):
-    """Language modeling on blocks of text that do not know of each other.
+    """Language modeling on independent blocks of text.
 
     `--task language_modeling` is this class wherever the package is registered: a row of the table of patches
     puts it in the place of fairseq's in fairseq's own list of tasks. Options, data and checkpoints are those

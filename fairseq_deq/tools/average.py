@@ -59,7 +59,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.last < 1:
         raise OptionError(f"--last must be at least 1, got {args.last}")
     if args.out.exists():
-        raise OptionError(f"--out {args.out} is there already; give the name of a new file")
+        raise OptionError(f"--out {args.out} already exists; give the name of a new file")
     return args
 
 

@@ -65,7 +65,7 @@ def convert(old: str, new: str, trusted: bool) -> None:
     if not os.path.isfile(old):
         raise OptionError(f"there is no checkpoint {old}")
     if os.path.exists(new):
-        raise OptionError(f"{new} is there already; give the name of a new file")
+        raise OptionError(f"{new} already exists; give the name of a new file")
     with open(old, "rb") as file:
         check_file(file, old)
     named = torch.serialization.get_unsafe_globals_in_checkpoint(old)
@@ -95,7 +95,7 @@ def plain(value: Any) -> Any:
     Returns:
         what `read_checkpoint` reads.
     Raises:
-        OptionError: there is an object that none of these can stand for.
+        OptionError: there is an object that none of these can represent.
     """
     if isinstance(value, np.generic):  # some are numbers of Python too
         return value.item()
@@ -118,7 +118,7 @@ def plain(value: Any) -> Any:
         return kind([plain(item) for item in value])
     raise OptionError(
         f"the checkpoint holds a {type(value).__module__}.{type(value).__qualname__}, which no tensor, "
-        "number, string or container can stand for"
+        "number, string or container can represent"
     )
 
 

@@ -87,7 +87,7 @@ def test_another_model_another_size_and_another_dictionary(tmp_path, capsys):
     (tmp_path / "dict.txt").write_text("one 1\ntwo 1\n")
     assert "has 6 types with fairseq's own, and the model 52" in said(one.path, out)
     (tmp_path / "dict.txt").write_text("no number\n")
-    assert "is no dictionary of fairseq" in said(one.path, out)
+    assert "is not a dictionary of fairseq" in said(one.path, out)
     assert not out.exists()
     assert not list(tmp_path.glob("out.tmp*"))
 
@@ -98,7 +98,7 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path, capsys):
     out.mkdir()
     (out / "thesis.tex").write_text("all of it")
     assert main([str(one.path), str(out)]) == 1
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert [path.name for path in out.iterdir()] == ["thesis.tex"]
 
 
@@ -127,7 +127,7 @@ def test_tied_weights_that_differ_are_noticed(tmp_path):
     name = "decoder.adaptive_softmax.tail.0.2.weight"
     state["model"][name] = state["model"][name] + 1
     torch.save(state, one.path)
-    with pytest.raises(OptionError, match="is not what its options tie it to"):
+    with pytest.raises(OptionError, match="differs from the tensor that its options tie it to"):
         read_model(one.path, {})
 
 

@@ -67,7 +67,7 @@ def test_what_it_writes_is_data_and_evaluates_as_before(
 def test_it_overwrites_nothing(old, tmp_path, capsys):
     (tmp_path / "new.pt").write_bytes(b"here")
     assert main([str(old), str(tmp_path / "new.pt"), "--i-trust-its-author"]) == 1
-    assert "new.pt is there already" in capsys.readouterr().err
+    assert "new.pt already exists" in capsys.readouterr().err
     assert (tmp_path / "new.pt").read_bytes() == b"here"
     assert main([str(tmp_path / "none.pt"), str(tmp_path / "other.pt")]) == 1
     assert "there is no checkpoint" in capsys.readouterr().err

@@ -154,11 +154,11 @@ def test_files_that_are_there_are_left_alone(tmp_path, capsys):
     arguments = _files(tmp_path)
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "dict.txt").write_text("other 1\n")
-    assert "is there already, with other words" in _refused(capsys, arguments, tmp_path)
+    assert "already exists with other words" in _refused(capsys, arguments, tmp_path)
     (tmp_path / "new" / "dict.txt").unlink()
     assert main(arguments) == 0
     capsys.readouterr()
-    assert "is there already; give the name of a new file" in _refused(capsys, arguments, tmp_path)
+    assert "already exists; give the name of a new file" in _refused(capsys, arguments, tmp_path)
 
 
 def test_a_list_without_eos_begins_with_it_and_one_without_unk_is_told_of(tmp_path, capsys):

@@ -107,7 +107,7 @@ def measure(args: argparse.Namespace, layer: Layer, truth: list[Tensor]) -> dict
     missing = [name for name in args.only or () if name not in known and not name.startswith("torchdeq")]
     if missing or not runs:
         names = ", ".join(repr(name) for name in known)
-        raise OptionError(f"--only {(missing or args.only)[0]!r} is no row; there are {names}")
+        raise OptionError(f"--only {(missing or args.only)[0]!r} is not a row; the rows are {names}")
     size = layer.bound()[1].numel()
     rows: dict[str, dict[str, float]] = {}
     times: dict[str, list[float]] = {name: [] for name in runs}

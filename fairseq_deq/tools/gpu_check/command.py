@@ -93,7 +93,9 @@ def _run(argv: Sequence[str] | None) -> None:
     if args.part == "steps":
         for size in args.arguments:
             if size not in SIZES:
-                raise OptionError(f"{size} is no width of steps; there are {', '.join(SIZES)}")
+                raise OptionError(
+                    f"{size} is not a size that can be measured; choose from {', '.join(SIZES)}"
+                )
             steps(size)
     elif args.part == "curves":
         curves(args.arguments)

@@ -138,6 +138,6 @@ def write_dictionary(folder: Path, text: str) -> None:
     """
     path = folder / "dict.txt"
     if path.exists() and path.read_text(encoding="utf-8") != text:
-        raise OptionError(f"{path} is there already, with other words; give OUT.pt a folder of its own")
+        raise OptionError(f"{path} already exists with other words; give OUT.pt a folder of its own")
     with written_whole(path) as partial:
         partial.write_text(text, encoding="utf-8")

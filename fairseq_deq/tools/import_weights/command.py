@@ -96,7 +96,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
             raise OptionError(f"--data needs {_START}; leave it out")
         _check_reference(args)
     if args.out.exists():
-        raise OptionError(f"{args.out} is there already; give the name of a new file")
+        raise OptionError(f"{args.out} already exists; give the name of a new file")
     return args
 
 

@@ -190,7 +190,7 @@ def _one_table(tensors: Tensors, dim: int, cutoffs: Sequence[int]) -> list[Band]
         if sorted(set(ends)) != ends:
             raise OptionError(
                 f"--cutoffs {','.join(map(str, cutoffs))} must be increasing and below the {types} words of "
-                f"{tensors.path}; they are those of the training, which one table does not tell"
+                f"{tensors.path}; give those of the training, which the weights do not show"
             )
     bands = []
     for i, (begin, end) in enumerate(zip([0, *ends], ends)):

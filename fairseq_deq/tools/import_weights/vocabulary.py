@@ -78,7 +78,7 @@ def _lines(path: Path) -> list[str]:
             return list(file)
     except UnicodeDecodeError:
         raise OptionError(
-            f"{path} is not a text in UTF-8; the reference's own cache.pt is read nowhere but in its code, "
+            f"{path} is not a text in UTF-8; the reference's own cache.pt can be read only by its code, "
             "since loading it runs code: give a file with one word per line "
             "('\\n'.join(corpus.vocab.idx2sym)), or the text that was counted with --count-words"
         ) from None
@@ -95,7 +95,7 @@ def _checked(words: list[str], counts: list[int], types: int, path: Path) -> Voc
         raise OptionError(f"{path} has the word {twice} twice; every word has one number")
     for word in _TAKEN:
         if word in words:
-            raise OptionError(f"{path} has the word {word}, which fairseq's dictionaries keep for themselves")
+            raise OptionError(f"{path} has the word {word}, which fairseq's dictionaries reserve")
     return Vocabulary(tuple(words), tuple(counts))
 
 
