@@ -85,7 +85,9 @@ def test_the_whole_way_in_miniature(tmp_path):
     assert len(tokens) == 2
     assert tokens[0] == tokens[1]
     assert re.findall(r"^  - (.*)$", results, re.M)[1].startswith("We must work together to")
-    assert re.search(r"first phase +[0-9.]+ applied once, as it was trained, [0-9.]+ applied 16 times", results)
+    assert re.search(
+        r"first phase +[0-9.]+ applied once, as it was trained, [0-9.]+ applied 16 times", results
+    )
     assert re.search(
         r"equilibrium +[0-9.]+ after 1 evaluation, [0-9.]+ after 4, [0-9.]+ after 16, [0-9.]+ ", results
     )
