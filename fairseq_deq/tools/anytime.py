@@ -1,9 +1,9 @@
-"""Perplexity of a trained DEQ language model against the budget of iterations, and the words that need most.
+"""Perplexity of a trained DEQ language model by evaluations of its layer, and the words that need most.
 
 Takes the options of fairseq-eval-lm and evaluates the same tokens once for each budget (`--budgets`; by
 default 1, 2, 4, ... up to the checkpoint's `--f-thres`), with everything else as in the checkpoint. It prints
 one line per budget: the perplexity, the relative residual reached (mean over positions), the share of
-positions that converged, and the evaluations of f that a position took. Then it lists the words (types of the
+positions that converged, and the evaluations of f per position. Then it lists the words (types of the
 dictionary) at which the solve with the largest budget took the most evaluations. `--plot` draws the curve.
 
     fairseq-deq-anytime data-bin/wikitext-103 --path checkpoints/checkpoint_best.pt --gen-subset test \\
@@ -31,7 +31,7 @@ from fairseq import checkpoint_utils, options, tasks, utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
 from ..errors import OptionError
-from .command import command_line, describe, progress, tell, written_whole
+from .command import command_line, describe_over_fairseqs, progress, tell, written_whole
 from .evaluation import Evaluation, budgets_up_to, evaluate, hardest, require_equilibrium
 
 PROGRAM = "fairseq-deq-anytime"
@@ -140,8 +140,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     Raises:
         ValueError: one of ours is wrong.
     """
-    parser = describe(options.get_eval_lm_parser(), PROGRAM, __doc__)
-    ours = parser.add_argument_group(PROGRAM)
+    parser = options.get_eval_lm_parser()
+    ours = describe_over_fairseqs(parser, PROGRAM, __doc__, "DATA --path CHECKPOINT [options]")
     ours.add_argument(
         "--budgets", metavar="N,N", help="numbers of evaluations of f to try (default: 1, 2, 4, ...)"
     )

@@ -38,6 +38,25 @@ def describe(parser: argparse.ArgumentParser, program: str, text: str | None) ->
     return parser
 
 
+def describe_over_fairseqs(
+    parser: argparse.ArgumentParser, program: str, text: str | None, usage: str
+) -> Any:
+    """`describe` for a parser of fairseq's: the help has the command's own options before its hundred.
+
+    Args:
+        parser, program, text: as for `describe`.
+        usage: the arguments that are needed.
+    Returns:
+        the group of options for the command's own.
+    """
+    describe(parser, program, text)
+    parser.usage = f"{program} {usage}"
+    parser.description, parser.epilog = text, None
+    ours = parser.add_argument_group(f"options of {program}; those of fairseq follow")
+    parser._action_groups.insert(0, parser._action_groups.pop())  # argparse prints groups in this order
+    return ours
+
+
 def add_user_dir(parser: argparse.ArgumentParser) -> None:
     """Add `--user-dir`, of which `import_user_dir` makes use."""
     parser.add_argument(

@@ -4,9 +4,9 @@
         --bpe sentencepiece --sentencepiece-model quickstart/text/sentencepiece.model
     echo "We must work together." | fairseq-deq-score DATA --path CHECKPOINT --json
 
-takes the options of fairseq-interactive, and reads one sentence per line. Each is scored by itself, its end
-included. It prints, with natural logarithms and tabs between, a header line that begins with # and names the
-columns, and then
+It takes the options of fairseq-interactive, and reads one sentence per line. Each is scored by itself, its
+end included. It prints, with natural logarithms and tabs between, a header line that begins with # and names
+the columns, and then
 
     S-0   log-probability   tokens   perplexity per token   the sentence   unknown words
     W-0   log-probability   word   unknown pieces in it
@@ -14,10 +14,10 @@ columns, and then
     T     log-probability   tokens   perplexity per token   words   perplexity per word   unknown words
           share of the positions that converged   mean residual   bits per byte
 
-where W lines come once a word (its pieces added up) and T last, on one line, over all sentences; with
-`--json`, one object a line. Tokens are the pieces of a sentence and its end. Bits per byte do not depend on
-the pieces, so that models of different dictionaries compare by them: -log2 of the probability over the bytes
-of the text in UTF-8, of which the end of a sentence is one.
+with one line W per word (its pieces added up), and at the end one line T over all sentences; with `--json`,
+one object per line. Tokens are the pieces of a sentence and its end. Bits per byte do not depend on the
+pieces, so they compare models of different dictionaries: -log2 of the probability over the bytes of the text
+in UTF-8, of which the end of a sentence is one.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from ..errors import OptionError
 from ..generation.scoring import SentenceScore, TextScorer, perplexity
 from ..generation.text import in_buffers, read_lines
 from ..solve_report import SolveReport
-from .command import command_line, describe, progress
+from .command import command_line, describe_over_fairseqs, progress
 
 PROGRAM = "fairseq-deq-score"
 
@@ -58,10 +58,8 @@ def parse(argv: Sequence[str] | None = None) -> Namespace:
     Raises:
         OptionError: one is wrong.
     """
-    parser = describe(
-        options.get_interactive_generation_parser(default_task="language_modeling"), PROGRAM, __doc__
-    )
-    ours = parser.add_argument_group(PROGRAM)
+    parser = options.get_interactive_generation_parser(default_task="language_modeling")
+    ours = describe_over_fairseqs(parser, PROGRAM, __doc__, "DATA --path CHECKPOINT [--input TEXT] [options]")
     ours.add_argument("--json", action="store_true", help="print one JSON object per line")
     ours.add_argument("--no-eos", action="store_true", help="do not score the end of a sentence")
     args: Namespace = options.parse_args_and_arch(parser, list(sys.argv[1:] if argv is None else argv))
