@@ -153,10 +153,11 @@ class DEQTransformerTiny(DEQTransformerLanguageModel):
     decoder_input_residual=True,
     share_decoder_input_output_embed=True,
     init_std=0.05,
+    pretrain_layers=1,
 )
 class MiniConfig(DEQTransformerConfig):
-    """As many parameters as `TinyConfig`, with three changes that helped in measurements: GELU, norms with
-    gain and bias, and the token in the residual stream."""
+    """As many parameters as `TinyConfig`, with what helped in measurements: GELU, norms with gain and bias,
+    the token in the residual stream, and a first phase (`--pretrain-steps`) with the layer applied once."""
 
 
 @register_model("deq_transformer_lm_mini", dataclass=MiniConfig)
