@@ -314,3 +314,12 @@ CASES = [
     ),
     _poisoned_case(),
 ]
+
+
+def assert_causal(state_of: Callable[[Tensor], Tensor], b: Tensor, positions: tuple[int, ...]) -> None:
+    """A change of the input (B, T, C) at a position leaves all states before it the same, to the last bit."""
+    before = state_of(b)
+    for t in positions:
+        changed = b.clone()
+        changed[:, t] += 1.0
+        assert torch.equal(state_of(changed)[:, :t], before[:, :t]), t
