@@ -88,9 +88,7 @@ def test_the_whole_way_in_miniature(tmp_path):
     assert re.search(
         r"first phase +[0-9.]+ applied once, as it was trained, [0-9.]+ applied 16 times", results
     )
-    assert re.search(
-        r"equilibrium +[0-9.]+ after 1 evaluation, [0-9.]+ after 4, [0-9.]+ after 16, [0-9.]+ ", results
-    )
+    assert re.search(r"equilibrium +[0-9.]+ after 1 evaluation, [0-9.]+ after 4, [0-9.]+ after 16", results)
     assert re.search(r"Continuations, at [0-9]+ tokens per second", results)
     for picture in ("training", "anytime"):
         assert image.imread(out / f"{picture}.png").ndim == 3
