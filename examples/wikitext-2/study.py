@@ -62,8 +62,8 @@ def architecture(model: str, updates: int) -> tuple[str, ...]:
         return SHALLOW
     if model == "tied":
         return (*DEQ, "--pretrain-layers", "12", "--pretrain-steps", "1000000")
-    size = MINI if model == "mini" else DEQ
-    return (*size, "--pretrain-layers", "4", "--pretrain-steps", str(updates // 2))
+    first = (*MINI, "--pretrain-layers", "1") if model == "mini" else (*DEQ, "--pretrain-layers", "4")
+    return (*first, "--pretrain-steps", str(updates // 2))
 
 
 class Study:
