@@ -62,12 +62,12 @@ class CapturedLoop(Loop):
             self.active.can_restrict = False
 
     def run(self, trace: Trace | None = None) -> FixedPoint:
-        self.eager = self.eager or trace is not None  # somebody looks on
+        self.eager = self.eager or trace is not None  # a replay cannot call `trace`
         try:
             return super().run(trace)
         finally:
-            # A place holds this object: nothing of it, f included, would be freed before Python looks for
-            # cycles, and a graph is not to be freed while another one is recorded.
+            # The places refer back to this object. Without this, f, the buffers and the graphs would stay
+            # until Python's garbage collector runs, which may be while another graph is recorded.
             self.places, self.buffers, self.programs = [], [], {}
 
     def _pass(self, k: int, trace: Trace | None) -> None:
@@ -75,13 +75,13 @@ class CapturedLoop(Loop):
         if self._launches(kind, k) or not self._recorded(kind, k):
             super()._pass(k, trace)
             self.launched.add(kind)
-            if self.buffers:  # programs read them, and nothing else
+            if self.buffers:  # the programs read the buffers only
                 write_back(self._found(), self.buffers)
                 self._put(self.buffers)
             return
         self.programs[kind]()
         self.active.count_evaluation()
-        if k in self.rechecks:  # which may have woken any of them
+        if k in self.rechecks:  # a recheck may have woken any lane
             self.moving_count = self.lanes.count
         if super()._asks(k):
             self._ask()
@@ -90,15 +90,15 @@ class CapturedLoop(Loop):
         return not self.recording and super()._asks(k)
 
     def _launches(self, kind: str, k: int) -> bool:
-        """Whether iteration k goes launch by launch, as far as is known before it is recorded."""
+        """Whether iteration k must run launch by launch, as far as is known before it is recorded."""
         if self.eager or k < _FIRST:
             return True
-        if self.fused and kind not in self.launched:  # what is compiled now cannot be recorded at once
+        if self.fused and kind not in self.launched:  # rules are compiled here, which cannot be recorded
             return True
         return not (self.moving_count or k in self.rechecks)
 
     def _recorded(self, kind: str, k: int) -> bool:
-        """Make the program of a kind of iteration, where it is not there yet; whether it is there."""
+        """Make the program of a kind of iteration, unless there is one; return whether there is one now."""
         if kind in self.programs:
             return True
         active = self.active
@@ -106,7 +106,7 @@ class CapturedLoop(Loop):
         try:
             if not self.buffers:
                 self.places = self._all_places()
-                # The history's, the states' and the books': nobody else holds these tensors.
+                # Copies of the history, the states and the records: nothing else refers to these tensors.
                 self.buffers = [tensor.clone() for tensor in self._found()]
             self.recording = True
             self.programs[kind] = capture(functools.partial(self._program, k), self.buffers)
@@ -115,9 +115,10 @@ class CapturedLoop(Loop):
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             refused[self.name] = reason
             if isinstance(error, torch.OutOfMemoryError):
-                _pool.cache_clear()  # what it keeps may be needed now
+                _pool.cache_clear()  # frees the memory that the pool keeps
             logger.warning(
-                f"iterations of {self.name} cannot be recorded as a CUDA graph and go on uncaptured: {reason}"
+                f"iterations of {self.name} cannot be recorded as a CUDA graph, and run launch by launch: "
+                f"{reason}"
             )
         finally:
             self.recording = False
@@ -128,7 +129,7 @@ class CapturedLoop(Loop):
         return not self.eager
 
     def _program(self, k: int, tensors: list[Tensor]) -> list[Tensor]:
-        """Iteration k, as a map of what an iteration leaves to the next."""
+        """Iteration k, as a map from its tensors to those of the next iteration."""
         self._put(tensors)
         super()._pass(k, None)
         return self._found()
@@ -156,22 +157,22 @@ class CapturedLoop(Loop):
 
 
 def capture(program: Program, buffers: list[Tensor]) -> Callable[[], None]:
-    """What replays `program` over `buffers`: each of them is what the program made of all of them.
+    """Record `program`, and return a function that replays it and writes its results to `buffers`.
 
     Raises:
-        RuntimeError: the program asks the host, or does what CUDA cannot record.
+        RuntimeError: the program waits for the host, or does something else that CUDA cannot record.
     """
     device = buffers[0].device
-    # Programs share memory, so they may not run at the same time: each stream of solves has its own.
+    # Programs of a pool share memory, so they must not run at the same time: each stream has its own pool.
     pool = _pool(device, torch.cuda.current_stream(device).cuda_stream)
     return pool.record(lambda: write_back(program(buffers), buffers)).replay
 
 
 def write_back(found: list[Tensor], buffers: list[Tensor]) -> None:
-    """Copy what a program found to the buffers, some of which it may have handed on as they are."""
+    """Copy the results of a program to the buffers. A result may be a buffer, the same one or another."""
     changed = [i for i, (tensor, buffer) in enumerate(zip(found, buffers)) if tensor is not buffer]
     at = {_address(buffers[i]): i for i in changed}
-    # One that becomes another buffer, which stands after it, is read before it is written to.
+    # A buffer that is the result for a later one is copied first, before it is overwritten.
     kept = [found[i].clone() if at.get(_address(found[i]), i + 1) <= i else found[i] for i in changed]
     for i, tensor in zip(changed, kept):
         buffers[i].copy_(tensor)
@@ -182,20 +183,20 @@ def _address(tensor: Tensor) -> int:
 
 
 class _Pool:
-    """Where solves record: a stream, and memory that is kept from one program to the next."""
+    """What recording needs: a stream of its own, and memory that is kept from one program to the next."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.stream = device, torch.cuda.Stream(device)
         self.handle = torch.cuda.graph_pool_handle()
         self.stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(self.stream):
-            # The library of matrix products makes its workspace at its first call.
+            # cuBLAS allocates its workspace at the first call on a stream, which must not be recorded.
             self.ones = torch.ones(8, 8, device=device)
             torch.addmm(self.ones[0], self.ones, self.ones)
-            self.holder = self._record_nothing()  # as long as it lives, the memory is not given back
+            self.holder = self._record_nothing()  # while it lives, the pool keeps its memory
 
     def record(self, run: Callable[[], object]) -> torch.cuda.CUDAGraph:
-        """The graph of what `run` launches, which is not executed.
+        """The graph of the launches of `run`. Recording does not execute them.
 
         Raises:
             RuntimeError: it cannot be recorded.
@@ -206,7 +207,7 @@ class _Pool:
             try:
                 run()
             except BaseException:
-                with suppress(RuntimeError):  # it has been told above
+                with suppress(RuntimeError):  # the first error is the one to report
                     self._end(graph)
                 raise
             self._end(graph)
@@ -215,7 +216,7 @@ class _Pool:
 
     def _begun(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        # Of other threads nothing is forbidden meanwhile.
+        # "thread_local": other threads may use CUDA freely while this one records.
         graph.capture_begin(pool=self.handle, capture_error_mode="thread_local")
         return graph
 
@@ -223,9 +224,9 @@ class _Pool:
         try:
             graph.capture_end()
         except RuntimeError:
-            # After what CUDA cannot record, torch goes on as if it were recording to this memory: it gives
-            # back ever less, refuses this memory to the next program, and draws nothing random. The next
-            # recording that succeeds mends the last of these.
+            # After a recording that failed, torch still believes that it is recording to this pool: freed
+            # memory does not come back, the next recording to the pool fails, and so does drawing random
+            # numbers. Release the pool, and make one recording that succeeds, which resets the generator.
             lost, self.handle = self.handle, torch.cuda.graph_pool_handle()
             with suppress(RuntimeError):
                 torch._C._cuda_endAllocateToPool(self.device.index, lost)
@@ -236,7 +237,7 @@ class _Pool:
 
     def _record_nothing(self) -> torch.cuda.CUDAGraph:
         graph = self._begun()
-        self.ones + 1  # an empty graph is warned of
+        self.ones + 1  # torch warns of an empty graph
         graph.capture_end()
         return graph
 
