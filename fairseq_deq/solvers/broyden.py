@@ -12,9 +12,9 @@ from .config import SolverConfig
 from .record import Array, namespace, zeros_like_books
 from .registry import Precondition, register_solver
 from .rows import forget_rows, select_rows, to_rows
+from .stacked_broyden import LEAST_DENOMINATOR, StackedBroyden
 
 
-@register_solver("broyden")
 class Broyden:
     """Good Broyden for g(z) = f(z) - z = 0 with B_0^{-1} = -tau*P, so the first step goes to z_0 + tau*P g_0.
 
@@ -28,7 +28,6 @@ class Broyden:
     """
 
     default_memory = 32
-    alike = False  # each iteration has one more step to look back at
 
     def __init__(self, config: SolverConfig, like: Tensor, books: Array) -> None:
         self.memory = config.memory or self.default_memory
@@ -124,5 +123,11 @@ class Broyden:
                 w.addcmul_(step, weight)
         denominator = 1 - last
         # A denominator near zero means a singular update: take the step without the newest factor.
-        safe = abs(denominator) > 1e-4
+        safe = abs(denominator) > LEAST_DENOMINATOR
         return w / to_rows(xp.where(safe, denominator, 1.0), proposal)
+
+
+@register_solver("broyden")
+def broyden(config: SolverConfig, like: Tensor, books: Array) -> Broyden | StackedBroyden:
+    """Broyden's method; off the CPU, where each small operation costs a launch, the stacked one."""
+    return (StackedBroyden if isinstance(books, Tensor) else Broyden)(config, like, books)

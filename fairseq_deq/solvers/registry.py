@@ -78,12 +78,15 @@ class Method(Protocol):
 # From an affine map, a start (..., C) and a `SolverConfig`.
 LinearSolver = Callable[[Callable[[Tensor], Tensor], Tensor, Any], FixedPoint]
 
-_METHODS: dict[str, type[Method]] = {}
+# A `Method` class, or a function of the same arguments that chooses one.
+Factory = Callable[[Any, Tensor, Array], Method]
+
+_METHODS: dict[str, Factory] = {}
 _LINEAR: dict[str, LinearSolver] = {}
 
 
-def register_solver(name: str) -> Callable[[type], type]:
-    """Class decorator that adds a `Method` under `name`; a name can be taken once.
+def register_solver(name: str) -> Callable[[Named], Named]:
+    """Decorator that adds a `Method` class under `name`, or a function that chooses one; each name once.
 
     Raises:
         ValueError: the name is taken.
@@ -121,8 +124,8 @@ def linear_solver_names() -> tuple[str, ...]:
     return tuple(sorted(_LINEAR))
 
 
-def get_solver(name: str) -> type[Method]:
-    """The class of the method registered as `name`."""
+def get_solver(name: str) -> Factory:
+    """The class, or function, registered as `name`."""
     return _METHODS[name]
 
 
