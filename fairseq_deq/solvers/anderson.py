@@ -1,26 +1,22 @@
-"""Anderson acceleration, one small least-squares problem per lane."""
+"""Anderson acceleration, one small least-squares problem per lane, solved with NumPy on the host."""
 
 from __future__ import annotations
 
 import copy
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.linalg import vecdot
 
-from .compiled_anderson import mixed, new_difference
 from .config import SolverConfig
-from .fused import can_fuse, fusing
-from .least_squares import NO_PIVOT, least_squares
-from .record import Array, namespace, numbered_like_books, zeros_like_books
+from .least_squares import NO_PIVOT, least_squares, ridge_table
+from .record import Array
 from .registry import Precondition, register_solver
 from .rows import forget_rows, select_rows, to_rows
-
-# The ridge of a difference grows to this at most: the squared length of its column once that is scaled.
-_MOST_RIDGE = 1.0
+from .stacked_anderson import StackedAnderson
 
 
-@register_solver("anderson")
 class Anderson:
     """Type-II Anderson acceleration in its difference form.
 
@@ -44,14 +40,9 @@ class Anderson:
         # One tensor per slot, (n, D), None where nothing was stored yet: rows stay contiguous.
         self.dz: list[Tensor | None] = [None] * slots
         self.dg: list[Tensor | None] = [None] * slots
-        self.gram = zeros_like_books(books, slots, slots)  # DG^T DG, (slots, slots, n)
-        self.rhs = zeros_like_books(books, slots)  # DG^T g, (slots, n)
-        self.ridges = _ridges(config, numbered_like_books(books, slots))
-        graph = config.cuda_graph == "auto" and can_fuse(books, slots)
-        self.alike = fusing(books, slots) or graph
-        # Where they are: lanes whose history is forgotten, and the newest slot, the last one, among all.
-        self.forget: Array = None
-        self.newest = self.ridges.new_ones(slots).cumsum(0) == slots if self.alike else None
+        self.gram = np.zeros((slots, slots, len(books)))  # DG^T DG
+        self.rhs = np.zeros((slots, len(books)))  # DG^T g
+        self.ridges = ridge_table(config, np.arange(slots, dtype=np.float64))
         self.last_z: Tensor | None = None
         self.last_g: Tensor | None = None
 
@@ -61,8 +52,6 @@ class Anderson:
         """Put the newest differences in the oldest slot; <DG_j, DG_new> for all j, and <DG_new, g>."""
         if self.last_z is None or self.last_g is None:
             return []
-        if self.alike:
-            return self._observe_alike(z, g, restarted)
         i = self.count % len(self.dg)
         dz, dg = self.dz[i], self.dg[i]
         self.dz[i] = dz = z - self.last_z if dz is None else torch.sub(z, self.last_z, out=dz)
@@ -78,9 +67,7 @@ class Anderson:
         self, products: Array, z: Tensor, g: Tensor, tau: Array | None, precondition: Precondition
     ) -> Tensor:
         left, following = g, z
-        if len(products) and self.alike:
-            left, following = self._mix_alike(products, z, g)
-        elif len(products):
+        if len(products):
             self._enter(products)
             ridges = self.ridges[(self.count - 1) % len(self.dg)]
             weights = to_rows(-self._least_squares(self.gram, self.rhs, ridges), z).unbind()  # (n, 1) each
@@ -107,8 +94,6 @@ class Anderson:
         part.dg = [None if d is None else select_rows(d, source) for d in self.dg]
         known = source >= 0
         part.gram, part.rhs = self.gram[..., source] * known, self.rhs[..., source] * known
-        if self.forget is not None:
-            part.forget = self.forget[source] & known
         if self.last_z is not None and self.last_g is not None:
             part.last_z, part.last_g = select_rows(self.last_z, source), select_rows(self.last_g, source)
         return part
@@ -120,33 +105,16 @@ class Anderson:
         gram, along = self.gram * 0, self.rhs * 0
         for i, (dz, dg) in enumerate(zip(self.dz, self.dg)):
             if dz is not None and dg is not None:
-                along[i] = _as_books(vecdot(dg, estimate) + vecdot(dz, vector), along)
+                along[i] = (vecdot(dg, estimate) + vecdot(dz, vector)).numpy()
                 for j, other in enumerate(self.dg):
                     if other is not None:
-                        gram[i, j] = _as_books(vecdot(dg, other), gram)
+                        gram[i, j] = vecdot(dg, other).numpy()
         weights = self._least_squares(gram, along, self.ridges.diagonal())
         estimate = estimate.clone()
         for weight, dg in zip(to_rows(weights, vector), self.dg):
             if dg is not None:
                 estimate.addcmul_(dg, weight, value=-1)
         return estimate
-
-    def _observe_alike(self, z: Tensor, g: Tensor, forget: Array) -> list[Tensor]:
-        """The same, all iterations alike: slots not used yet are zero, and the last one is the newest."""
-        dz = [torch.zeros_like(z) if d is None else d for d in self.dz[1:]]
-        dg = [torch.zeros_like(g) if d is None else d for d in self.dg[1:]]
-        new_z, new_g, products = new_difference(forget, z, g, self.last_z, self.last_g, dz, dg)
-        self.dz, self.dg, self.forget = [*dz, new_z], [*dg, new_g], forget
-        return products
-
-    def _mix_alike(self, products: Tensor, z: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-        """g - DG*gamma and z - DZ*gamma, with the Gram matrix brought up to date."""
-        assert self.newest is not None
-        known = self.gram, self.rhs, self.forget, products, self.newest
-        ridges, history = self.ridges[-1], (self.dz, self.dg)
-        self.gram, self.rhs, *mix = mixed(*known, ridges, self.has_ridge, z, g, *history)
-        left, following = mix
-        return left, following
 
     def _enter(self, products: Array) -> None:
         """Bring DG^T g and the Gram matrix up to date with what `observe` asked for."""
@@ -170,18 +138,7 @@ class Anderson:
         return least_squares(gram, rhs, ridges, self.has_ridge, slots)
 
 
-def _ridges(config: SolverConfig, slot: Array) -> Array:
-    """(slots, slots): row i has the ridge of each slot while slot i holds the newest difference.
-
-    Args:
-        config: the options.
-        slot: 0, 1, ..., slots - 1.
-    """
-    age = (slot[:, None] - slot) % len(slot)
-    ridge, limit = config.ridge * config.ridge_growth**age, max(config.ridge, _MOST_RIDGE)
-    return namespace(slot).where(ridge < limit, ridge, limit)
-
-
-def _as_books(column: Tensor, books: Array) -> Array:
-    """Numbers of the lanes, (n,), as entries of `books`."""
-    return column if isinstance(books, Tensor) else column.numpy()
+@register_solver("anderson")
+def anderson(config: SolverConfig, like: Tensor, books: Array) -> Anderson | StackedAnderson:
+    """Anderson's method; off the CPU, where each small operation costs a launch, the stacked one."""
+    return (StackedAnderson if isinstance(books, Tensor) else Anderson)(config, like, books)

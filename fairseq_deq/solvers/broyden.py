@@ -1,15 +1,16 @@
-"""Limited-memory good Broyden that stores its steps only."""
+"""Limited-memory good Broyden that stores its steps only; coefficients are computed on the host."""
 
 from __future__ import annotations
 
 import copy
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.linalg import vecdot
 
 from .config import SolverConfig
-from .record import Array, namespace, zeros_like_books
+from .record import Array
 from .registry import Precondition, register_solver
 from .rows import forget_rows, select_rows, to_rows
 from .stacked_broyden import LEAST_DENOMINATOR, StackedBroyden
@@ -35,7 +36,7 @@ class Broyden:
         self.steps: list[Tensor] = []  # each (n, D), oldest first
         self.inner: list[Array] = []  # inner[j] = <s_i, s_j> for i <= j, (j+1, n)
         self.proposal = like  # P g
-        self.books = books
+        self.lanes = len(books)
 
     def observe(
         self, z: Tensor, g: Tensor, restarted: Array | None, precondition: Precondition
@@ -69,16 +70,16 @@ class Broyden:
     def skip(self) -> None:
         self._start_again_when_full()
         while len(self.inner) < len(self.steps):  # a lane that moves later starts without a history
-            self.inner.append(zeros_like_books(self.books, len(self.inner) + 1))
+            self.inner.append(np.zeros((len(self.inner) + 1, self.lanes)))
         self.steps.append(self.rest)
-        self.inner.append(zeros_like_books(self.books, len(self.steps)))
+        self.inner.append(np.zeros((len(self.steps), self.lanes)))
 
     def subset(self, source: Array) -> Broyden:
         part = copy.copy(self)
         part.rest, part.proposal = select_rows(self.rest, source), select_rows(self.proposal, source)
         part.steps = [select_rows(s, source) for s in self.steps]
         known = source >= 0
-        part.books = self.books[source]
+        part.lanes = len(source)
         part.inner = [p[:, source] * known for p in self.inner]
         return part
 
@@ -103,7 +104,6 @@ class Broyden:
             proposal: tau*P g, (n, D).
             along: <s_j, proposal>, (k, n).
         """
-        xp = namespace(along)
         # w = proposal + sum_{j<k-1} c_j s_{j+1}, with c_j = <s_j, w before factor j> / |s_j|^2
         coefficients: list[Array] = []
         for j in range(len(along)):
@@ -113,18 +113,18 @@ class Broyden:
                 value = value + c * self.inner[high][low]
             square = self.inner[j][j]
             known = square > 0
-            coefficients.append(xp.where(known, value / xp.where(known, square, 1.0), 0.0))
+            coefficients.append(np.where(known, value / np.where(known, square, 1.0), 0.0))
         last = coefficients.pop()
         w = proposal
         if coefficients:
-            weights = to_rows(xp.stack(coefficients), proposal)
+            weights = to_rows(np.stack(coefficients), proposal)
             w = proposal.clone()
             for weight, step in zip(weights, self.steps[1:]):
                 w.addcmul_(step, weight)
         denominator = 1 - last
         # A denominator near zero means a singular update: take the step without the newest factor.
         safe = abs(denominator) > LEAST_DENOMINATOR
-        return w / to_rows(xp.where(safe, denominator, 1.0), proposal)
+        return w / to_rows(np.where(safe, denominator, 1.0), proposal)
 
 
 @register_solver("broyden")

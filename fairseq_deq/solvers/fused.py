@@ -22,8 +22,6 @@ from torch.linalg import vecdot
 logger = logging.getLogger(__name__)
 Rule = TypeVar("Rule", bound=Callable[..., Any])
 
-# The elimination is written out for at most so many unknowns: code grows with their cube.
-_MOST_UNKNOWNS = 8
 _enabled = os.environ.get("FAIRSEQ_DEQ_FUSE") == "1"
 
 
@@ -33,14 +31,9 @@ def fuse(enabled: bool = True) -> None:
     _enabled = enabled
 
 
-def fusing(books: Any, unknowns: int = 0) -> bool:
-    """Whether rules over `books` are compiled, with that many unknowns in a lane's least squares."""
-    return _enabled and can_fuse(books, unknowns)
-
-
-def can_fuse(books: Any, unknowns: int = 0) -> bool:
-    """Whether rules over `books` could be compiled."""
-    return isinstance(books, Tensor) and unknowns <= _MOST_UNKNOWNS
+def fusing(books: Any) -> bool:
+    """Whether rules over `books` are compiled."""
+    return _enabled and isinstance(books, Tensor)
 
 
 def fused(rule: Rule) -> Rule:
@@ -95,6 +88,6 @@ def columns(like: Tensor, products: list[Tensor], g: Tensor, fz: Tensor) -> Tens
 def settled(moving: Tensor, lost: Tensor, z: Tensor, best: Tensor, following: Tensor, fz: Tensor) -> Tensor:
     """The next states: `following`, or f(z) where that is not finite, for lanes that move; their best one for
     lost ones; z for all others."""
-    sound = torch.isfinite(torch.linalg.vector_norm(following, dim=1, keepdim=True))
+    sound = torch.linalg.vector_norm(following, dim=1, keepdim=True) < torch.inf  # nor NaN
     rest = torch.where(lost.unsqueeze(1), best, z)
-    return torch.where((moving & ~lost).unsqueeze(1), torch.where(sound, following, fz), rest)
+    return torch.where((moving > lost).unsqueeze(1), torch.where(sound, following, fz), rest)

@@ -10,14 +10,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .config import SolverConfig
 from .record import Array, namespace
 
+# The ridge of a difference grows to this at most: the squared length of its column once that is scaled.
+_MOST_RIDGE = 1.0
 # Where a column of length one has no more than this beside the others, squared, they span it.
 NO_PIVOT = 1e-14
 
 
+def ridge_table(config: SolverConfig, slot: Array) -> Array:
+    """(S, S): row i has the ridge of each slot while slot i holds the newest difference.
+
+    Args:
+        config: the options.
+        slot: 0, 1, ..., S - 1, in float64.
+    """
+    age = (slot[:, None] - slot) % len(slot)
+    ridge, limit = config.ridge * config.ridge_growth**age, max(config.ridge, _MOST_RIDGE)
+    return namespace(slot).where(ridge < limit, ridge, limit)
+
+
 def least_squares(gram: Array, rhs: Array, ridges: Array, has_ridge: bool, slots: Sequence[int]) -> Array:
-    """gamma, by Gauss-Jordan elimination, its columns scaled to length one; 0 where that fails.
+    """gamma, by Gauss-Jordan elimination, its columns scaled to length one; 0 where that fails. With NumPy.
 
     Args:
         gram, rhs: DG^T DG and DG^T g, (S, S, n) and (S, n).
@@ -27,29 +42,44 @@ def least_squares(gram: Array, rhs: Array, ridges: Array, has_ridge: bool, slots
     Returns:
         (S, n).
     """
-    if has_ridge and isinstance(rhs, np.ndarray) and rhs.shape[1] == 1:
+    if has_ridge and rhs.shape[1] == 1:
         return _of_one_lane(gram[..., 0].tolist(), rhs[:, 0].tolist(), ridges.tolist())
-    xp = namespace(rhs)
     square = gram.diagonal().T  # (S, n)
     known = square > 0
-    inverse = known / xp.sqrt(xp.where(known, square, 1.0))  # 1 / lengths of the columns of DG
+    inverse = known / np.sqrt(np.where(known, square, 1.0))  # 1 / lengths of the columns of DG
     normal = gram * inverse * inverse[:, None]
-    if isinstance(normal, Tensor):  # a list as an index would be copied to the device, which waits for that
-        normal.diagonal().copy_(1 + ridges)
-    else:
-        diagonal = list(range(len(rhs)))
-        normal[diagonal, diagonal] = 1 + ridges[:, None]
-    system = xp.concatenate([normal, (rhs * inverse)[:, None]], 1)  # (S, S + 1, n)
+    diagonal = list(range(len(rhs)))
+    normal[diagonal, diagonal] = 1 + ridges[:, None]
+    system = np.concatenate([normal, (rhs * inverse)[:, None]], 1)  # (S, S + 1, n)
     # No rows are exchanged, since the matrix is positive definite.
     for i in slots:
         pivot = system[i, i]
         if not has_ridge:
-            pivot = xp.where(pivot > NO_PIVOT, pivot, float("inf"))
+            pivot = np.where(pivot > NO_PIVOT, pivot, np.inf)
         row = system[i] / pivot
         system = system - system[:, i, None] * row
         system[i] = row
     gamma = system[:, -1] * inverse
-    return xp.where(xp.isfinite(gamma.sum(0)), gamma, 0.0)
+    return np.where(np.isfinite(gamma.sum(0)), gamma, 0.0)
+
+
+def stacked_least_squares(gram: Tensor, rhs: Tensor, ridges: Tensor, has_ridge: bool) -> Tensor:
+    """The same for tensors on a device, in few launches; all columns count as used."""
+    square = gram.diagonal().T  # (S, n)
+    inverse = square.masked_fill(square <= 0, math.inf).rsqrt()  # 1 / lengths of the columns of DG
+    system = torch.cat([gram, rhs.unsqueeze(1)], 1) * inverse.unsqueeze(1)  # (S, S + 1, n)
+    system[:, :-1] *= inverse
+    system.diagonal().copy_(1 + ridges)
+    for i in range(len(rhs)):
+        pivot = system[i, i]
+        if not has_ridge:
+            pivot = pivot.masked_fill(~(pivot > NO_PIVOT), math.inf)
+        row = system[i] / pivot
+        system = torch.addcmul(system, system[:, i, None], row, value=-1)
+        system[i] = row
+    gamma = system[:, -1] * inverse
+    total = gamma.sum(0)
+    return gamma.masked_fill(total - total != 0, 0)  # not finite
 
 
 def compiled_least_squares(gram: Tensor, rhs: Tensor, ridges: Tensor) -> Tensor:

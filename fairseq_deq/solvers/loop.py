@@ -16,7 +16,7 @@ from .config import SolverConfig
 from .fused import constant, fusing, settled
 from .lanes import direction_of
 from .preconditioner import Preconditioner
-from .record import Array, namespace
+from .record import Array, RestartManner, namespace
 from .registry import Method
 from .result import FixedPoint
 from .rows import choose_rows, to_index
@@ -77,7 +77,7 @@ class Loop:
         limit, margin = config.atol * self.active.z.shape[1] ** 0.5, _MARGIN if self.lanes.coupled else 1.0
         self.tolerance = constant(limit, tau), constant(config.rtol, tau)  # as `Measured.of` takes it
         self.early = constant(margin * limit, tau), constant(margin * config.rtol, tau)
-        self.damping = constant(config.damping, tau)
+        self.manner = RestartManner.starting_with(config.damping, self.active.z.device)
         # No lane was sent back or looked at again yet: all have a history, P, and the same step length.
         self.calm = self.on_host
         self.frozen_histories: list[tuple[Array, Method]] | None = [] if keep_inverse else None
@@ -113,7 +113,7 @@ class Loop:
         if self.fused:
             entries, measures, better, lost = verdict(
                 *(active.record.tau, products, g, fz, *self.early),
-                *(active.record, self.config.patience, self.damping),
+                *(active.record, self.config.patience, self.manner),
             )
             measured = Measured(*measures)
             self._keep(moving, measured, better)
@@ -152,7 +152,7 @@ class Loop:
         squares = self._to_books([vecdot(g, g), vecdot(fz, fz)])
         measured = Measured.of(squares, *self.tolerance)
         measured = measured.keeping(active.of_active(self.final), active.record)
-        renewed = active.record.recheck(measured.distance, measured.size, measured.passed, self.damping)
+        renewed = active.record.recheck(measured.distance, measured.size, measured.passed, self.manner.tau[0])
         active.renew_best(renewed)
         self._judge(measured)
         self._finish(measured.passed | active.record.abandoned)
@@ -230,14 +230,14 @@ class Loop:
         """Restart the lanes that must; returns which ones, None if none."""
         record, patience = self.active.record, self.config.patience
         if not self.on_host:
-            return send_back(record.moving, record, patience, self.damping)
+            return send_back(record.moving, record, patience, self.manner)
         # A lane that has just come closer is not lost.
         if not np.count_nonzero(record.since_best):
             return None
-        lost = record.must_restart(patience)
+        lost, far = record.must_restart(patience)
         if not lost.any():
             return None
-        record.restart(lost, self.config.damping)
+        record.restart(lost, far, self.manner)
         self.calm = False
         return lost
 
@@ -257,8 +257,8 @@ class Loop:
             following = choose_rows(finite_rows(following, self.on_host), following, fz)
         if lost is not None:
             active.z = choose_rows(record.moving & ~lost, following, self._sent_back(lost))
-        else:
-            active.z = choose_rows(record.moving, following, active.z)
+            return
+        active.z = choose_rows(record.moving, following, active.z)
 
     def _whom_to_keep(self, k: int) -> Array | None:
         """Which active lanes to keep evaluating (None: all); asks how many move, where that may wait."""

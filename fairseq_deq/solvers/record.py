@@ -25,6 +25,7 @@ GROWTH_LIMIT = 1e3
 MAX_RESTARTS = 6
 # Where the residual of a lane at rest has changed by this share, what the lane depends on has moved.
 MOVED = 0.01
+inf = float("inf")
 # A lane has diverged when its residual grew by this factor over the first one and never fell below that.
 DIVERGED = 10
 
@@ -39,18 +40,32 @@ def books_on_host(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def zeros_like_books(books: Array, *shape: int) -> Array:
-    """Zeros (*shape, n) in float64: a NumPy array or a tensor, as `books` (n,) is."""
-    if isinstance(books, Tensor):
-        return torch.zeros(*shape, *books.shape, dtype=torch.float64, device=books.device)
-    return np.zeros((*shape, *books.shape))
+@dataclass(frozen=True)
+class RestartManner:
+    """How a lane goes on after so many restarts, which is the index.
 
+    The first restart halves the step, since many a lane overshoots. The second takes full steps without
+    the preconditioner, and goes on without a history: near a kink of f the history misleads, where plain
+    iteration goes straight through. From then on both take turns, with ever smaller steps.
 
-def numbered_like_books(books: Array, count: int) -> Array:
-    """0, 1, ..., count - 1 in float64, (count,): a NumPy array or a tensor, as `books` is."""
-    if isinstance(books, Tensor):
-        return torch.arange(count, dtype=torch.float64, device=books.device)
-    return np.arange(count, dtype=np.float64)
+    Attributes:
+        tau: step length.
+        alone: whether it goes on without a history.
+    """
+
+    tau: Array
+    alone: Array
+
+    @classmethod
+    def starting_with(cls, tau: float, device: torch.device) -> RestartManner:
+        """From the step length at the start of the solve."""
+        number = np.arange(MAX_RESTARTS + 2)
+        even = number % 2 == 0
+        lengths, alone = tau * 0.5 ** ((number + 1) // 2 - even), even & (number > 0)
+        lengths[0] = tau
+        if books_on_host(device):
+            return cls(lengths, alone)
+        return cls(torch.from_numpy(lengths).to(device), torch.from_numpy(alone).to(device))
 
 
 @dataclass
@@ -95,7 +110,6 @@ class LaneRecord:
         def column(value: float, dtype: Any = xp.float64) -> Array:
             return xp.full((lanes,), value, dtype=dtype, **where)
 
-        inf = float("inf")
         return cls(
             best_distance=column(inf),
             best_size=column(1.0),
@@ -154,46 +168,41 @@ class LaneRecord:
         self.best_distance = xp.where(better, distance, self.best_distance)
         self.best_size = xp.where(better, size, self.best_size)
         first = self.first_distance
-        self.first_distance = xp.where(xp.isinf(first), distance, first)
+        self.first_distance = xp.where(first == inf, distance, first)
         # Of a frozen lane nothing is entered: whether it was evaluated at all depends on other samples.
         self.last_distance = xp.where(moving, distance, self.last_distance)
-        self.peak_distance = xp.maximum(self.peak_distance, self.last_distance * moving)
+        self.peak_distance = xp.maximum(self.peak_distance, self.last_distance)
         self.evaluations = self.evaluations + moving
         self.since_best = (self.since_best + moving) * ~better
-        self.moving = moving & ~passed
+        self.moving = moving > passed  # and not passed
         return better
 
-    def must_restart(self, patience: int) -> Array:
-        """Moving lanes that are far from their best state, or have found none for `patience` evaluations."""
-        xp, last = namespace(self.tau), self.last_distance
-        far = (last > GROWTH_LIMIT * self.best_distance) | xp.isinf(last)
-        return self.moving & (far | (self.since_best >= patience))
+    def must_restart(self, patience: int) -> tuple[Array, Array]:
+        """Moving lanes that are far from their best state, or have found none for `patience` evaluations; and
+        all lanes that are far from it."""
+        last = self.last_distance
+        far = (last > GROWTH_LIMIT * self.best_distance) | (last == inf)
+        return self.moving & (far | (self.since_best >= patience)), far
 
-    def restart(self, lanes: Array, tau: Any) -> None:
+    def restart(self, lanes: Array, far: Array, manner: RestartManner) -> None:
         """Lanes (n,) bool start again from their best state, without a history; at last they are abandoned.
 
-        The first restart halves the step, since many a lane overshoots. The second takes full steps without
-        the preconditioner, and goes on without a history: near a kink of f the history misleads, where plain
-        iteration goes straight through. From then on both take turns, with ever smaller steps. A lane that
-        exploded does without the preconditioner at once.
+        A lane that exploded does without the preconditioner at once, others from their second restart on.
 
         Args:
             lanes: which lanes.
-            tau: step length at the start of the solve.
+            far: (n,) bool, lanes that are far from their best state.
+            manner: how they go on.
         """
-        xp, last = namespace(self.tau), self.last_distance
         number = self.restarts + lanes
-        even = number % 2 == 0
-        exploded = (last > GROWTH_LIMIT * self.best_distance) | xp.isinf(last)
-        self.plain = self.plain | (lanes & (exploded | (number >= 2)))
-        self.alone = xp.where(lanes, even, self.alone)
-        self.tau = xp.where(lanes, tau * 0.5 ** ((number + 1) // 2 - even * 1), self.tau)
+        self.plain = self.plain | (lanes & far) | (number >= 2)
+        self.tau, self.alone = manner.tau[number], manner.alone[number]
         self.restarts = number
         self.restarted = self.restarted | lanes
         self.since_best = self.since_best * ~lanes
-        abandoned = lanes & (self.restarts > MAX_RESTARTS)
+        abandoned = lanes & (number > MAX_RESTARTS)
         self.abandoned = self.abandoned | abandoned
-        self.moving = self.moving & ~abandoned
+        self.moving = self.moving > abandoned  # and not abandoned
 
     @fused
     def recheck(self, distance: Array, size: Array, passed: Array, tau: Any) -> Array:
@@ -221,7 +230,6 @@ class LaneRecord:
         bound = xp.minimum(10 * best, self.first_distance)
         stale = self.moving & ~passed & (distance >= best) & (distance <= bound)
         known = resting | stale
-        inf = float("inf")
         self.best_size = xp.where(known, size, self.best_size)
         self.best_distance = xp.where(woken, inf, xp.where(known, distance, best))
         self.first_distance = xp.where(woken, inf, self.first_distance)
@@ -252,7 +260,7 @@ class LaneRecord:
         for where, ended in (
             (stuck, Status.STALLED),
             ((stuck & grown) | (self.last_distance > limit), Status.DIVERGED),
-            ((stuck & xp.isinf(self.peak_distance)) | xp.isinf(self.last_distance), Status.NON_FINITE),
+            ((stuck & (self.peak_distance == inf)) | (self.last_distance == inf), Status.NON_FINITE),
             (~self.moving & ~self.abandoned, Status.CONVERGED),
         ):
             status = xp.where(where, int(ended), status)

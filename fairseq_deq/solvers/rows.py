@@ -31,11 +31,8 @@ def select_rows(history: Tensor, source: Array) -> Tensor:
 
 
 def forget_rows(history: Tensor, lanes: Array) -> None:
-    """Set the rows `lanes` (n,) bool to zero, in place."""
-    if isinstance(lanes, Tensor):
-        history.masked_fill_(lanes.unsqueeze(1), 0)
-    else:
-        history.index_fill_(0, torch.from_numpy(np.flatnonzero(lanes)), 0.0)
+    """Set the rows `lanes` (n,) bool, of a solve on the CPU, to zero, in place."""
+    history.index_fill_(0, torch.from_numpy(np.flatnonzero(lanes)), 0.0)
 
 
 def choose_rows(mask: Array, a: Tensor, b: Tensor) -> Tensor:

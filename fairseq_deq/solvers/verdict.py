@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .fused import columns, fused
-from .record import Array, LaneRecord, namespace
+from .record import Array, LaneRecord, RestartManner, namespace
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ def _measure(squares: Array, limit: Any, rtol: Any) -> tuple[Array, Array, Array
 
 
 @fused
-def send_back(moving: Array, record: LaneRecord, patience: int, tau: Any) -> Array:
+def send_back(moving: Array, record: LaneRecord, patience: int, manner: RestartManner) -> Array:
     """Restart the lanes that must, and return which ones."""
-    lost = record.must_restart(patience)
-    record.restart(lost, tau)
+    lost, far = record.must_restart(patience)
+    record.restart(lost, far, manner)
     return lost
 
 
@@ -64,7 +64,7 @@ def verdict(
     rtol: Any,
     record: LaneRecord,
     patience: int,
-    tau: Any,
+    manner: RestartManner,
 ) -> tuple[Tensor, tuple[Array, Array, Array], Array, Array]:
     """Judge the lanes after an evaluation of f, as one rule that can be compiled.
 
@@ -72,7 +72,7 @@ def verdict(
         books: any entry of `record`, to show what kind of arrays to use; `record` is updated.
         products: the inner products of the method.
         g, fz: f(z) - z and f(z), (n, D).
-        limit, rtol, patience, tau: as for `Measured.of`, `must_restart` and `restart`.
+        limit, rtol, patience, manner: as for `Measured.of`, `must_restart` and `restart`.
     Returns:
         the products as arrays of that kind, the entries of `Measured`, the lanes whose state is their best so
         far, and those that must restart.
@@ -80,12 +80,12 @@ def verdict(
     entries = columns(books, products, g, fz)
     measured = _measure(entries[-2:], limit, rtol)
     better = record.judge(*measured)
-    return entries[:-2], measured, better, send_back(record.moving, record, patience, tau)
+    return entries[:-2], measured, better, send_back(record.moving, record, patience, manner)
 
 
 def finite_rows(rows: Tensor, on_host: bool) -> Array:
     """Which rows (n, D) are finite, (n,)."""
-    finite = torch.isfinite(torch.linalg.vector_norm(rows, dim=1))
+    finite = torch.linalg.vector_norm(rows, dim=1) < torch.inf  # nor NaN
     return finite.numpy() if on_host else finite
 
 
@@ -93,6 +93,6 @@ def up_to_the_first_false(flags: Array, direction: int) -> Array:
     """(B, T) bool: true as long as nothing before (direction 1) or after (-1) in the row is false."""
     if isinstance(flags, Tensor):
         flags = flags if direction > 0 else flags.flip(1)
-        flags = flags.to(torch.int32).cumprod(1).bool()
+        flags = flags.cummin(1).values
         return flags if direction > 0 else flags.flip(1)
     return np.logical_and.accumulate(flags[:, ::direction], 1)[:, ::direction]

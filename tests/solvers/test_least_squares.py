@@ -1,10 +1,10 @@
-"""Anderson's least squares: the three ways of solving it, and what has no solution."""
+"""Anderson's least squares: the four ways of solving it, and what has no solution."""
 
 import numpy as np
 import pytest
 import torch
 
-from fairseq_deq.solvers.least_squares import compiled_least_squares, least_squares
+from fairseq_deq.solvers.least_squares import compiled_least_squares, least_squares, stacked_least_squares
 
 RIDGE = 1e-3
 
@@ -34,6 +34,11 @@ def _expected(gram, rhs, ridges):
     return np.stack(answers, 1)
 
 
+def _stacked(gram, rhs, ridges, has_ridge=True):
+    tensors = torch.from_numpy(gram), torch.from_numpy(rhs), torch.from_numpy(ridges)
+    return stacked_least_squares(*tensors, has_ridge).numpy()
+
+
 @pytest.mark.parametrize("slots", [1, 2, 4, 7])
 def test_it_is_the_solution_of_the_normal_equations(slots):
     gram, rhs = _systems(slots, 9)
@@ -43,6 +48,7 @@ def test_it_is_the_solution_of_the_normal_equations(slots):
         torch.from_numpy(gram), torch.from_numpy(rhs), torch.from_numpy(_ridges(slots))
     )
     assert np.allclose(compiled.numpy(), gamma, rtol=1e-9)
+    assert np.allclose(_stacked(gram, rhs, _ridges(slots)), gamma, rtol=1e-9)
 
 
 @pytest.mark.parametrize("slots", [1, 2, 4, 7])
@@ -72,6 +78,17 @@ def test_a_lane_without_a_solution_has_no_weights_and_spoils_no_other(lanes, spo
         gamma = least_squares(gram, rhs, _ridges(len(rhs)), True, range(4))
     assert not gamma[:, 0].any()
     assert np.array_equal(gamma[:, 1:], whole[:, 1:])
+    stacked = _stacked(gram, rhs, _ridges(4))
+    assert not stacked[:, 0].any()
+    assert np.allclose(stacked[:, 1:], whole[:, 1:], rtol=1e-9)
+
+
+def test_a_column_that_was_not_taken_yet_has_no_weight():
+    gram, rhs = _systems(4, 5)
+    gram[1], gram[:, 1], rhs[1] = 0, 0, 0
+    stacked = _stacked(gram, rhs, _ridges(4))
+    assert not stacked[1].any()
+    assert np.allclose(stacked, least_squares(gram, rhs, _ridges(4), True, [0, 2, 3]), rtol=1e-9)
 
 
 @pytest.mark.parametrize("lanes", [1, 3])
@@ -80,3 +97,4 @@ def test_without_a_ridge_a_column_that_the_others_span_has_no_weight(lanes):
     gram[:], rhs[:] = 4.0, 2.0  # the same column twice: 4 * (gamma_0 + gamma_1) = 2
     gamma = least_squares(gram, rhs, np.zeros(2), False, range(2))
     assert np.array_equal(gamma, np.array([[0.5] * lanes, [0.0] * lanes]))
+    assert np.allclose(_stacked(gram, rhs, np.zeros(2), False), gamma, rtol=1e-12)
