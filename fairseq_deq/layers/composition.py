@@ -133,6 +133,10 @@ def _direction(parts: Sequence[Map]) -> int:
     return directions.pop() if len(directions) == 1 else 0
 
 
+def _hold_their_tensors(parts: Sequence[Map]) -> bool:
+    return all(getattr(part, "holds_its_tensors", False) for part in parts)
+
+
 class BoundComposition:
     """z -> f(z) over (B, T, C), for one segment.
 
@@ -142,6 +146,7 @@ class BoundComposition:
 
     def __init__(self, parts: Sequence[Any]) -> None:
         self.parts, self.direction = list(parts), _direction(parts)
+        self.holds_its_tensors = _hold_their_tensors(parts)
 
     def __call__(self, z: Tensor) -> Tensor:
         for part in self.parts:
@@ -181,6 +186,7 @@ class CompositionAdjoint:
 
     def __init__(self, parts: Sequence[Map]) -> None:
         self.parts, self.direction = list(parts), _direction(parts)
+        self.holds_its_tensors = _hold_their_tensors(parts)
 
     def __call__(self, adjoint: Tensor) -> Tensor:
         for part in reversed(self.parts):

@@ -108,6 +108,14 @@ class ActiveLanes:
             return nullcontext()
         return torch.autocast(self._device, dtype=self._low, enabled=enabled)
 
+    def precision(self) -> tuple[bool, torch.dtype]:
+        """Whether f is evaluated under autocast, and to which type."""
+        return self._autocast, self._low
+
+    def use(self, f: Callable[[Tensor], Tensor]) -> None:
+        """Evaluate `f` from now on, at all lanes."""
+        self.f = self._current = f
+
     def whole(self) -> Tensor:
         """The state of all lanes, (..., C): the active ones now, the others as they were when last active."""
         z = self.z if self.rows is None else self.all_z.index_copy(0, to_index(self.rows, self.z), self.z)

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
-from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .config import SolverConfig
+from .graph_pool import capture, release_pools, write_back
+from .held_tensors import Held, Opaque, held
 from .loop import Loop, Trace
+from .recordings import Recording, kept
 from .result import FixedPoint
 
 logger = logging.getLogger(__name__)
 
-# A program: from tensors to the tensors of the next iteration, in the same order.
-Program = Callable[[list[Tensor]], list[Tensor]]
 # Where a solve keeps a tensor: the attributes of an object, a name, and an index if that is a list's.
 Place = tuple[dict[str, Any], str, int | None]
 
-# The first iteration checks what f is, and the second fills the history: from here on all are alike.
-_FIRST = 2
 # Kinds of devices that can record.
 RECORDS = ("cuda",)
 # Functions and classes of maps that could not be recorded, and why: said once, and not tried again.
@@ -39,9 +37,13 @@ class CapturedLoop(Loop):
     """The same solve, with all lanes in every iteration.
 
     There are two kinds of iteration: plain ones and rechecks. The first of each kind is recorded as a program
-    over *buffers*, the tensors that one iteration hands to the next; all later ones replay it. A program
-    is recorded once per solve, because f holds the tensors of its batch, and lives as long. What cannot be
-    recorded runs launch by launch, and a warning says why.
+    over *buffers*, the tensors that one iteration hands to the next; all later ones replay it. The first
+    iteration of a solve checks what f is, and runs launch by launch.
+
+    A map says with `holds_its_tensors` that all tensors which it reads are attributes: its own, or those of
+    its attributes. Programs of such a map are kept for later solves of its kind (see `recordings`), which
+    copy their tensors to where the programs read them. For other maps programs are recorded in each solve.
+    What cannot be recorded runs launch by launch, and a warning says why.
 
     The same results as from `Loop` with `active_set="never"`, up to rounding. It is `Loop` itself where the
     solver's iterations differ from each other, where f is one of autograd (`is_taped`), and where a map of
@@ -51,15 +53,21 @@ class CapturedLoop(Loop):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.places: list[Place] = []
-        self.buffers: list[Tensor] = []
-        self.programs: dict[str, Callable[[], None]] = {}
+        self.programs: Recording | None = None
+        self.key: Any = None  # of the programs, if they are to be kept
         self.launched: set[str] = set()  # kinds that have been run launch by launch
         self.recording = False
         f, alike = self.active.f, getattr(self.active.method, "alike", False)
         self.name = getattr(f, "__qualname__", type(f).__qualname__)
         self.eager = not alike or getattr(f, "is_taped", False) or self.name in refused
+        self.held: Held | None = None
         if not self.eager:
             self.active.can_restrict = False
+            if getattr(f, "holds_its_tensors", False):
+                try:  # before f is evaluated, which may give it further attributes
+                    self.held = held((f, self.preconditioner))
+                except Opaque as reason:
+                    logger.warning(f"graphs of {self.name} are recorded in each solve: {reason}")
 
     def run(self, trace: Trace | None = None) -> FixedPoint:
         self.eager = self.eager or trace is not None  # a replay cannot call `trace`
@@ -68,18 +76,29 @@ class CapturedLoop(Loop):
         finally:
             # The places refer back to this object. Without this, f, the buffers and the graphs would stay
             # until Python's garbage collector runs, which may be while another graph is recorded.
-            self.places, self.buffers, self.programs = [], [], {}
+            self.places, self.programs, self.held = [], None, None
+
+    def _result(self) -> FixedPoint:
+        if self.programs is None:
+            return super()._result()
+        active = self.active  # what the result keeps of the buffers, which the next solve overwrites
+        active.best, active.record.evaluations = active.best.clone(), active.record.evaluations.clone()
+        found = super()._result()
+        if self.key is not None:
+            kept.put(self.key, self.programs)
+        return found
 
     def _pass(self, k: int, trace: Trace | None) -> None:
         kind = "recheck" if k in self.rechecks else "iteration"
         if self._launches(kind, k) or not self._recorded(kind, k):
             super()._pass(k, trace)
             self.launched.add(kind)
-            if self.buffers:  # the programs read the buffers only
-                write_back(self._found(), self.buffers)
-                self._put(self.buffers)
+            if self.programs is not None:  # they read the buffers only
+                write_back(self._found(), self.programs.buffers)
+                self._put(self.programs.buffers)
             return
-        self.programs[kind]()
+        assert self.programs is not None
+        self.programs.replay(kind)
         self.active.count_evaluation()
         if k in self.rechecks:  # a recheck may have woken any lane
             self.moving_count = self.lanes.count
@@ -91,42 +110,87 @@ class CapturedLoop(Loop):
 
     def _launches(self, kind: str, k: int) -> bool:
         """Whether iteration k must run launch by launch, as far as is known before it is recorded."""
-        if self.eager or k < _FIRST:
+        if self.eager or k == 0:
             return True
-        if self.fused and kind not in self.launched:  # rules are compiled here, which cannot be recorded
+        # Where rules are compiled, that happens in the first iterations, and cannot be recorded.
+        if self.fused and (k == 1 or kind not in self.launched):
             return True
         return not (self.moving_count or k in self.rechecks)
 
     def _recorded(self, kind: str, k: int) -> bool:
         """Make the program of a kind of iteration, unless there is one; return whether there is one now."""
-        if kind in self.programs:
+        programs = self.programs or self._begin()
+        if programs.has(kind):
             return True
-        active = self.active
+        active, own = self.active, (self.active.f, self.preconditioner)
         counted = active.evaluations, active.lane_evaluations, self.moving_count
+        cached = torch.is_autocast_cache_enabled()
         try:
-            if not self.buffers:
-                self.places = self._all_places()
-                # Copies of the history, the states and the records: nothing else refers to these tensors.
-                self.buffers = [tensor.clone() for tensor in self._found()]
             self.recording = True
-            self.programs[kind] = capture(functools.partial(self._program, k), self.buffers)
+            # A weight that autocast has converted before would be read from its cache, and never again from
+            # the weight itself.
+            torch.set_autocast_cache_enabled(False)
+            f, self.preconditioner = programs.maps() or own
+            active.use(f)
+            programs.add(kind, capture(functools.partial(self._program, k), programs.buffers))
         except RuntimeError as error:  # of CUDA, out of memory included
-            self.eager = True
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            refused[self.name] = reason
-            if isinstance(error, torch.OutOfMemoryError):
-                _pool.cache_clear()  # frees the memory that the pool keeps
-            logger.warning(
-                f"iterations of {self.name} cannot be recorded as a CUDA graph, and run launch by launch: "
-                f"{reason}"
-            )
+            self._refuse(error)
         finally:
+            torch.set_autocast_cache_enabled(cached)
             self.recording = False
+            active.use(own[0])
+            self.preconditioner = own[1]
             active.evaluations, active.lane_evaluations, self.moving_count = counted
-            self._put(self.buffers)
+            self._put(programs.buffers)
         if self.eager:
-            self.buffers, self.programs = [], {}
+            self.programs, self.key = None, None
         return not self.eager
+
+    def _begin(self) -> Recording:
+        """Programs of solves of this kind: kept ones, told the tensors of this solve, or new ones."""
+        self.places = self._all_places()
+        found = self._found()
+        if self.held is not None:
+            self.key = self._kind_of_solve(self.held, found)
+            self.programs = kept.take(self.key)
+        if self.programs is None:
+            # The copies of the constants are not among the buffers: no iteration changes them.
+            constants = self.tolerance, self.early, self.manner
+            self.programs = Recording(found, self.held, constants)
+        else:
+            assert self.held is not None
+            self.programs.copy_from(found, self.held)
+        self._put(self.programs.buffers)
+        return self.programs
+
+    def _kind_of_solve(self, made_of: Held, found: list[Tensor]) -> Any:
+        """What must be equal for the same programs to serve: all that decides on the operations."""
+        stream = None
+        if found[0].device.type == "cuda":
+            stream = torch.cuda.current_stream(found[0].device).cuda_stream
+        return (
+            *(made_of.key, self.active.lanes, self.active.dtype, self.fused, stream),
+            # A program knows nothing of the budget, which the host counts.
+            replace(self.config, max_evals=1),
+            *((name, i) for _, name, i in self.places),
+            *((tensor.shape, tensor.dtype) for tensor in found),
+            *self.active.precision(),
+            torch.get_float32_matmul_precision(),
+            torch.are_deterministic_algorithms_enabled(),
+        )
+
+    def _refuse(self, error: RuntimeError) -> None:
+        """Go on launch by launch, and say why."""
+        self.eager = True
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        refused[self.name] = reason
+        if isinstance(error, torch.OutOfMemoryError):
+            kept.clear()
+            release_pools()
+        logger.warning(
+            f"iterations of {self.name} cannot be recorded as a CUDA graph, and run launch by launch: "
+            f"{reason}"
+        )
 
     def _program(self, k: int, tensors: list[Tensor]) -> list[Tensor]:
         """Iteration k, as a map from its tensors to those of the next iteration."""
@@ -154,94 +218,3 @@ class CapturedLoop(Loop):
             elif isinstance(value, Tensor):
                 places.append((method, name, None))
         return places
-
-
-def capture(program: Program, buffers: list[Tensor]) -> Callable[[], None]:
-    """Record `program`, and return a function that replays it and writes its results to `buffers`.
-
-    Raises:
-        RuntimeError: the program waits for the host, or does something else that CUDA cannot record.
-    """
-    device = buffers[0].device
-    # Programs of a pool share memory, so they must not run at the same time: each stream has its own pool.
-    pool = _pool(device, torch.cuda.current_stream(device).cuda_stream)
-    return pool.record(lambda: write_back(program(buffers), buffers)).replay
-
-
-def write_back(found: list[Tensor], buffers: list[Tensor]) -> None:
-    """Copy the results of a program to the buffers. A result may be a buffer, the same one or another."""
-    changed = [i for i, (tensor, buffer) in enumerate(zip(found, buffers)) if tensor is not buffer]
-    at = {_address(buffers[i]): i for i in changed}
-    # A buffer that is the result for a later one is copied first, before it is overwritten.
-    kept = [found[i].clone() if at.get(_address(found[i]), i + 1) <= i else found[i] for i in changed]
-    for i, tensor in zip(changed, kept):
-        buffers[i].copy_(tensor)
-
-
-def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
-
-
-class _Pool:
-    """What recording needs: a stream of its own, and memory that is kept from one program to the next."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.stream = device, torch.cuda.Stream(device)
-        self.handle = torch.cuda.graph_pool_handle()
-        self.stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(self.stream):
-            # cuBLAS allocates its workspace at the first call on a stream, which must not be recorded.
-            self.ones = torch.ones(8, 8, device=device)
-            torch.addmm(self.ones[0], self.ones, self.ones)
-            self.holder = self._record_nothing()  # while it lives, the pool keeps its memory
-
-    def record(self, run: Callable[[], object]) -> torch.cuda.CUDAGraph:
-        """The graph of the launches of `run`. Recording does not execute them.
-
-        Raises:
-            RuntimeError: it cannot be recorded.
-        """
-        self.stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self.stream):
-            graph = self._begun()
-            try:
-                run()
-            except BaseException:
-                with suppress(RuntimeError):  # the first error is the one to report
-                    self._end(graph)
-                raise
-            self._end(graph)
-        torch.cuda.current_stream(self.device).wait_stream(self.stream)
-        return graph
-
-    def _begun(self) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
-        # "thread_local": other threads may use CUDA freely while this one records.
-        graph.capture_begin(pool=self.handle, capture_error_mode="thread_local")
-        return graph
-
-    def _end(self, graph: torch.cuda.CUDAGraph) -> None:
-        try:
-            graph.capture_end()
-        except RuntimeError:
-            # After a recording that failed, torch still believes that it is recording to this pool: freed
-            # memory does not come back, the next recording to the pool fails, and so does drawing random
-            # numbers. Release the pool, and make one recording that succeeds, which resets the generator.
-            lost, self.handle = self.handle, torch.cuda.graph_pool_handle()
-            with suppress(RuntimeError):
-                torch._C._cuda_endAllocateToPool(self.device.index, lost)
-                torch._C._cuda_releasePool(self.device.index, lost)
-            with suppress(RuntimeError):
-                self.holder = self._record_nothing()
-            raise
-
-    def _record_nothing(self) -> torch.cuda.CUDAGraph:
-        graph = self._begun()
-        self.ones + 1  # torch warns of an empty graph
-        graph.capture_end()
-        return graph
-
-
-@functools.cache
-def _pool(device: torch.device, stream: int) -> _Pool:
-    return _Pool(device)

@@ -89,7 +89,10 @@ class Loop:
                 self._pass(k, trace)
                 if self._ended():
                     break
-            return self.active.result(self.config.patience)
+            return self._result()
+
+    def _result(self) -> FixedPoint:
+        return self.active.result(self.config.patience)
 
     # ------------------------------------------------------------------ iterations
 
@@ -219,12 +222,10 @@ class Loop:
 
     def _gives_its_one_value(self, fz: Tensor) -> bool:
         """Whether this is the only evaluation; its value is then the result, where it is finite."""
-        active = self.active
-        if self.config.max_evals > 1:
-            return False
-        usable = active.record.moving & finite_rows(fz, self.on_host)
-        active.best = choose_rows(usable, fz.clone(), active.best)
-        return True
+        if self.config.max_evals == 1:
+            usable = self.active.record.moving & finite_rows(fz, self.on_host)
+            self.active.best = choose_rows(usable, fz.clone(), self.active.best)
+        return self.config.max_evals == 1
 
     def _send_back_lost(self) -> Array | None:
         """Restart the lanes that must; returns which ones, None if none."""
@@ -305,8 +306,7 @@ class Loop:
         return self.on_host or due or (self.active.can_restrict and k in self.rechecks)
 
     def _ask(self) -> None:
-        """How many active lanes move, and whether all lanes are final; off the CPU that waits for the device,
-        once."""
+        """How many active lanes move, and whether all are final; on a device that is one wait."""
         moving = self.active.record.moving
         if self.on_host:
             self.moving_count = int(np.count_nonzero(moving))

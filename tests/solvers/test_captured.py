@@ -1,8 +1,4 @@
-"""A solve whose iterations are recorded once and replayed: the same results, and f's code runs few times.
-
-On a CPU a recording is a trace of the tensor operations of an iteration (`torch.fx`): like a CUDA graph it
-repeats exactly these, whatever the data say, and cannot be made where an iteration asks what they say.
-"""
+"""A solve whose iterations are recorded once and replayed: the same results, and f's code runs few times."""
 
 from __future__ import annotations
 
@@ -17,37 +13,20 @@ import pytest
 import torch
 from gpu.launches import kernels
 from problems import CausalMap, assert_causal
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from fairseq_deq.implicit import GradientConfig, fixed_point
 from fairseq_deq.layers.transformer.layer import TransformerLayer
 from fairseq_deq.layers.transformer.weights import DropoutMasks
 from fairseq_deq.layers.weight_norm import Initializer
-from fairseq_deq.solvers import Preconditioner, SolverConfig, active, captured, record, registry, solve
+from fairseq_deq.solvers import (
+    Preconditioner,
+    SolverConfig,
+    captured,
+    graph_pool,
+    registry,
+    solve,
+)
 from fairseq_deq.solvers.picard import Picard
-
-
-def traced(program, buffers):
-    """`captured.capture` for a CPU."""
-    # Tracing executes the program, which writes to some of its tensors; recording a graph does not.
-    recorded = make_fx(program)([buffer.clone() for buffer in buffers])
-    operations = {str(node.target) for node in recorded.graph.nodes}
-    # On a device these would be numbers copied from the host, which waits for that.
-    assert not [name for name in operations if "lift_fresh" in name]
-    return lambda: captured.write_back(recorded(buffers), buffers)
-
-
-@pytest.fixture
-def device(monkeypatch):
-    """A GPU where there is one; otherwise a CPU that keeps books in tensors and records, as a GPU does."""
-    monkeypatch.setattr(captured, "refused", {})
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    for module in (record, active):
-        monkeypatch.setattr(module, "books_on_host", lambda device: False)
-    monkeypatch.setattr(captured, "capture", traced)
-    monkeypatch.setattr(captured, "RECORDS", ("cuda", "cpu"))
-    return torch.device("cpu")
 
 
 class Counted:
@@ -155,13 +134,13 @@ def test_a_preconditioner_serves(device):
     assert_same(found, expected)
 
 
-def test_the_code_of_f_runs_for_two_iterations_and_two_recordings(device):
+def test_the_code_of_f_runs_for_one_iteration_and_two_recordings(device):
     b = inputs(device, 4, 30, 8, torch.float32)
     f = Counted(CausalMap(b))
     config = SolverConfig(max_evals=40, rtol=1e-7, atol=0.0, cuda_graph="auto")
     result = solve(f, torch.zeros_like(b), config)
     assert result.nfe == 40
-    assert f.calls == 4
+    assert f.calls == 3
     if device.type == "cuda":
         plain = kernels(lambda: solve(f, torch.zeros_like(b), replace(config, cuda_graph="never")))
         assert kernels(lambda: solve(f, torch.zeros_like(b), config)) < 0.4 * plain
@@ -303,7 +282,7 @@ def test_after_a_recording_that_is_lost_the_next_one_can_be_made(monkeypatch):
         Recording.asked = True
         raise RuntimeError("asked")
 
-    pool = captured._Pool(torch.device("cpu"))
+    pool = graph_pool._Pool(torch.device("cpu"))
     first, handle = pool.holder, pool.handle
     with pytest.raises(RuntimeError, match="asked"):
         pool.record(ask)

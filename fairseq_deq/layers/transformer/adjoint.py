@@ -114,6 +114,7 @@ class TransformerAdjoint:
     """
 
     direction = -1  # a position depends on itself and on those after it
+    holds_its_tensors = True
 
     @torch.no_grad()
     def __init__(self, segment: Segment, z: Tensor, grad: Tensor) -> None:

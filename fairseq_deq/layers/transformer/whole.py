@@ -23,6 +23,7 @@ class BoundTransformer:
     """
 
     direction = 1  # a position depends on itself and on those before it
+    holds_its_tensors = True
 
     def __init__(self, segment: Segment) -> None:
         self.segment = segment

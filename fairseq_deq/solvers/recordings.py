@@ -1,0 +1,97 @@
+"""Recorded iterations of one kind of solve, and those that are kept for later solves."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .held_tensors import Held, with_tensors
+
+# Each holds a copy of the tensors that its map reads, of the states and of the history: as much memory as a
+# solve. A training has two kinds of solve per shape of a batch, forward and backward.
+_KEPT = 8
+
+
+class Recording:
+    """Programs of one kind of solve, with the tensors that they read and write.
+
+    Attributes:
+        buffers: what one iteration hands to the next.
+        inputs: what the map and the preconditioner read; empty where programs serve a single solve.
+
+    Args:
+        found: the tensors of a solve that the buffers begin with.
+        made_of: what the map and the preconditioner are made of; None: the programs read the tensors of this
+            solve, and serve no other.
+        constants: whatever else the programs read, kept alive.
+    """
+
+    def __init__(self, found: list[Tensor], made_of: Held | None, constants: Any) -> None:
+        self.buffers = [tensor.clone() for tensor in found]
+        self.inputs = [] if made_of is None else [tensor.detach().clone() for tensor in made_of.tensors]
+        self.constants = constants
+        # Never evaluated: an evaluation may give a map attributes that belong to one program.
+        self._maps = None if made_of is None else with_tensors(made_of.thing, self.inputs)
+        self._programs: dict[str, Callable[[], None]] = {}
+
+    def copy_from(self, found: list[Tensor], made_of: Held) -> None:
+        """Begin another solve: the same kind, other values."""
+        for mine, theirs in ((self.buffers, found), (self.inputs, made_of.tensors)):
+            torch._foreach_copy_(mine, [tensor.detach() for tensor in theirs])
+
+    def maps(self) -> tuple[Any, Any] | None:
+        """New objects over `inputs`: the map and the preconditioner to record; None: those of the solve."""
+        return None if self._maps is None else with_tensors(self._maps, self.inputs)
+
+    def has(self, kind: str) -> bool:
+        """Whether there is a program of that kind of iteration."""
+        return kind in self._programs
+
+    def add(self, kind: str, program: Callable[[], None]) -> None:
+        """Add the program of a kind of iteration."""
+        self._programs[kind] = program
+
+    def replay(self, kind: str) -> None:
+        """One iteration."""
+        self._programs[kind]()
+
+
+class Kept:
+    """The recordings used last, by the kind of solve. One is taken while a solve uses it.
+
+    Args:
+        limit: how many are kept.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._recordings: OrderedDict[Any, Recording] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def take(self, key: Any) -> Recording | None:
+        """The recording for this kind of solve, which nobody else gets until it is put back."""
+        with self._lock:
+            return self._recordings.pop(key, None)
+
+    def put(self, key: Any, recording: Recording) -> None:
+        """Keep a recording; the one that was used longest ago goes where there are too many."""
+        with self._lock:
+            self._recordings[key] = recording
+            while len(self._recordings) > self.limit:
+                self._recordings.popitem(last=False)
+
+    def clear(self) -> None:
+        """Keep none."""
+        with self._lock:
+            self._recordings.clear()
+
+    def __len__(self) -> int:
+        return len(self._recordings)
+
+
+kept = Kept(_KEPT)
