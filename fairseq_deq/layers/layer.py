@@ -41,7 +41,7 @@ class PreparedLayer:
             start: the first position of the segment, among those that the dropout masks were drawn for.
         Returns:
             the map (B, T, C) -> (B, T, C). It may have a `direction`, `restrict` (see `Restrictable`),
-            `adjoint` (see `HasAdjoint`) and `record`.
+            `adjoint` (see `HasAdjoint`), `record` and `holds_its_tensors` (see `CapturedLoop`).
         """
         raise NotImplementedError
 

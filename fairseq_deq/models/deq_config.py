@@ -146,7 +146,7 @@ class DEQLanguageModelConfig(FairseqDataclass):
     )
     cuda_graph: CudaGraph = option(
         "never",
-        "auto: on a GPU, record an iteration of a solve as a CUDA graph; then all positions are evaluated",
+        "auto: on a GPU, record an iteration of a solve as a CUDA graph and keep it; costs memory",
     )
     preconditioner_rank: int = option(
         32,

@@ -46,10 +46,11 @@ class SolverConfig:
             time (`auto`), `always` where lanes are independent, or `never`. The result is the same if f
             rounds a position the same whatever other positions are evaluated with it.
         cuda_graph: `auto` records an iteration on a GPU as a CUDA graph, so that the iterations after the
-            second are one launch each, f included; all lanes are evaluated then, whatever `active_set` says.
-            For `anderson` (up to 9 states) and `picard`; without effect elsewhere, where the map is one of
-            autograd, as the backward solve is of a layer without an adjoint of its own, and on a CPU.
-            The memory of an iteration stays reserved between solves. `never`: launch by launch.
+            first are one launch each, f included; all lanes are evaluated then, whatever `active_set` says.
+            The graphs of a map with `holds_its_tensors` serve later solves of the same shapes and options
+            too; the last 8 kinds of solve are kept, with a copy of the tensors of each. Without effect for
+            linear solvers, in scope `recurrence`, where the map is one of autograd, as the backward solve is
+            of a layer without an adjoint of its own, and on a CPU. `never`: launch by launch.
         patience: evaluations without a new best residual after which a lane restarts from its best state:
             with half the step, then by plain iteration, and so on in turns.
         early_precision: `full`, or the precision of the first evaluations of f: `tf32` (on a GPU) until the

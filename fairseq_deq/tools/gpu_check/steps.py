@@ -113,9 +113,11 @@ def step_entry(layer: RandomLayer, kind: str, make: Callable[[dict[str, Any]], S
     facts: dict[str, Any] = {}
     fused.fuse(compiled)
     captured.refused.clear()
+    captured.kept.clear()
     try:
         with precision(kind):
             run = make(facts)
+            empty = torch.cuda.memory_allocated() if CUDA else 0
             begin = time.perf_counter()
             run()
             wait()
@@ -124,6 +126,7 @@ def step_entry(layer: RandomLayer, kind: str, make: Callable[[dict[str, Any]], S
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
                 before = torch.cuda.memory_allocated()
+                entry["kept MiB"] = (before - empty) / 2**20  # between steps: gradients, and recordings
             entry["ms"] = milliseconds(run, 3 if entry["first s"] < 3 else 1)
             if CUDA:
                 entry["MiB"] = (torch.cuda.max_memory_allocated() - before) / 2**20
@@ -193,6 +196,7 @@ def iteration_entry(layer: RandomLayer, compiled: bool, cuda_graph: str) -> dict
     config = SolverConfig(max_evals=60, rtol=1e-3, atol=0.0, active_set="never", cuda_graph=cuda_graph)
     fused.fuse(compiled)
     captured.refused.clear()
+    captured.kept.clear()
     try:
         with torch.no_grad(), precision("tf32"):
             f = layer.bound()
