@@ -142,8 +142,7 @@ def ending_in_one_sentence(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def with_failed_jobs_explained(return_value: Any) -> Any:
-    """Replace the property from which hydra reads a job's result: an error that can be explained ends in a
-    sentence.
+    """Replace the property from which hydra reads a job's result, so that known errors end in a sentence.
 
     A package that `common.user_dir` names is imported within the job, after the functions that a tool calls
     first. hydra reads the job's result later still.
