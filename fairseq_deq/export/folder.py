@@ -70,7 +70,7 @@ def export(
 
 
 def _check_shapes(exported: Exported, checkpoint: str) -> None:
-    """Refuse weights whose sizes are not those of the options."""
+    """Refuse weights whose sizes differ from those in the options."""
     try:
         with torch.device("meta"):
             decoder = DEQDecoder(exported.options)

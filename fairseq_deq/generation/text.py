@@ -22,8 +22,8 @@ _BOM = b"\xef\xbb\xbf"
 # A longer text is solved in parts of this many tokens, each of which sees all tokens before it. So the memory
 # of a solve grows linearly with the length of the text, and not with its square.
 _PART = 1024
-# Largest number of tokens for a model in pretraining. It is a stack of layers, keeps the keys and values of each
-# layer, and evaluates a whole text at once.
+# Largest number of tokens for a model in pretraining. It is a stack of layers, keeps the keys and values of
+# each layer, and evaluates a whole text at once.
 _LONGEST_FOR_A_STACK = 8192
 
 

@@ -153,7 +153,7 @@ def _causality(s: _Subject) -> str:
             first = int((after != before).any(-1).any(0).nonzero()[0])
             return (
                 f"position {first} changes with the {name} of position {t}, which comes later; "
-                "let a position see only itself and those before it"
+                "let each position depend only on itself and on earlier positions"
             )
     return ""
 

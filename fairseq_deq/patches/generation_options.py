@@ -47,7 +47,7 @@ def _check_options_of_translation(cfg: Any, tool: str) -> None:
         value = getattr(cfg.generation, name, None)
         if value != GenerationConfig.__dataclass_fields__[name].default:
             raise OptionError(
-                f"{flag(name)} has no effect on language models, which have no source text beside "
+                f"{flag(name)} has no effect on language models, which have no source text besides "
                 "their prompt; "
                 "leave it out"
             )

@@ -32,7 +32,7 @@ READING = (
     Patch(
         "language-modeling",
         "fairseq.tasks.TASK_REGISTRY",
-        "--task language_modeling skips blocks, batches anew after a resume and takes prompts word "
+        "--task language_modeling skips blocks, makes new batches after a resume and takes prompts word "
         "by word; this package's class takes its place.",
         ALL,
         _in_tasks,

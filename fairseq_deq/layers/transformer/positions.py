@@ -66,7 +66,7 @@ class Rotation:
         return cls(angle.cos().to(like.dtype), angle.sin().to(like.dtype))
 
     def __call__(self, x: Tensor) -> Tensor:
-        """G_i x of x (..., n, H*D), a position per row."""
+        """G_i x of x (..., n, H*D), one position per row."""
         heads = x.unflatten(-1, (-1, self.cos.shape[-1]))
         a, b = heads.chunk(2, -1)
         return (heads * self.cos + torch.cat([-b, a], -1) * self.sin).flatten(-2)

@@ -45,7 +45,7 @@ class TokenTransformer:
         keys, values: those of the S settled positions, and room for its own, (H, B, D, S + 1) and
             (H, B, S + 1, D).
         relative: W_r R in the order of the keys, (H, D, S + 1); None: positions are rotary.
-        rotation: that of the new position; None: positions are relative.
+        rotation: of the new position; None: positions are relative.
         bias: z-independent part of the scores, (1 or H, 1 or B, S + 1).
         residual: u_h, (B, C); None: there is none.
     """

@@ -110,7 +110,7 @@ class KeysValues:
             weights: of the layer.
             state: their states, (B, S, C).
             injection: the part of their injections for keys and values, (B, S, 2*H*D).
-            rotation: that of their positions; None: there is none.
+            rotation: of their positions; None: there is none.
         """
         normed = weights.normed(pad_rows(state.reshape(-1, state.shape[-1])))
         return cls.projected(weights, normed, injection, rotation)
