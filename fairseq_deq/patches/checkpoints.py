@@ -61,7 +61,7 @@ def _leave_tokenizers_out(state: dict[str, Any]) -> None:
 
 
 def with_overrides_checked(load: Callable[..., Any]) -> Callable[..., Any]:
-    """Refuse overrides that are not named, and other models where a language model is wanted."""
+    """Refuse overrides that are no dictionary of named options, and models of a kind that is not wanted."""
 
     def wrapper(
         path: str, arg_overrides: Mapping[str, Any] | None = None, load_on_all_ranks: bool = False

@@ -30,8 +30,9 @@ def with_processes_as_asked(call_main: Callable[..., None]) -> Callable[..., Non
     - Without GPUs, `--distributed-world-size 2` alone ends in an AssertionError. Here it starts 2 processes.
     - Without GPUs, `--distributed-init-method` without `--distributed-no-spawn` starts no process, trains
       nothing and ends with status 0. Here it is refused with a sentence.
-    - The default backend, nccl, works with GPUs only. Here gloo replaces it on the CPU. If one of the
-      processes that were started here ends early, all of them end.
+    - The default backend, nccl, works with GPUs only. Here gloo replaces it on the CPU.
+
+    If one of the processes that were started here ends early, all of them end.
     """
     from fairseq.distributed import utils as distributed_utils
 

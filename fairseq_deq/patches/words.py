@@ -27,8 +27,10 @@ def count_words_of_subwords() -> None:
     - `--post-process sentencepiece` ends in a NotImplementedError.
     - `--post-process subword_nmt` looks for pieces that end in "subword_nmt", and so changes nothing.
     - With `--post-process "@@ "` a word that two blocks share counts twice, so that the number depends on the
-      length of blocks and on the batch size. Here the score of the whole text is divided by its number of
-      words. The end of a line counts as one, as it does in a text of words.
+      length of blocks and on the batch size.
+
+    Here the score of the whole text is divided by its number of words. The end of a line counts as one, as it
+    does in a text of words.
     """
     import fairseq_cli.eval_lm as tool
 
