@@ -1,1 +1,1 @@
-"""Models that run without fairseq and without this package: safetensors, and code for transformers."""
+"""Exports models to run without fairseq and without this package: safetensors, and code for transformers."""

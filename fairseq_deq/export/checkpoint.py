@@ -1,4 +1,4 @@
-"""A checkpoint of fairseq as the options and weights of an exported model."""
+"""Reads a fairseq checkpoint as the options and weights of an exported model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..options import flag, is_on
 from .remote.options_deq import ModelOptions
 from .weights import Weights, exported_weights
 
-# The options of a model that count in an export, with what an older checkpoint means that lacks them.
+# The model options that an export uses, each with its value in a checkpoint that does not have it.
 SHARED: dict[str, Any] = {
     "decoder_embed_dim": 256,
     "wnorm": "false",
@@ -73,14 +73,14 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Exported:
-    """A model, ready to be written.
+    """A model, ready to be written to a folder.
 
     Attributes:
-        options: what it is made of.
+        options: the options of the exported model.
         weights: its tensors by name, float32.
-        data: the data folder that the training names; empty: none.
-        begins_with_bos: whether its texts begin with `<s>` (and not with `</s>`).
-        updates: finished updates of the training.
+        data: the data folder that the checkpoint names; empty: it names none.
+        begins_with_bos: whether its texts begin with `<s>`; otherwise they begin with `</s>`.
+        updates: number of finished updates of the training.
     """
 
     options: ModelOptions
@@ -97,7 +97,7 @@ def read_model(path: str | os.PathLike[str], overrides: Mapping[str, Any]) -> Ex
         path: of the checkpoint.
         overrides: options of the model to change, by name.
     Returns:
-        what is to be written.
+        the model to write.
     Raises:
         OptionError: it is no checkpoint of these models, or has an option that cannot be exported.
     """
@@ -134,7 +134,7 @@ def read_model(path: str | os.PathLike[str], overrides: Mapping[str, Any]) -> Ex
 
 
 def _refuse(chosen: SimpleNamespace, path: Any, updates: int) -> None:
-    """Refuse what an export would do otherwise than the package."""
+    """Refuse options with which an export would not compute what the package computes."""
     if chosen.pretrain_steps and updates <= chosen.pretrain_steps:
         raise OptionError(
             f"{path} is still a stack of tied layers (update {updates} of --pretrain-steps "
@@ -144,7 +144,7 @@ def _refuse(chosen: SimpleNamespace, path: Any, updates: int) -> None:
         ("f_solver", ("anderson", "picard"), "exports have anderson and picard", "'anderson'"),
         ("solver_scope", ("position", "recurrence"), "it is not causal until it has converged", "'position'"),
         ("solver_policy", ("best",), "exports keep the best state and say what converged", "'best'"),
-        ("gradient", ("ift", "shine", "phantom", "jfb"), "what is unrolled has no equilibrium", ""),
+        ("gradient", ("ift", "shine", "phantom", "jfb"), "an unrolled model is not at an equilibrium", ""),
     ):
         value = str(getattr(chosen, option))
         if value not in kept:
@@ -221,5 +221,5 @@ def _options(chosen: SimpleNamespace, family: str, weights: Weights) -> ModelOpt
 
 
 def cutoffs(text: str | None) -> tuple[int, ...]:
-    """The numbers of a cut-off option; none where there is none."""
+    """The numbers of a cut-off option, which is a text with commas between; () if there is none."""
     return tuple(int(number) for number in text.split(",")) if text else ()

@@ -1,4 +1,4 @@
-"""The folder of an exported model, which transformers loads."""
+"""Writes the folder of an exported model, which transformers loads."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def export(
     pieces: str | None = None,
     overrides: dict[str, Any] | None = None,
 ) -> Exported:
-    """Write a model and its tokenizer.
+    """Write a model and its tokenizer to a folder.
 
     Args:
-        checkpoint: its path.
-        folder: where to; nothing may be in it.
-        data: folder of the dictionary; None: that of the training.
-        pieces: path of the sentencepiece model; None: the text was cut at spaces.
+        checkpoint: path of the checkpoint.
+        folder: where to write; it must be empty, or not exist.
+        data: folder of the dictionary; None: the data folder that the checkpoint names.
+        pieces: path of the sentencepiece model; None: the text was split at spaces.
         overrides: options of the model to change.
     Returns:
-        what was written.
+        the model that was written.
     Raises:
         OptionError: it cannot be exported; the sentence says why, and nothing is written.
     """
@@ -60,7 +60,7 @@ def export(
         weights = {f"model.{name}": tensor for name, tensor in exported.weights.tensors.items()}
         file = unfinished / "model.safetensors"
         save_file(weights, str(file), metadata={"format": "pt"})
-        file.chmod((unfinished / "config.json").stat().st_mode)  # it made one for its owner alone
+        file.chmod((unfinished / "config.json").stat().st_mode)  # else only its owner could read it
         if folder.exists():
             folder.rmdir()
         os.replace(unfinished, folder)
@@ -70,7 +70,7 @@ def export(
 
 
 def _check_shapes(exported: Exported, checkpoint: str) -> None:
-    """Refuse weights of other sizes than the options say."""
+    """Refuse weights whose sizes differ from those in the options."""
     try:
         with torch.device("meta"):
             decoder = DEQDecoder(exported.options)
@@ -105,11 +105,11 @@ def _config(exported: Exported) -> dict[str, Any]:
 
 
 def summary(exported: Exported, folder: Path) -> dict[str, Any]:
-    """What was written, in numbers.
+    """What was written, by name: sizes, counts and options.
 
     Args:
         exported: the model.
-        folder: where it is.
+        folder: where it was written.
     """
     weights = exported.weights
     return {

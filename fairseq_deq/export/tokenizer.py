@@ -1,4 +1,4 @@
-"""The files of a tokenizer, from fairseq's dictionary and, where there is one, a sentencepiece model."""
+"""Writes a tokenizer, made from fairseq's dictionary and, if there is one, a sentencepiece model."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import Any
 
 from ..errors import OptionError
 
-# How fairseq's dictionary begins, and what stands behind a word that may stand there twice.
+# The symbols with which fairseq's dictionary begins, and the mark of a word that may occur in it twice.
 SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")
 BOS, PAD, EOS, UNK = range(4)
 _OVERWRITE = "#fairseq:overwrite"
-# How sentencepiece marks the beginning of a word.
+# The character with which sentencepiece marks the beginning of a word.
 _MARK = "\u2581"
 
 
 def find_dictionary(data: str | None, of_training: str, checkpoint: str) -> Path:
-    """The dict.txt of a model.
+    """The path of a model's dict.txt.
 
     Args:
-        data: the folder that the user names; None: none.
-        of_training: the one that the checkpoint names; empty: none.
-        checkpoint: its path: what lies beside it is looked at last.
+        data: the folder that the user names; None: none. Only this folder is searched if there is one.
+        of_training: the data folder that the checkpoint names; empty: it names none.
+        checkpoint: path of the checkpoint, whose folder is searched last.
     Raises:
-        OptionError: there is none.
+        OptionError: there is no dict.txt.
     """
     folders = [data] if data is not None else [of_training, os.path.dirname(checkpoint) or "."]
     for folder in folders:
@@ -44,7 +44,7 @@ def read_dictionary(path: Path, types: int) -> list[str]:
 
     Args:
         path: the dict.txt.
-        types: words of the model.
+        types: number of symbols that the model has.
     Raises:
         OptionError: it is no dictionary, or that of another model.
     """
@@ -78,15 +78,15 @@ def read_dictionary(path: Path, types: int) -> list[str]:
 
 
 def write_tokenizer(folder: Path, words: list[str], pieces: str | None, begins_with_bos: bool) -> None:
-    """Write what `AutoTokenizer.from_pretrained(folder, trust_remote_code=True)` reads.
+    """Write the files that `AutoTokenizer.from_pretrained(folder, trust_remote_code=True)` reads.
 
     Args:
-        folder: where to.
+        folder: where to write.
         words: the symbols of the dictionary, in the order of their numbers.
-        pieces: path of the sentencepiece model; None: the text was cut at spaces.
-        begins_with_bos: whether texts begin with `<s>`, and not with `</s>`.
+        pieces: path of the sentencepiece model; None: the text was split at spaces.
+        begins_with_bos: whether texts begin with `<s>`; otherwise they begin with `</s>`.
     Raises:
-        OptionError: the dictionary is of pieces and there is no model, or the other way round.
+        OptionError: the dictionary is of pieces and there is no sentencepiece model, or the other way round.
     """
     marked = sum(word.startswith(_MARK) for word in words)
     if pieces is None and marked:
@@ -101,7 +101,7 @@ def write_tokenizer(folder: Path, words: list[str], pieces: str | None, begins_w
             "--sentencepiece-model: no word of the dictionary is a piece of sentencepiece; leave it out"
         )
     first = BOS if begins_with_bos else EOS
-    # `<unk>` is a word like any other: what is special is left out of a text that was generated.
+    # `<unk>` is not among the special tokens: those are left out of generated texts.
     settings: dict[str, Any] = {
         "bos_token": SYMBOLS[first],
         "eos_token": SYMBOLS[EOS],
@@ -122,7 +122,12 @@ def write_tokenizer(folder: Path, words: list[str], pieces: str | None, begins_w
 
 
 def _whole_words(words: list[str], first: int) -> dict[str, Any]:
-    """What the library `tokenizers` reads: words between spaces, behind the beginning of a text."""
+    """The content of tokenizer.json for the library `tokenizers`, for words that spaces separate.
+
+    Args:
+        words: the symbols of the dictionary, in the order of their numbers.
+        first: the symbol with which every text begins.
+    """
     begin = SYMBOLS[first]
     special = {"special": True, "single_word": True, "lstrip": False, "rstrip": False, "normalized": False}
     sequence = [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"]
@@ -150,5 +155,5 @@ def _whole_words(words: list[str], first: int) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write `value` so that people can read it."""
+    """Write `value` as indented JSON."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

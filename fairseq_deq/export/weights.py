@@ -1,4 +1,4 @@
-"""The weights of a checkpoint under the names that an exported model gives them."""
+"""Renames the weights of a checkpoint to the names that they have in an exported model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..errors import OptionError
 from ..options import is_on
 
 _PREFIX = "decoder."
-# What training alone makes use of, and what fairseq's modules save beside their weights.
+# Tensors that are left out: those that only training uses, and those of fairseq that are no weights.
 _LEFT_OUT = ("knowledge.", "adaptive_softmax.version")
 _UNSET = "_float_tensor"
 
@@ -24,9 +24,9 @@ class Weights:
     """Tensors of an exported model.
 
     Attributes:
-        tensors: float32, each in memory of its own.
-        tied: names of parameters that stand for a second one too.
-        types: words of the dictionary.
+        tensors: by name, float32, each with its own memory.
+        tied: names of the tensors that the model uses in a second place too.
+        types: number of symbols in the dictionary.
         rank: of the preconditioner; 0: there is none.
     """
 
@@ -37,29 +37,29 @@ class Weights:
 
     @property
     def stored(self) -> int:
-        """Numbers of the parameters; what solves have taught is none of them."""
+        """Number of parameters; what was learned from solves (`LEARNED`) is not counted."""
         return sum(t.numel() for name, t in self.tensors.items() if not name.startswith(LEARNED))
 
     @property
     def effective(self) -> int:
-        """The same, with those counted twice that are used in two places."""
+        """The same, where a tensor that is used in two places counts twice."""
         return self.stored + sum(self.tensors[name].numel() for name in self.tied)
 
 
-#: Prefixes of what solves have taught.
+#: Prefixes of the tensors that were learned from solves.
 LEARNED = ("preconditioner.", "start.")
 
 
 def exported_weights(state: Mapping[str, Tensor], chosen: SimpleNamespace, family: str, path: Any) -> Weights:
-    """Rename, with every weight norm multiplied out.
+    """The weights of a checkpoint, renamed, with weight norm applied.
 
     Args:
         state: the weights of the checkpoint by name.
         chosen: options of the model.
         family: `transformer` or `trellisnet`.
-        path: of the checkpoint, for the sentence.
+        path: of the checkpoint, for messages.
     Raises:
-        OptionError: some are missing, or there are others than the options say.
+        OptionError: weights are missing, or there are some that the options do not describe.
     """
     source = _Source(state, path)
     weights = Weights()
@@ -80,7 +80,7 @@ def exported_weights(state: Mapping[str, Tensor], chosen: SimpleNamespace, famil
 
 
 class _Source:
-    """The tensors of a checkpoint, each taken once."""
+    """The tensors of a checkpoint, each of which is taken once."""
 
     def __init__(self, state: Mapping[str, Tensor], path: Any) -> None:
         self.left = {_today(name.removeprefix(_PREFIX)): tensor for name, tensor in state.items()}
@@ -90,7 +90,16 @@ class _Source:
         return name in self.left
 
     def take(self, name: str, optional: bool = False) -> Any:
-        """The tensor as float32 in memory of its own; None where it is optional and not there."""
+        """Take a tensor: as float32, with its own memory.
+
+        Args:
+            name: its name, without `decoder.`.
+            optional: whether it may be missing.
+        Returns:
+            the tensor; None if it is optional and missing.
+        Raises:
+            OptionError: it is missing and not optional.
+        """
         tensor = self.left.pop(name, None)
         if tensor is None and not optional:
             raise OptionError(
@@ -100,7 +109,11 @@ class _Source:
         return None if tensor is None else tensor.detach().to(torch.float32, copy=True).contiguous()
 
     def take_tied(self, name: str, other: Tensor) -> None:
-        """Take what the options say is `other`."""
+        """Take a tensor that the options tie to `other`, and drop it.
+
+        Raises:
+            OptionError: the two differ, or the first is missing.
+        """
         if not torch.equal(self.take(name), other):
             raise OptionError(
                 f"{self.path}: {_PREFIX}{name} differs from the tensor that its options tie it to; "
@@ -108,7 +121,11 @@ class _Source:
             )
 
     def finish(self) -> None:
-        """Refuse weights that no part of the export has taken."""
+        """Refuse weights that no part of the export has taken.
+
+        Raises:
+            OptionError: there are some.
+        """
         more = [n for n in self.left if not n.startswith(_LEFT_OUT) and not n.endswith(_UNSET)]
         if more:
             raise OptionError(
@@ -118,7 +135,7 @@ class _Source:
 
 
 def _today(name: str) -> str:
-    """A weight's name, where an older checkpoint has another."""
+    """The present name of a weight that may have the name of an older version."""
     return f"layer.{name.removeprefix('cell.')}" if name.startswith("cell.") else name
 
 
@@ -203,7 +220,7 @@ def _softmax(source: _Source, weights: Weights, chosen: SimpleNamespace) -> None
 
 
 def _learned(source: _Source, weights: Weights, chosen: SimpleNamespace) -> None:
-    """What solves have taught, where they have and the options make use of it."""
+    """Take the preconditioner and the learned start, if they were learned and the options use them."""
     for module, names, wanted in (
         ("preconditioner", ("left", "right"), bool(chosen.preconditioner_rank)),
         ("start", ("weight",), is_on(chosen, "learned_start")),

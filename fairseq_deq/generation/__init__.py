@@ -1,4 +1,4 @@
-"""Text in and out: fairseq's search with whole prompts solved at once, and the interface from Python."""
+"""Raw text in and out: fairseq's search with prompts that are solved at once, and the Python interface."""
 
 from ..registration import register
 

@@ -1,4 +1,4 @@
-"""fairseq's search, with prompts that are solved in one parallel solve."""
+"""fairseq's search, where all tokens of a prompt are solved in parallel."""
 
 from __future__ import annotations
 
@@ -16,16 +16,20 @@ from .text import bound_lengths
 class PrefillingGenerator(SequenceGenerator):
     """fairseq's generator for models whose decoder has `prefill`.
 
-    fairseq gives a language model the tokens of a prompt one by one. Here the first step hands over the
-    whole prompt; the decoder then knows the answers to the steps within it. Hypotheses and scores are those
-    of fairseq's generator, but for their length: that is each prompt's own, max_len_a * n + max_len_b tokens
-    for one of n tokens (and n at least), where fairseq takes the longest prompt of the batch for all. A
-    memory in `net_input` precedes the prompts.
+    fairseq gives a language model the tokens of a prompt one by one. Here the first step gives the decoder
+    the whole prompt, so that it knows the results of the following steps within the prompt. A memory in
+    `net_input` precedes the prompts.
+
+    Hypotheses and scores are those of fairseq's generator, except for their length. A prompt of n tokens has
+    its own limit, max_len_a * n + max_len_b tokens, but at least n. fairseq computes one limit for the whole
+    batch, from its longest prompt.
 
     Args:
         models: the models of the ensemble; those whose decoder has no `prefill` get their tokens one by one.
         tgt_dict: fairseq's dictionary.
         options: those of fairseq's generator.
+    Raises:
+        OptionError: while generating: `--min-len` exceeds the limit of every prompt.
     """
 
     max_len_a: float
@@ -58,7 +62,7 @@ class PrefillingGenerator(SequenceGenerator):
         limits = limits.clamp(max(1, self.min_len), self.max_len - 1)
         net_input = {**sample["net_input"], "prompt": prompt, "limits": limits}
         asked = self.max_len_a, self.max_len_b
-        # What fairseq lets the whole batch run to is the longest of them.
+        # fairseq's own limit for the batch becomes the largest of them.
         self.max_len_a, self.max_len_b = 0, int(limits.max())
         try:
             return super()._generate(
@@ -70,15 +74,16 @@ class PrefillingGenerator(SequenceGenerator):
     def is_finished(
         self, step: int, unfin_idx: int, max_len: int, finalized_sent_len: int, beam_size: int
     ) -> bool:
-        """Whether a prompt has its hypotheses, or has come to its own length."""
+        """Whether a prompt has all its hypotheses, or has reached its own limit."""
         limit = int(self.model.limits[unfin_idx * beam_size])
         return super().is_finished(step, unfin_idx, min(max_len, limit), finalized_sent_len, beam_size)
 
 
 class PrefillingEnsemble(EnsembleModel):
-    """Models that are handed the prompts at the first step, and end each at its own length.
+    """An ensemble that gets the prompts at the first step, and ends each hypothesis at its own limit.
 
-    fairseq carries along what an encoder says; a language model has none, and the prompts take its place.
+    fairseq carries the output of an encoder through the search. A language model has no encoder, and the
+    prompts take the place of its output.
 
     Args:
         models: the ensemble.
@@ -88,22 +93,22 @@ class PrefillingEnsemble(EnsembleModel):
     def __init__(self, models: Any, eos: int) -> None:
         super().__init__(models)
         self.eos = eos
-        #: Tokens at which each hypothesis ends, (B * beam,), in the order of the latest step.
+        #: The limit of each hypothesis, in tokens, (B * beam,), in the order of the latest step.
         self.limits = torch.zeros(0)
 
     def forward_encoder(self, net_input: dict[str, Any]) -> Any:
-        """The prompts, the memory before them, and where they end."""
+        """The prompts, the memory before them, and their limits."""
         return [{name: net_input.get(name) for name in ("prompt", "memory", "limits")}]
 
     def reorder_encoder_out(self, encoder_outs: Any, new_order: Tensor) -> Any:
-        """The same with the ends in this order; only the first step looks at the rest."""
+        """The same, with limits in the new order; only the first step reads the prompts and the memory."""
         (handed,) = encoder_outs
         return [{**handed, "limits": handed["limits"].index_select(0, new_order)}]
 
     def forward_decoder(
         self, tokens: Tensor, encoder_outs: Any, incremental_states: Any, temperature: float = 1.0
     ) -> Any:
-        """Log-probabilities of the next token, (B * beam, V)."""
+        """Log-probabilities of the next token, (B * beam, V), and fairseq's attention weights."""
         (handed,) = encoder_outs
         self.limits = handed["limits"]
         if tokens.shape[1] == 1:
@@ -124,7 +129,7 @@ class PrefillingEnsemble(EnsembleModel):
 
 
 def is_prefillable(models: Any) -> bool:
-    """Whether `PrefillingGenerator` has an advantage for these models."""
+    """Whether all models are language models and at least one has a decoder with `prefill`."""
     return any(hasattr(getattr(model, "decoder", None), "prefill") for model in models) and all(
         hasattr(model, "decoder") and not hasattr(model, "encoder") for model in models
     )

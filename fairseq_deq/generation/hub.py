@@ -25,7 +25,7 @@ class LanguageModelHub(hub_utils.GeneratorHubInterface):
     """What `from_pretrained` returns: fairseq's hub interface, completed for language models.
 
     Attributes:
-        solves: a report of the solves of the latest call.
+        solves: a report of the solves in the latest call.
     """
 
     def __init__(self, cfg: Any, task: Any, models: Any) -> None:
@@ -41,14 +41,14 @@ class LanguageModelHub(hub_utils.GeneratorHubInterface):
         """Load checkpoints.
 
         Args:
-            folder: where they are; or the checkpoint itself.
-            checkpoint: their names, with colons between those of an ensemble.
-            data: folder of the dictionary; relative to `folder` where it begins with a dot.
-            overrides: options to change, those of the text among them: `bpe="sentencepiece"`,
-                `sentencepiece_model="..."`, `tokenizer="moses"`, `f_eps=1e-4`. The checkpoint's own
-                tokeniser and BPE are not used.
+            folder: the folder of the checkpoints, or the path of one checkpoint.
+            checkpoint: their names, with colons between them for an ensemble.
+            data: folder of the dictionary; relative to `folder` if it begins with a dot.
+            overrides: options to change. They include those of the text, because the checkpoint's own
+                tokeniser and BPE are not used: `bpe="sentencepiece"`, `sentencepiece_model="..."`,
+                `tokenizer="moses"`, `f_eps=1e-4`.
         Raises:
-            OptionError: a folder is not there, or an option does not exist.
+            OptionError: a folder does not exist, or an option does not exist.
         """
         place, data = os.fspath(folder), os.fspath(data)
         if os.path.isfile(place):
@@ -64,7 +64,11 @@ class LanguageModelHub(hub_utils.GeneratorHubInterface):
         return cls(loaded["args"], loaded["task"], loaded["models"])
 
     def encode(self, sentence: str) -> Any:
-        """The tokens of a sentence and its end, (n + 1,); a warning says how many words are unknown."""
+        """The tokens of a sentence and its end, (n + 1,); a warning says how many words are unknown.
+
+        Raises:
+            OptionError: it is no text, or longer than the models can read.
+        """
         line = self._encode(sentence)
         check_length(line, self._longest)
         line.warn_of_unknown()
@@ -81,14 +85,14 @@ class LanguageModelHub(hub_utils.GeneratorHubInterface):
         """Continue prompts.
 
         Args:
-            sentences: a prompt, or a list of them; an empty one begins from nothing.
-            beam: hypotheses of the search.
-            verbose: log the scores.
+            sentences: a prompt, or a list of them; an empty prompt means a text from its beginning.
+            beam: number of hypotheses in the search.
+            verbose: whether to log the scores.
             seed: of the random numbers, for `sampling=True`.
             options: those of fairseq-interactive, such as `sampling=True, sampling_topk=10, temperature=0.8,
                 max_len_b=50`. By default up to 200 tokens follow each prompt (`max_len_a=1, max_len_b=200`).
         Returns:
-            each prompt with what follows, best hypothesis; a text for a text, a list for a list.
+            each prompt with the best continuation: a text for a text, and a list for a list.
         Raises:
             OptionError: an option does not exist, a prompt is no text, or the layer is not finite.
         """
@@ -114,10 +118,10 @@ class LanguageModelHub(hub_utils.GeneratorHubInterface):
 
         Args:
             sentences: a sentence, or a list of them.
-            eos: whether the end of a sentence is predicted, and counted, too (fairseq's own `score` leaves
-                it out).
+            eos: whether the end of each sentence is predicted and counted too
+                (fairseq's own `score` leaves it out).
         Returns:
-            a `SentenceScore`; a list of them for a list.
+            a `SentenceScore`, or a list of them for a list.
         Raises:
             OptionError: a sentence is no text or too long, or the layer is not finite at its equilibrium.
         """
@@ -131,10 +135,10 @@ class LanguageModelHub(hub_utils.GeneratorHubInterface):
         """exp of the mean negative log-probability over the tokens of all sentences.
 
         Args:
-            sentences: a sentence, or a list of them; each is scored by itself.
-            eos: whether the end of a sentence counts, as in fairseq-eval-lm.
+            sentences: a sentence, or a list of them; each is scored without the others.
+            eos: whether the end of each sentence counts, as in fairseq-eval-lm.
         Raises:
-            OptionError: as for `score`; or there is no token to score.
+            OptionError: as for `score`, or there is no token to score.
         """
         scores = self.score([sentences] if isinstance(sentences, str) else sentences, eos)
         count = sum(score.tokens.numel() for score in scores)
@@ -144,7 +148,7 @@ class LanguageModelHub(hub_utils.GeneratorHubInterface):
 
     @contextlib.contextmanager
     def _reporting(self) -> Iterator[None]:
-        """Keep what the solves within come to, and warn where few converged."""
+        """Record the solves in this context as `solves`, and warn if few positions converged."""
         with SolveReport() as self.solves:
             yield
         self.solves.log()

@@ -1,4 +1,4 @@
-"""Log-probabilities of raw text, token by token and word by word."""
+"""Log-probabilities of raw text, per token and per word."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from torch import Tensor, nn
 
 from .text import Line, TextEncoder, bound_lengths, check_length
 
-# Rows of the vocabulary's size that the softmax makes at a time.
+# The number of positions for which the softmax makes logits at a time.
 _SOFTMAX_BATCH = 1024
 
 
 @dataclass(frozen=True)
 class SentenceScore:
-    """How probable a model finds a sentence, given only that it begins.
+    """The probability that a model gives to a sentence.
 
     Attributes:
         text: the sentence as it was given.
-        pieces: what it was cut into, as text; last `</s>` where the end counts.
+        pieces: the pieces it was split into, as text; the last is `</s>` if the end counts.
         tokens: their numbers in the dictionary, (n,).
-        log_probs: natural logarithm of each one's probability, (n,).
-        words: each word with the sum of its pieces' logarithms.
-        is_unknown: for each piece whether the dictionary does not have it, and it was scored as `<unk>`.
-        pieces_of_words: how many pieces each word has.
+        log_probs: natural logarithm of the probability of each token given those before it, (n,).
+        words: each word with the sum of the log-probabilities of its pieces.
+        is_unknown: for each piece, whether it is not in the dictionary and was scored as `<unk>`.
+        pieces_of_words: number of pieces of each word.
     """
 
     text: str
@@ -41,12 +41,12 @@ class SentenceScore:
 
     @property
     def unknown(self) -> list[str]:
-        """The pieces that the dictionary does not have."""
+        """The pieces that are not in the dictionary."""
         return [piece for piece, unknown in zip(self.pieces, self.is_unknown) if unknown]
 
     @property
     def unknown_in_words(self) -> list[int]:
-        """How many unknown pieces each word has."""
+        """Number of unknown pieces in each word."""
         counts, i = [], 0
         for count in self.pieces_of_words:
             counts.append(sum(self.is_unknown[i : i + count]))
@@ -55,17 +55,17 @@ class SentenceScore:
 
     @property
     def log_prob(self) -> float:
-        """Logarithm of the probability of the whole sentence."""
+        """Natural logarithm of the probability of the whole sentence."""
         return float(self.log_probs.double().sum())
 
     @property
     def perplexity(self) -> float:
-        """exp of the mean negative logarithm over the tokens."""
+        """exp of the mean negative log-probability over the tokens."""
         return perplexity(self.log_prob, self.tokens.numel())
 
 
 def perplexity(log_prob: float, count: int) -> float:
-    """exp(-log_prob / count), infinite where it is beyond any float, NaN of nothing."""
+    """exp(-log_prob / count); infinite if it exceeds the largest float, NaN if count is 0."""
     try:
         return math.exp(-log_prob / count) if count else math.nan
     except OverflowError:
@@ -80,7 +80,7 @@ class TextScorer:
         models: an ensemble of language models.
         tokenizer, bpe: fairseq's encoders, or None.
         max_tokens: tokens of a batch, padding included; a longer sentence is a batch of its own.
-        eos: whether the end of a sentence is predicted, and counted, too.
+        eos: whether the end of each sentence is predicted and counted too.
     """
 
     def __init__(
@@ -102,8 +102,10 @@ class TextScorer:
         self.scorer = SequenceScorer(task.target_dictionary, softmax_batch=_SOFTMAX_BATCH)
 
     def score(self, sentences: Iterable[str]) -> list[SentenceScore]:
-        """The scores of `sentences`, in their order; a warning says which have unknown words.
+        """The scores of sentences, in their order; a warning says which have unknown words.
 
+        Args:
+            sentences: the texts.
         Raises:
             OptionError: one is no text, or is longer than the models can read.
         """
@@ -163,7 +165,7 @@ class TextScorer:
         return words
 
     def _continues(self, before: str, piece: str) -> bool:
-        """Whether `piece` goes on with the word that `before` is a part of."""
+        """Whether `piece` continues the word that `before` is a part of."""
         if piece == self.dictionary[self.dictionary.eos()]:
             return False
         if hasattr(self.bpe, "is_beginning_of_word"):
@@ -176,18 +178,18 @@ class TextScorer:
 
 
 class _ByParts(nn.Module):
-    """A model that gives fairseq's scorer features, so that it makes the logits of a part at a time."""
+    """A model that gives fairseq's scorer features, so that the scorer makes logits of a part at a time."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, src_tokens: Tensor, src_lengths: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """Features (B, T, C), and what the decoder says beside them."""
+        """Features (B, T, C), and the decoder's extra output."""
         return self.model.decoder(src_tokens, features_only=True)
 
     def get_normalized_probs(self, output: tuple[Tensor, Any], log_probs: bool, sample: Any) -> Tensor:
-        """Probabilities (B, T, V), or their logarithms, from features."""
+        """Probabilities (B, T, V), or their logarithms, from features (B, T, C)."""
         features, extra = output
         logits = self.model.decoder.output_layer(features)
         return self.model.get_normalized_probs((logits, extra), log_probs=log_probs, sample=sample)

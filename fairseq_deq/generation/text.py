@@ -1,4 +1,4 @@
-"""The one way in for raw text: read, decoded, cut into tokens, unknown words counted, long lines bounded."""
+"""The one way in for raw text: read, decode and split it, count unknown words, and bound its length."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ from ..errors import OptionError
 logger = logging.getLogger(__name__)
 
 _BOM = b"\xef\xbb\xbf"
-# A longer text is solved in parts of this many tokens that see all before them, so that the memory of a solve
-# grows with the length of the text and not with its square.
+# A longer text is solved in parts of this many tokens, each of which sees all tokens before it. So the memory
+# of a solve grows linearly with the length of the text, and not with its square.
 _PART = 1024
-# A stack keeps the keys and values of each of its layers, and goes over a text at once.
+# Largest number of tokens for a model in pretraining. It is a stack of layers, keeps the keys and values of
+# each layer, and evaluates a whole text at once.
 _LONGEST_FOR_A_STACK = 8192
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of text, cut into tokens.
+    """A line of text, split into tokens.
 
     Attributes:
         text: as it was given.
-        pieces: what it was cut into, as text; last `</s>` where the end counts.
+        pieces: the pieces it was split into, as text; the last is `</s>` if the end counts.
         tokens: their numbers in the dictionary, (n,).
-        is_unknown: for each piece whether the dictionary does not have it.
+        is_unknown: for each piece, whether it is not in the dictionary.
     """
 
     text: str
@@ -44,11 +45,11 @@ class Line:
 
     @property
     def unknown(self) -> list[str]:
-        """The pieces that the dictionary does not have."""
+        """The pieces that are not in the dictionary."""
         return [piece for piece, unknown in zip(self.pieces, self.is_unknown) if unknown]
 
     def warn_of_unknown(self, has_end: bool = True) -> None:
-        """Log how many words the dictionary does not have, if any.
+        """Log how many words are not in the dictionary, if any.
 
         Args:
             has_end: whether the last piece is the end of the line.
@@ -61,14 +62,14 @@ class Line:
 
 
 class TextEncoder:
-    """Cuts lines of text into tokens.
+    """Splits lines of text into tokens.
 
-    The names of the dictionary's own symbols (`<pad>`, `<s>`, `</s>`) are words like any other in a text, and
-    so unknown.
+    The names of the dictionary's own symbols (`<pad>`, `<s>`, `</s>`) have no special meaning in a text: they
+    are unknown words.
 
     Args:
         dictionary: fairseq's.
-        encode: what the tokeniser and the BPE do to a line; None: nothing.
+        encode: applies the tokeniser and the BPE to a line; None: there are none.
     """
 
     def __init__(self, dictionary: Any, encode: Callable[[str], str] | None = None) -> None:
@@ -76,7 +77,7 @@ class TextEncoder:
 
     @classmethod
     def of(cls, dictionary: Any, tokenizer: Any, bpe: Any) -> TextEncoder:
-        """An encoder with fairseq's tokeniser and BPE, each None where there is none."""
+        """An encoder with fairseq's tokeniser and BPE; either may be None."""
         steps = [step.encode for step in (tokenizer, bpe) if step is not None]
 
         def encode(text: str) -> str:
@@ -87,7 +88,7 @@ class TextEncoder:
         return cls(dictionary, encode)
 
     def __call__(self, text: str, end: bool = True) -> Line:
-        """Cut a line.
+        """Split a line.
 
         Args:
             text: the line.
@@ -109,23 +110,24 @@ class TextEncoder:
 
 
 def number_of(dictionary: Any, word: str) -> int:
-    """A word's number in the dictionary; the names of its symbols are unknown words."""
+    """A word's number in the dictionary; the names of the dictionary's own symbols are unknown words."""
     number = dictionary.index(word)
     return dictionary.unk() if number in own_symbols(dictionary) else number
 
 
 def own_symbols(dictionary: Any) -> tuple[int, int, int]:
-    """The symbols that no word of a text stands for: beginning, padding and end."""
+    """The numbers of the dictionary's own symbols, which no word of a text has: beginning, padding, end."""
     return dictionary.bos(), dictionary.pad(), dictionary.eos()
 
 
 def read_lines(name: str) -> Iterator[str]:
-    """The lines of a text in UTF-8, without the space around them; a byte order mark is dropped.
+    """The lines of a UTF-8 text, without space around them and without a byte order mark.
 
     Args:
         name: path of the file; `-` is standard input.
     Raises:
-        OptionError: there is no such file, or the next line is not text; what came before has been given.
+        OptionError: there is no such file, or a line is not text; the lines before it have been yielded by
+            then.
     """
     if name != "-" and (os.path.isdir(name) or not os.path.exists(name)):
         raise OptionError(f"--input: there is no text {name}")
@@ -157,11 +159,11 @@ def _decoded(line: bytes | str, number: int, name: str) -> str:
 
 
 def in_buffers(lines: Iterable[str], size: int) -> Iterator[list[str]]:
-    """Lines in lists of at most `size`; those before one that cannot be read come before its error.
+    """Lines in lists of at most `size`; if a line cannot be read, the lines before it come before the error.
 
     Args:
-        lines: as `read_lines` gives them.
-        size: the most lines of a list, at least 1.
+        lines: as from `read_lines`.
+        size: largest number of lines in a list, at least 1.
     Raises:
         OptionError: that of `lines`.
     """
@@ -182,12 +184,12 @@ def in_buffers(lines: Iterable[str], size: int) -> Iterator[list[str]]:
 
 
 def bound_lengths(models: Sequence[Any]) -> int:
-    """Let models solve long texts in parts that see all before them, and say how long a text may be.
+    """Let models solve long texts in parts that see all earlier ones, and find how long a text may be.
 
     Args:
-        models: language models; the decoders of this package are set to parts unless they have their own.
+        models: language models. Decoders of this package are set to solve in parts, unless they already do.
     Returns:
-        the most tokens that all of them can read.
+        the largest number of tokens that all models can read.
     """
     longest = sys.maxsize
     for model in models:
@@ -206,9 +208,9 @@ def check_length(line: Line, longest: int) -> None:
 
     Args:
         line: the line.
-        longest: what `bound_lengths` says.
+        longest: what `bound_lengths` returned.
     Raises:
-        OptionError: it has more tokens.
+        OptionError: the line has more tokens.
     """
     if line.tokens.numel() > longest:
         raise OptionError(

@@ -1,1 +1,1 @@
-"""What f can be: a folder for each family, the interface of a layer, and the parts that layers share."""
+"""The layers that f can be: a folder per family, their common interface, and the parts that they share."""

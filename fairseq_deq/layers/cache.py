@@ -1,4 +1,7 @@
-"""What generation keeps of the positions behind, which are settled, for any layer."""
+"""The cache of generation, for any layer: what f needs of the *settled* positions.
+
+A position is settled when it has been solved and its state will not change any more.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,9 @@ from torch import Tensor
 
 
 class LayerCache(Protocol):
-    """What f needs of settled positions, with a row for each text that is being generated.
+    """What f needs of the settled positions of B texts that are being generated.
 
-    It is changed in place: `append` and `reorder` make maps that `bind` has given out invalid.
+    `append` and `reorder` change the cache in place. Do not use a map from `bind` after either of them.
     """
 
     @property
@@ -21,10 +24,10 @@ class LayerCache(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the settled positions; room that is kept free does not count."""
+        """Memory of the settled positions, in bytes; free space in buffers does not count."""
 
     def bind(self, injection: Tensor, padding: Tensor | None) -> Callable[[Tensor], Tensor]:
-        """f over the positions that follow.
+        """f over the next T positions.
 
         Args:
             injection: u of these positions, (B, T, D).
@@ -32,15 +35,15 @@ class LayerCache(Protocol):
         """
 
     def append(self, record: Tensor, injection: Tensor) -> None:
-        """Settle the positions that follow.
+        """Add the next T positions, now that they are settled.
 
         Args:
-            record: what `recorded` says of them, (B, T, R).
-            injection: their injections, (B, T, D).
+            record: what `recorded` returns for them, (B, T, R).
+            injection: u of these positions, (B, T, D).
         """
 
     def reorder(self, order: Tensor) -> None:
-        """Row i becomes what row `order[i]` was."""
+        """Make text i a copy of text `order[i]`, for all i at once; order is (B',)."""
 
 
 class Binds(Protocol):
@@ -54,7 +57,7 @@ class Binds(Protocol):
 
 
 class ContextCache:
-    """`LayerCache` for any layer: its context, made anew for every position.
+    """`LayerCache` for any layer: its context, which each `append` makes anew.
 
     Args:
         prepared: the layer with the weights of this text.

@@ -1,4 +1,4 @@
-"""Check that a layer works in a model; each fault comes as a sentence that says what to change."""
+"""Checks of a layer, each of which returns one sentence that says what is wrong and what to change."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ..solvers import Restrictable
 from .layer import Layer, Map, PreparedLayer, recorded
 from .weight_norm import Initializer
 
-# Samples, positions, and where they are cut.
+# Numbers of samples and positions, and the position at which a text is cut into two segments.
 _B, _T, _CUT = 3, 21, 8
-# Beyond this, relative to the size of f, a difference is no rounding of float64.
+# A difference larger than this, relative to the size of f, is not due to rounding in float64.
 _ROUNDING = 1e-9
 _STEP = 1e-6  # of finite differences
-_SLOPE = 1e-4  # how far a slope may be off, relative
+_SLOPE = 1e-4  # relative error that a slope may have
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ def check_layer(make: Callable[[], Layer], seed: int = 0) -> list[Check]:
     """Check a layer, without solving for an equilibrium.
 
     Args:
-        make: makes the layer, with the sizes to try; it is called twice.
-        seed: of its weights and of the states it is tried at.
+        make: makes the layer, with the sizes to try; it is called several times.
+        seed: of the layer's weights, and of the states at which it is evaluated.
     Returns:
-        a list of `Check`, in the order in which faults are best mended: a fault can cause later ones.
+        a list of `Check`. Mend faults in this order, because one fault can cause later ones.
     """
     checks: list[Check] = []
     subject = _Subject(make, seed)
@@ -58,13 +58,19 @@ def check_layer(make: Callable[[], Layer], seed: int = 0) -> list[Check]:
 
 
 def assert_layer_is_sound(make: Callable[[], Layer], seed: int = 0) -> None:
-    """For a test: raise AssertionError with the faults of a layer; arguments as for `check_layer`."""
+    """For tests: raise AssertionError with the faults of a layer, if it has any.
+
+    Args:
+        make, seed: as for `check_layer`.
+    Raises:
+        AssertionError: the layer has faults; a line for each.
+    """
     faults = [f"{check.name}: {check.fault}" for check in check_layer(make, seed) if check.fault]
     assert not faults, "\n".join(faults)
 
 
 class _Subject:
-    """A layer in evaluation mode and float64, states, injections, and f."""
+    """The layer to check, in evaluation mode and float64, with its f and random states and injections."""
 
     def __init__(self, make: Callable[[], Layer], seed: int) -> None:
         self.make, self.seed = make, seed
@@ -147,7 +153,7 @@ def _causality(s: _Subject) -> str:
             first = int((after != before).any(-1).any(0).nonzero()[0])
             return (
                 f"position {first} changes with the {name} of position {t}, which comes later; "
-                "let a position see only itself and those before it"
+                "let each position depend only on itself and on earlier positions"
             )
     return ""
 
@@ -189,7 +195,8 @@ def _left_padding(s: _Subject) -> str:
     garbage = [torch.cat([s.draw(x.shape[-1], 3, pad), x], 1) for x in (s.z, s.u)]
     padded = s.f(garbage[1], padding=hidden)
     if _far(padded(garbage[0])[:, pad:], s.f()(s.z)):
-        # Zero is what stands before a text: a layer may make padding zero, and then see nothing in it.
+        # A layer may also set f to zero at padding, since states before a text are zero. Then the result must
+        # agree once the states at padding are those that f gives.
         garbage[0][:, :pad] = padded(garbage[0])[:, :pad]
         if _far(padded(garbage[0])[:, pad:], s.f()(s.z)):
             return (
@@ -233,7 +240,7 @@ def _cache(s: _Subject) -> str:
     cache.append(recorded(f, s.z[:, :_CUT]), s.u[:, :_CUT])
     z, u = s.z, s.u
     for t in range(_CUT, _T):
-        if t == _CUT + 3:  # beams
+        if t == _CUT + 3:  # as beam search does
             cache.reorder(order)
             whole, z, u = whole[order], z[order], u[order]
         f = cache.bind(u[:, t : t + 1], None)
@@ -250,7 +257,7 @@ def _cache(s: _Subject) -> str:
 
 
 def _slopes(s: _Subject) -> str:
-    """Autograd against finite differences: of z, of u, and of every parameter."""
+    """Compare autograd with finite differences: of z, of u, and of every parameter."""
     weighting = s.draw(s.layer.state_dim, 4)
     named = {"the state": s.z, "the injection": s.u, **dict(s.layer.named_parameters())}
 

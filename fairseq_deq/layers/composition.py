@@ -24,14 +24,15 @@ def compose(layers: Sequence[Layer]) -> Layer:
 class Composition(Layer):
     """f(z; u) = f_N(... f_2(f_1(z; u_1); u_2) ...; u_N), u = [u_1, ..., u_N], solved for z = f(z; u).
 
-    Later positions need what each layer was given: z, f_1(z), and so on. So a cache has N layers, and each
-    position is remembered with N states (see `recorded`). It is evaluated at all positions of a segment,
-    never at some (`restrict`): where the states of the others are held, what f_1 makes of them is not.
+    Later positions need the input of each layer: z, f_1(z), and so on. So memory and cache keep N states of
+    each position (see `recorded`). There is no `restrict`, which evaluates f at some positions while the
+    states of the others are held: where z is held, f_1(z) still changes with the positions before it, and f_2
+    reads f_1(z).
 
     Args:
-        layers: f_1 to f_N; each has its own weights, and all have the same channels of state.
+        layers: f_1 to f_N; each has its own weights, and all have the same `state_dim`.
     Raises:
-        ValueError: the states differ in their channels, or there is no layer.
+        ValueError: there is no layer, or their `state_dim` differ.
     """
 
     def __init__(self, layers: Sequence[Layer]) -> None:
@@ -56,11 +57,11 @@ class Composition(Layer):
             layer.initialize(initializer)
 
     def output(self, state: Tensor) -> Tensor:
-        """The features that the softmax sees: those of the last layer, (B, T, output_dim)."""
+        """The features that the softmax reads, (B, T, output_dim): those of the last layer."""
         return self.parts[-1].output(state)
 
     def memory_length(self, mem_len: int) -> int:
-        """Positions to keep: as many as the layer that looks back furthest."""
+        """Number of positions to keep: that of the layer that looks back furthest."""
         return max(layer.memory_length(mem_len) for layer in self.parts)
 
     def draw(self, batch: int, length: int, memory: int, like: Tensor) -> list[Any]:
@@ -74,17 +75,17 @@ class Composition(Layer):
 
 @dataclass(frozen=True)
 class CompositionContext:
-    """The context of every layer."""
+    """The contexts of all layers, in order."""
 
     parts: tuple[Any, ...]
 
     def rows(self, index: Tensor) -> CompositionContext:
-        """The samples `index` (B',), in that order."""
+        """The samples with these indices, (B',), in that order."""
         return CompositionContext(tuple(part.rows(index) for part in self.parts))
 
 
 class PreparedComposition(PreparedLayer):
-    """The layers in one forward pass.
+    """The layers with the weights of one forward pass.
 
     Args:
         layer: the composition.
@@ -122,13 +123,13 @@ class PreparedComposition(PreparedLayer):
 
 
 def bound(parts: Sequence[Map]) -> BoundComposition:
-    """The maps f_1 to f_N in turn, with an adjoint where every one of them has one."""
+    """z -> f_N(... f_1(z)), with a method `adjoint` if each of the maps has one."""
     every = all(isinstance(part, HasAdjoint) for part in parts)
     return CompositionWithAdjoint(parts) if every else BoundComposition(parts)
 
 
 def _direction(parts: Sequence[Map]) -> int:
-    """The direction that all maps have; 0 where they differ."""
+    """The `direction` that all maps share; 0 if they differ."""
     directions = {direction_of(part) for part in parts}
     return directions.pop() if len(directions) == 1 else 0
 
@@ -154,7 +155,7 @@ class BoundComposition:
         return z
 
     def record(self, z: Tensor) -> Tensor:
-        """What each layer was given, and needs of it, side by side, (B, T, R)."""
+        """The records of all layers, side by side, (B, T, R): each layer's at its own input."""
         records = []
         for i, part in enumerate(self.parts):
             records.append(recorded(part, z))
@@ -164,10 +165,10 @@ class BoundComposition:
 
 
 class CompositionWithAdjoint(BoundComposition):
-    """The same of maps that know their transposed Jacobians."""
+    """A `BoundComposition` of maps that each have an `adjoint`."""
 
     def adjoint(self, z: Tensor, grad: Tensor) -> CompositionAdjoint:
-        """lambda -> J^T lambda + grad, with J = J_N ... J_1 at z (B, T, C)."""
+        """lambda -> J^T lambda + grad, with J = J_N ... J_1 at z; z and grad are (B, T, C)."""
         adjoints, zero = [], torch.zeros_like(grad)
         with torch.no_grad():
             for i, part in enumerate(self.parts):
@@ -178,10 +179,10 @@ class CompositionWithAdjoint(BoundComposition):
 
 
 class CompositionAdjoint:
-    """lambda -> J_1^T ... J_N^T lambda + grad, J_i that of f_i where the maps before it put it.
+    """lambda -> J_1^T ... J_N^T lambda + grad, with J_i the Jacobian of f_i at its own input.
 
     Args:
-        parts: the adjoints of f_1, with `grad`, and of f_2 to f_N, without.
+        parts: the adjoint maps of f_1 to f_N; `grad` is added by the first alone, which is applied last.
     """
 
     def __init__(self, parts: Sequence[Map]) -> None:
@@ -198,7 +199,7 @@ class CompositionCache:
     """`LayerCache` of several layers: the caches of all of them.
 
     Args:
-        parts: the caches.
+        parts: the caches of f_1 to f_N.
         record_dims, injection_dims: channels of each layer's record and injection.
     """
 

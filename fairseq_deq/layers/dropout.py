@@ -1,4 +1,4 @@
-"""Variational dropout: one mask per sample, drawn before a solve and held through all of it."""
+"""Variational dropout: one mask per sample, drawn before a solve and used in all of its evaluations."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 def variational_mask(like: Tensor, shape: tuple[int, ...], p: float, training: bool) -> Tensor | None:
-    """A mask of zeros and 1/(1-p), or None where there is nothing to drop.
+    """A mask of zeros and 1/(1-p), or None where nothing is to be dropped.
 
     Args:
         like: a tensor of the device and dtype to use.
-        shape: shape of the mask, (B, 1, C) for one mask per sample shared by all positions.
+        shape: of the mask; (B, 1, C) for one mask per sample that all positions share.
         p: probability of a zero.
-        training: without it there is no mask.
+        training: False: nothing is dropped.
     Returns:
         the mask, or None.
     Source: Gal and Ghahramani (2016, arXiv 1512.05287).

@@ -1,4 +1,4 @@
-"""How the embedded tokens enter the layer."""
+"""The injection: how the embedded tokens enter the layer."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .weight_norm import Initializer
 
 
 class Injection(nn.Linear):
-    """u_t = W [x_{t-w+1}; ...; x_t] + b: a causal convolution over the embeddings x, computed once a pass.
+    """u_t = W [x_{t-w+1}; ...; x_t] + b: a causal convolution over embeddings x, once per forward pass.
 
     Args:
         dim: channels of x, D.
         injection_dim: channels of u.
-        window: tokens that one injection is made of, w; 1 makes it a linear map.
-        weight_norm: whether W = g * V / |V|, a norm per row; `weight` then is V, and `gain` is g.
+        window: number of tokens that each u_t is made of, w; 1 makes it a linear map.
+        weight_norm: whether W = g * V / |V|, with a norm per row; then `weight` is V, and `gain` is g.
     """
 
     def __init__(self, dim: int, injection_dim: int, window: int = 1, weight_norm: bool = False) -> None:
@@ -42,9 +42,9 @@ class Injection(nn.Linear):
 
         Args:
             x: embeddings, (B, T, D).
-            before: those of the positions before, (B, S, D); zeros stand where there are fewer than w-1.
-            weight: W, where it has been normalised already: for few positions at a time, whose rounding then
-                may depend on their number.
+            before: embeddings of the S positions before x, (B, S, D); where S < w-1, zeros precede them.
+            weight: W, if it has been normalised already. Meant for a few positions at a time, because the
+                rounding of a row may then depend on the number of rows. None: W is computed here.
         """
         batch, length, dim = x.shape
         if self.window > 1:

@@ -22,11 +22,11 @@ class PreparedLayer:
     """
 
     def context(self, record: Tensor, injection: Tensor, context: Any) -> Any:
-        """The context after further settled positions.
+        """The context after S further settled positions.
 
         Args:
-            record: what `recorded` returns for them, (B, S, R): their states, unless f has `record`.
-            injection: their injections, (B, S, D).
+            record: what `recorded` returns for them, (B, S, R): their states, unless f has a method `record`.
+            injection: u of these positions, (B, S, D).
             context: the context before them; None: there are no positions before.
         """
         raise NotImplementedError
@@ -37,11 +37,16 @@ class PreparedLayer:
         Args:
             injection: u of the segment, (B, T, D).
             context: the context of the M positions before it; None: there are none.
-            padding: (B, M + T) bool, True at positions that must not be seen; None: there is none.
-            start: the first position of the segment, among those that the dropout masks were drawn for.
+            padding: (B, M + T) bool, True at positions that must not be seen; None: there are none.
+            start: index of the segment's first position among those that the dropout masks were drawn for.
         Returns:
             the map (B, T, C) -> (B, T, C). It may have a `direction`, `restrict` (see `Restrictable`),
+<<<<<<< HEAD
             `adjoint` (see `HasAdjoint`), `record` and `holds_its_tensors` (see `CapturedLoop`).
+=======
+                `adjoint`
+            (see `HasAdjoint`) and `record` (see `recorded`).
+>>>>>>> words
         """
         raise NotImplementedError
 
@@ -56,13 +61,13 @@ class Layer(nn.Module):
     Attributes:
         state_dim: channels of a state, C.
         injection_dim: channels of an injection, D.
-        output_dim: channels of what the softmax sees.
-        record_dim: channels of what `recorded` says of a position.
-        own_dim: leading channels of a state through which a position depends on itself.
-        is_recurrent: whether its f is a `Recurrent`, which can be solved position after position.
+        output_dim: channels of the features that the softmax reads.
+        record_dim: channels of a position's record, R (see `recorded`).
+        own_dim: number of leading channels of a state through which each position depends on itself.
+        is_recurrent: whether its f is a `Recurrent`, which can be solved at one position after another.
 
     Args:
-        state_dim, injection_dim: as above; the others are C unless a layer says otherwise.
+        state_dim, injection_dim: as above; the other sizes are C unless a subclass changes them.
     """
 
     is_recurrent = False
@@ -73,24 +78,29 @@ class Layer(nn.Module):
         self.injection_dim = injection_dim
 
     def initialize(self, initializer: Initializer) -> None:
-        """Draw the matrices among the weights from `initializer`; vectors stay as the layer made them."""
+        """Draw the matrices among the weights from `initializer`; vectors keep their values."""
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 initializer.fill(parameter)
 
     def output(self, state: Tensor) -> Tensor:
-        """The features that the softmax sees, (B, T, output_dim), of states (B, T, C): the states."""
+        """The features that the softmax reads, (B, T, output_dim), from states (B, T, C); here the states."""
         return state
 
     def memory_length(self, mem_len: int) -> int:
-        """Positions of a segment to keep for the next one, where the user asks for `mem_len`."""
+        """How many positions of a segment are kept for the next one.
+
+        Args:
+            mem_len: the number that the user asks for.
+        """
         return mem_len
 
     def draw(self, batch: int, length: int, memory: int, like: Tensor) -> Any:
-        """Draw the dropout masks of one forward pass, to be held through every solve in it: none.
+        """Draw the dropout masks of one forward pass; every solve of the pass uses the same ones. By default:
+        none.
 
         Args:
-            batch, length, memory: rows, positions and remembered positions, B, T and M.
+            batch, length, memory: numbers of samples, positions and remembered positions, B, T and M.
             like: a tensor of the device and dtype to use.
         """
 
@@ -100,10 +110,10 @@ class Layer(nn.Module):
 
 
 def recorded(f: Map, z: Tensor) -> Tensor:
-    """What later positions need of those of f once they are settled at z (B, T, C): (B, T, R).
+    """The record of positions that are settled at z (B, T, C): what later positions need of them, (B, T, R).
 
-    It is the state, or `f.record(z)` where f has such a method.
+    It is the state z, or `f.record(z)` if f has such a method.
     """
-    # Asked for by name: `isinstance` of a protocol takes as long as several operations on a token.
+    # By name, as `isinstance` of a protocol would take as long as several operations on one token.
     record: Callable[[Tensor], Tensor] | None = getattr(f, "record", None)
     return z if record is None else record(z)

@@ -1,4 +1,4 @@
-"""What a segment leaves behind for the next one."""
+"""The memory: what one segment of a text leaves for the next one."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Memory:
-    """Equilibria and injections of the last positions, a row for each stream of text.
+    """Records and injections of the last positions, a row per stream of text.
 
     Attributes:
-        state: what `recorded` says of the positions, (B, M, R), detached: their equilibria, for most layers.
-        injection: their injections, (B, M, D), detached.
+        state: what `recorded` returns for the positions, (B, M, R), detached; for most layers their
+            equilibria.
+        injection: u of the positions, (B, M, D), detached.
     """
 
     state: Tensor
@@ -29,9 +30,9 @@ class Memory:
         """This memory followed by new positions, cut to the last `keep`.
 
         Args:
-            state: what `recorded` says of new positions, (B, T, R).
-            injection: their injections, (B, T, D).
-            keep: positions to keep; everything before them is forgotten.
+            state: what `recorded` returns for the new positions, (B, T, R).
+            injection: u of the new positions, (B, T, D).
+            keep: number of positions to keep.
         Returns:
             the new memory; gradients pass to `state` and `injection`.
         """
@@ -41,7 +42,7 @@ class Memory:
         return Memory(states[:, first:], injections[:, first:])
 
     def detached(self) -> Memory:
-        """The same values, cut off from the graph."""
+        """The same values without their graph."""
         return Memory(self.state.detach(), self.injection.detach())
 
     def to(self, device: torch.device) -> Memory:
@@ -52,37 +53,37 @@ class Memory:
 class MemoryCarrier:
     """Hands the memory that one batch of streams leaves to the batch that continues them.
 
-    Every batch has a carrier of its own, linked to that of the batch before. So batches may be fetched long
-    before they are run, and a batch that is run twice (as fairseq does after an overflow) starts twice from
-    the same memory. A batch that was never run leaves nothing. Each model of an ensemble finds what it left
-    itself.
+    Every batch has its own carrier, which is linked to that of the batch before. So batches may be fetched
+    long before they are run. A batch that is run twice, as fairseq does after an overflow, starts from the
+    same memory both times, and a batch that was never run leaves none. Each model of an ensemble gets the
+    memory that it left.
 
     Args:
         previous: the carrier of the batch before; None at the start of a pass.
-        after: what the model leaves, for a carrier that stands for batches run earlier.
+        after: the memory to hand on, if the carrier stands for batches that were run earlier.
     Attributes:
-        after: what the model left, of an ensemble the one that ran last.
+        after: the memory that the model left; in an ensemble, the model that ran last.
     """
 
     def __init__(self, previous: MemoryCarrier | None = None, after: Memory | None = None) -> None:
         self._previous = previous
-        self._before: dict[int | None, Memory | None] = {}  # by the id of the model; None: of any
+        self._before: dict[int | None, Memory | None] = {}  # by id of the model; None: any model
         self._left: dict[int | None, Memory | None] = {}
         self.after = after
 
     def before(self, device: torch.device, model: object = None) -> Memory | None:
-        """What the batch before left, on `device`.
+        """The memory that the batch before left, on `device`; None if it left none.
 
         Args:
-            device: where the memory goes.
-            model: the one of an ensemble that asks; it gets what it left itself.
+            device: where the memory is to be.
+            model: the model of an ensemble that asks; it gets what it left itself.
         """
         if self._previous is not None:
             self._before = {None: self._previous.after, **self._previous._left}
-            self._previous = None  # or every batch of a pass would be kept
+            self._previous = None  # otherwise the carriers of a whole pass would stay in memory
         memory = self._before.get(id(model), self._before.get(None))
         return None if memory is None else memory.to(device)
 
     def leave(self, memory: Memory | None, model: object) -> None:
-        """Keep what a model leaves for its next batch."""
+        """Keep the memory that `model` leaves for its next batch."""
         self._left[id(model)] = self.after = memory

@@ -1,4 +1,4 @@
-"""Weight normalisation as a function of explicit parameters, computed once a forward pass."""
+"""Linear maps with or without weight normalisation, whose weight is computed once per forward pass."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from torch import Tensor, nn
 class Initializer:
     """Draws initial weights: `normal` N(0, std), `uniform` U(-range, range), `fan_in` U(+-1/sqrt(fan_in)).
 
+    Args:
+        name: `normal`, `uniform` or `fan_in`.
+        std: standard deviation of `normal`.
+        range: largest absolute value of `uniform`.
     Raises:
-        ValueError: unknown name, or a scale that is not above 0.
+        ValueError: `name` is none of these, or `std` or `range` is not above 0.
     """
 
     NAMES = ("normal", "uniform", "fan_in")
@@ -24,7 +28,7 @@ class Initializer:
         self.name, self.std, self.range = name, std, range
 
     def fill(self, weight: Tensor) -> None:
-        """Overwrite `weight`, (out, in)."""
+        """Overwrite `weight`, (out, in), with drawn numbers."""
         if self.name == "normal":
             nn.init.normal_(weight, 0.0, self.std)
             return
@@ -33,10 +37,10 @@ class Initializer:
 
 
 class WeightNormLinear(nn.Module):
-    """The parameters of a linear map, optionally weight-normalised: W = g * V / |V|, a norm per row.
+    """The parameters of a linear map, optionally weight-normalised: W = g * V / |V|, with a norm per row.
 
-    It is never called: `weight()` gives W, and whoever runs a solve takes it once and applies it as often
-    as the solver asks. V holds the initial W and g its norms, so that W starts as the initialiser made it.
+    It has no `forward`. Call `weight()` once before a solve, and use the W that it returns in every
+    evaluation. Initially V is the W that was drawn, and g holds the norms of its rows.
 
     Args:
         in_features, out_features: sizes.
@@ -53,19 +57,19 @@ class WeightNormLinear(nn.Module):
 
     @torch.no_grad()
     def initialize(self, initializer: Initializer) -> None:
-        """Draw W from `initializer`, and set g so that W is what was drawn."""
+        """Draw W from `initializer`: V becomes what is drawn, and g its norms."""
         initializer.fill(self.weight_v)
         if self.weight_g is not None:
             self.weight_g.copy_(self.weight_v.norm(dim=1, keepdim=True))
 
     def weight(self, mask: Tensor | None = None) -> Tensor:
-        """W, (out_features, in_features); V times `mask` (out_features, in_features) in the place of V."""
+        """W, (out_features, in_features), from V, or from V * mask if there is a mask of that shape."""
         v = self.weight_v if mask is None else self.weight_v * mask
         if self.weight_g is None:
             return v
         return torch._weight_norm(v, self.weight_g, 0)
 
     def required_bias(self) -> Tensor:
-        """The bias of a map that was made with one, (out_features,)."""
+        """The bias, (out_features,), of a map that was made with one."""
         assert self.bias is not None
         return self.bias

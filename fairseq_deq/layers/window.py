@@ -1,4 +1,4 @@
-"""A layer defined at one position: from the states of a few positions and an injection to a state."""
+"""A layer that is defined per position: by a map from a few states and one injection to a state."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from .layer import Layer, PreparedLayer
 class WindowLayer(Layer):
     """f(z; u)_t = forward([z_{t-k+1}, ..., z_t], u_t), where positions before the text, or padded, are zero.
 
-    A subclass passes its sizes to `__init__` and defines `forward`. What a model needs beside that follows:
-    padding, the context of a segment, the cache of generation, evaluation at some positions only, and
-    gradients through autograd.
+    A subclass passes its sizes to `__init__` and defines `forward`. The rest of what a model needs is made
+    from it: padding, the context of a segment, the cache of generation, evaluation at some positions only,
+    and gradients through autograd.
 
-    `forward` gets rows of many positions at once. The number of rows is a multiple of 16, so that an ordinary
-    `nn.Linear` rounds a row the same whatever stands beside it. A row must not look at another row, nor at
-    anything that changes from one evaluation to the next: no `nn.Dropout` and no batch norm in it.
+    `forward` gets many positions at once, one per row. The number of rows is a multiple of 16, so that an
+    ordinary `nn.Linear` rounds a row the same, whatever the other rows are. A row must not depend on another
+    row, nor on anything that changes from one evaluation to the next: `forward` must contain no `nn.Dropout`
+    and no batch norm.
 
     Args:
         state_dim: channels of a state, C.
         injection_dim: channels of an injection, D.
-        window: positions that one sees, itself included, k.
+        window: number of positions that each position sees, itself included, k.
         dropout: probability of dropping a channel of z inside f, at all positions of a sample.
     Raises:
         ValueError: a size is below 1.
@@ -44,15 +45,15 @@ class WindowLayer(Layer):
         """f at n positions.
 
         Args:
-            states: those of the position and of the k-1 before it, the oldest first, (n, k, C).
-            injection: u of the position, (n, D).
+            states: of each position and the k-1 before it, the oldest first, (n, k, C).
+            injection: u of each position, (n, D).
         Returns:
             (n, C).
         """
         raise NotImplementedError(f"{type(self).__name__} needs a method forward(states, injection)")
 
     def memory_length(self, mem_len: int) -> int:
-        """Positions to keep where any are asked for: those that the first of a segment sees."""
+        """Number of positions to keep: k-1, which the next segment reads; 0 if `mem_len` is 0."""
         return self.window - 1 if mem_len else 0
 
     def draw(self, batch: int, length: int, memory: int, like: Tensor) -> Tensor | None:
@@ -66,21 +67,21 @@ class WindowLayer(Layer):
 
 @dataclass(frozen=True)
 class WindowContext:
-    """The states before a segment, as far back as a position looks: (B, k-1, C)."""
+    """The states of the last positions before a segment, those that it reads: (B, k-1, C)."""
 
     states: Tensor
 
     def rows(self, index: Tensor) -> WindowContext:
-        """The samples `index` (B',), in that order."""
+        """The samples with these indices, (B',), in that order."""
         return WindowContext(self.states.index_select(0, index))
 
 
 class PreparedWindow(PreparedLayer):
-    """A window layer in one forward pass.
+    """A window layer with the dropout mask of one forward pass.
 
     Args:
         layer: the layer.
-        mask: its dropout mask, (B, 1, C) or None.
+        mask: the mask, (B, 1, C), or None.
     """
 
     def __init__(self, layer: WindowLayer, mask: Tensor | None) -> None:
@@ -114,12 +115,12 @@ class WindowSegment:
 
     layer: WindowLayer
     mask: Tensor | None  # (B, 1, C)
-    before: Tensor  # masked states before the segment, (B, k-1, C)
+    before: Tensor  # states before the segment, times the mask, (B, k-1, C)
     injection: Tensor  # (B, T, D)
-    keep: Tensor | None  # (B, T), 0 at padding; None: 1 everywhere
+    keep: Tensor | None  # factor of f, (B, T), 0 at padding; None: 1 everywhere
 
     def windows(self, z: Tensor) -> Tensor:
-        """What every position sees at z (B, T, C), rows in order, (B*T, k, C)."""
+        """The states that each position reads, at z (B, T, C): (B*T, k, C)."""
         seen = torch.cat([self.before, apply_mask(z, self.mask)], 1)
         parts = [seen[:, j : j + z.shape[1]] for j in range(self.layer.window)]
         return torch.stack(parts, 2).flatten(0, 1)
@@ -146,7 +147,7 @@ class BoundWindow:
         segment: everything that does not depend on z.
     """
 
-    direction = 1  # a position depends on itself and on those before it
+    direction = 1  # each position depends on itself and on earlier ones
 
     def __init__(self, segment: WindowSegment) -> None:
         self.segment = segment
@@ -160,12 +161,18 @@ class BoundWindow:
     def restrict(
         self, z: Tensor, positions: Tensor, value: Tensor | None = None
     ) -> Callable[[Tensor], Tensor]:
-        """f at the flat `positions` (n,), sorted, with the others held at z (B, T, C): (n, C) -> (n, C)."""
+        """f at some positions, (n, C) -> (n, C), with all others held at z.
+
+        Args:
+            z: the state, (B, T, C).
+            positions: sorted indices b*T + t, (n,).
+            value: unused.
+        """
         return _RestrictedWindow(self.segment, self._injection, self._keep, z, positions)
 
 
 class _RestrictedWindow:
-    """f at some positions; what they see of all others is that of the state it was made from."""
+    """f at some positions, (n, C) -> (n, C); all other positions keep their states at z."""
 
     def __init__(
         self, segment: WindowSegment, injection: Tensor, keep: Tensor | None, z: Tensor, positions: Tensor
@@ -177,7 +184,7 @@ class _RestrictedWindow:
         self.injection = injection.index_select(0, positions)
         self.keep = None if keep is None else keep.index_select(0, positions)
         self.held = segment.windows(z).index_select(0, positions)  # (n, k, C)
-        # Which of the n rows stands at each place of a window; n: a position that is held.
+        # For each of the n positions and each place in its window, the row to read there; n if it is held.
         place = positions.new_full((z.shape[0] * length,), n)
         place[positions] = torch.arange(n, device=z.device)
         back = torch.arange(window - 1, -1, -1, device=z.device)

@@ -1,8 +1,9 @@
-"""Patches for faults of fairseq on today's torch and numpy: a table, and what applies it.
+"""Patches for faults of fairseq on today's torch and numpy: a table of them, and `install`, which applies it.
 
-`python -m fairseq_deq.patches` prints the table with what is active. The environment variable
-`FAIRSEQ_DEQ_PATCHES` switches patches off: `off` all of them, or the names of some with commas between. What
-this package does better by overriding what fairseq calls is not here but in its tasks, criterions and models.
+`python -m fairseq_deq.patches` prints the table with the state of each patch. The environment variable
+`FAIRSEQ_DEQ_PATCHES` switches patches off: `off` all of them, or some by name, with commas between. A patch
+is for a fault that no subclass can correct. All other corrections are in this package's tasks, criterions and
+models.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ _states: list[tuple[Patch, str]] = []
 
 
 def install() -> list[tuple[Patch, str]]:
-    """Apply every patch that is not switched off; calling it again changes nothing.
+    """Apply every patch that is not switched off; a second call changes nothing.
 
     Returns:
-        the rows, each with its state: `active`, `not needed`, `switched off` or `target is gone`.
+        the patches, each with its state: `active`, `not needed`, `switched off` or `target is gone`.
     Raises:
         OptionError: the environment variable names a patch that does not exist.
     """
-    if _states:  # a fault that is patched does not show a second time
+    if _states:  # a fault that is patched can no longer be detected
         return _states
     off = switched_off()
     _states.extend((patch, "switched off" if patch.name in off else patch.apply()) for patch in TABLE)
@@ -46,7 +47,7 @@ def install() -> list[tuple[Patch, str]]:
 
 
 def switched_off() -> set[str]:
-    """The names of the patches that the environment switches off.
+    """The names of the patches that the environment variable switches off.
 
     Raises:
         OptionError: it names a patch that does not exist.
@@ -59,7 +60,7 @@ def switched_off() -> set[str]:
     unknown = sorted(names - known)
     if unknown:
         raise OptionError(
-            f"{VARIABLE} names {unknown[0]!r}, which is no patch; it may be off, or names of "
-            f"{', '.join(sorted(known))}"
+            f"{VARIABLE} names {unknown[0]!r}, which is no patch; give off, or some of these names, "
+            f"with commas between: {', '.join(sorted(known))}"
         )
     return names

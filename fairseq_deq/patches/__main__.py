@@ -19,7 +19,10 @@ def main() -> None:
         print(f"{patch.name:20} {state:15} {patch.versions:18} {patch.target}")
         print(textwrap.fill(patch.fault, _WIDTH, initial_indent=" " * 21, subsequent_indent=" " * 21))
     active = sum(state == "active" for _, state in states)
-    print(f"{active} of {len(states)} active; {VARIABLE}=off switches them off, {VARIABLE}=name,name some")
+    print(
+        f"{active} of {len(states)} active; {VARIABLE}=off switches all of them off, "
+        f"{VARIABLE}=name,name the named ones"
+    )
 
 
 if __name__ == "__main__":

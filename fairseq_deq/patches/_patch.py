@@ -1,4 +1,4 @@
-"""One fault of fairseq and what replaces it: a row of the table of patches."""
+"""A row of the table of patches: a function of fairseq that has a fault, and its replacement."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Any
 
 _MARK = "_fairseq_deq_patch"
 
-#: Where a fault is: in all of fairseq that this package works with, or in one distribution of it.
+#: Versions that have a fault: all that this package works with, or one distribution of fairseq.
 ALL = "fairseq >=0.12.2"
 VE = "ve-fairseq 0.12.3"
 
 
 @dataclass(frozen=True)
 class Patch:
-    """One function of fairseq that has a fault, and what replaces it.
+    """One function of fairseq that has a fault, and its replacement.
 
     Attributes:
-        name: what `FAIRSEQ_DEQ_PATCHES` calls it; rows that answer one fault share it.
+        name: its name in `FAIRSEQ_DEQ_PATCHES`; patches that correct one fault together share a name.
         target: dotted name of the function.
         fault: what is wrong with it, in one sentence.
-        versions: those of fairseq in which the fault is there.
+        versions: the versions of fairseq that have the fault.
         replacement: takes the function and returns the one to use.
-        is_there: whether the fault shows with what is installed (torch, numpy, the device).
+        is_there: whether the fault occurs with the installed torch and numpy and on this device.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Patch:
 
 
 def _owners(target: str) -> list[tuple[Any, str]]:
-    """The modules or classes that hold the target, and its name in them; [] if there is none.
+    """The modules or classes that hold the target, each with its name there; [] if there is none.
 
     A tool that is started as `python -m fairseq_cli.generate` has its functions in `__main__` as well.
     """
@@ -80,14 +80,12 @@ def _owners(target: str) -> list[tuple[Any, str]]:
 
 
 def replace(owner: Any, name: str, wrap: Callable[[Any], Any]) -> None:
-    """Replace `owner.name` by `wrap(owner.name)`, once for each `wrap`.
+    """Replace `owner.name` by `wrap(owner.name)`; a second call with the same `wrap` changes nothing.
 
     Args:
         owner: the module or class that holds the function.
-        name: the function's name in it; nothing happens if the owner has none, so that a fairseq without the
-            function is left alone.
-        wrap: takes the function and returns the one to use; what it replaced stays reachable as its
-            `__wrapped__`.
+        name: the function's name there. If there is none, as in another version of fairseq, nothing happens.
+        wrap: takes the function and returns the one to use. The original stays available as `__wrapped__`.
     """
     original = getattr(owner, name, None)
     applied = getattr(original, _MARK, ())

@@ -25,7 +25,7 @@ def log_prob_cannot_be_trained() -> bool:
 
 
 def with_log_prob_that_can_be_trained(get_log_prob: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The same values, without the addition in place to what autograd needs unchanged."""
+    """The same values, computed without changing in place a tensor that autograd needs."""
     return _get_log_prob
 
 
@@ -51,7 +51,7 @@ def _get_log_prob(self: Any, input: Tensor, target: Tensor | None) -> Tensor:
 
 
 def with_zeroed_float_tensor(init: Callable[..., None]) -> Callable[..., None]:
-    """Make checkpoints of equal runs equal: the buffer `_float_tensor` is uninitialised memory."""
+    """Zero the buffer `_float_tensor`. It is uninitialised, so checkpoints of equal runs would differ."""
 
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)

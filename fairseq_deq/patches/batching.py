@@ -9,11 +9,11 @@ import numpy as np
 
 
 def with_last_batch(batch_by_size: Callable[..., Any]) -> Callable[..., Any]:
-    """Put back the last batch of an epoch or of a validation set.
+    """Put back the last batch of an epoch or of a validation set, which fairseq drops.
 
-    If its size is not a multiple of `--required-batch-size-multiple` (8 unless the user says otherwise),
-    fairseq drops it: with 7 blocks there is no batch at all. The option's own documentation asks for batches
-    that are "less than N or a multiple of N", so the short batch is a valid one.
+    fairseq drops it if its size is not a multiple of `--required-batch-size-multiple`, 8 by default. A data
+    set of 7 blocks has no batch at all then. The option's own documentation asks for batches that are "less
+    than N or a multiple of N", so the short batch is valid.
     """
 
     def wrapper(
@@ -40,7 +40,7 @@ def with_last_batch(batch_by_size: Callable[..., Any]) -> Callable[..., Any]:
         )
         kept = sum(len(batch) for batch in batches)
         if fixed_shapes is None and kept < len(indices):
-            # Batches are consecutive pieces of `indices`, so what is lost is its end.
+            # Batches are consecutive pieces of `indices`, so the dropped ones are its end.
             batches = [*batches, indices[kept:]]
         return batches
 

@@ -22,17 +22,17 @@ from ..options import flag
 
 logger = logging.getLogger(__name__)
 
-# Whether what is being loaded must be a language model.
+# Whether the checkpoint that is being loaded must be one of a language model.
 _wants_language_models: ContextVar[bool] = ContextVar("fairseq_deq_wants_language_models", default=False)
 
 
 def reading_data(whole: types.ModuleType) -> types.ModuleType:
-    """torch as fairseq's `checkpoint_utils` sees it: its `load` reads checkpoints as data."""
+    """torch for fairseq's `checkpoint_utils`: its `load` reads checkpoints as data, and runs no code."""
     return _TorchThatReadsData(whole)
 
 
 class _TorchThatReadsData(types.ModuleType):
-    """torch, whose `load` reads checkpoints as data."""
+    """torch with another `load`, which reads checkpoints as data."""
 
     def __init__(self, whole: types.ModuleType) -> None:
         super().__init__("torch")
@@ -49,16 +49,19 @@ class _TorchThatReadsData(types.ModuleType):
 
 
 def _leave_tokenizers_out(state: dict[str, Any]) -> None:
-    """Let who loads a language model name its tokeniser and BPE: a file could name any other file."""
+    """Drop a checkpoint's tokeniser and BPE, so that whoever loads it must name them.
+
+    Their options name files, so a stranger's checkpoint could have any file of this machine read.
+    """
     for name in ("tokenizer", "bpe"):
         own = (state.get("cfg") or {}).get(name)
         if own is not None:
-            logger.info("the checkpoint's own options of %s are not used; name it where you load it", name)
+            logger.info("the checkpoint's own %s is not used; name one where you load the checkpoint", name)
             state["cfg"][name] = None
 
 
 def with_overrides_checked(load: Callable[..., Any]) -> Callable[..., Any]:
-    """Refuse overrides without names, and models of another kind where the task is one of text."""
+    """Refuse overrides that are no dictionary of named options, and models of a kind that is not wanted."""
 
     def wrapper(
         path: str, arg_overrides: Mapping[str, Any] | None = None, load_on_all_ranks: bool = False
@@ -77,7 +80,11 @@ def with_overrides_checked(load: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def with_settings_of_the_file(load: Callable[..., Any]) -> Callable[..., Any]:
-    """Where the task is one of language modeling, refuse other models, and begin texts as training did."""
+    """Say in one sentence why a model cannot be built from a checkpoint.
+
+    If the task is language modeling, also refuse other models, and begin texts as in training: see
+    `_take_over_bos`.
+    """
     signature = inspect.signature(load)
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -94,7 +101,7 @@ def with_settings_of_the_file(load: Callable[..., Any]) -> Callable[..., Any]:
         except Exception as error:  # options of a file can be wrong in any way
             names = ", ".join(signature.bind(*args, **kwargs).arguments["filenames"])
             reason = (str(error).strip().splitlines() or [""])[0][:160]
-            if isinstance(error, ValidationError):  # of a value, which has a name
+            if isinstance(error, ValidationError):  # of one option, which it names
                 raise OptionError(f"{flag(str(error.key))}: {reason}; see --model-overrides") from None
             raise OptionError(
                 f"the model of {names} cannot be built from its options ({type(error).__name__}: {reason}); "
@@ -111,7 +118,7 @@ def with_settings_of_the_file(load: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def wanting_language_models() -> Iterator[None]:
-    """Refuse checkpoints of other models within, whichever task they name."""
+    """In this context, refuse checkpoints of other models, whichever task they name."""
     token = _wants_language_models.set(True)
     try:
         yield
@@ -138,7 +145,7 @@ def _refuse_other_models(path: str, state: Mapping[str, Any]) -> None:
 
 
 def _take_over_bos(task: Any, cfg: Any, models: Iterable[Any]) -> None:
-    """Let texts begin with the token that they began with in training (`--add-bos-token`)."""
+    """Begin texts with the token with which they began in training (`--add-bos-token`)."""
     from ..tasks.deq_language_modeling import DEQLanguageModelingTask
 
     trained = bool(getattr(getattr(cfg, "task", None), "add_bos_token", False))
@@ -155,7 +162,7 @@ def _take_over_bos(task: Any, cfg: Any, models: Iterable[Any]) -> None:
 
 
 def with_bos_of_training(eval_lm: Callable[..., Any]) -> Callable[..., Any]:
-    """Leave the beginning of a text out of its perplexity where the training of the model had one."""
+    """Do not count the first token, `<s>`, in a perplexity if the training used `--add-bos-token`."""
     signature = inspect.signature(eval_lm)
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -171,14 +178,14 @@ def with_bos_of_training(eval_lm: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _without_beginnings(sample: dict[str, Any]) -> dict[str, Any]:
-    """The same batch, whose number of tokens is that of what is scored."""
+    """The same batch, with only the scored tokens counted: all but the first of each row."""
     if "net_input" not in sample:
         return sample
     return {**sample, "ntokens": sample["ntokens"] - sample["target"].shape[0]}
 
 
 def with_plain_numbers(save: Callable[..., None]) -> Callable[..., None]:
-    """Save numpy's numbers as Python's: as they are, the file would be more than data."""
+    """Save numpy's numbers as Python's, because torch does not load numpy's as data."""
 
     def wrapper(obj: Any, *args: Any, **kwargs: Any) -> None:
         save(_plain(obj), *args, **kwargs)
@@ -189,7 +196,7 @@ def with_plain_numbers(save: Callable[..., None]) -> Callable[..., None]:
 def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
-    # Only what must change is made anew: other containers keep their type and identity.
+    # Only plain dicts, lists and tuples are copied: other containers keep their type and identity.
     if type(value) is dict:
         return {_plain(key): _plain(item) for key, item in value.items()}
     if type(value) in (list, tuple):
@@ -198,7 +205,10 @@ def _plain(value: Any) -> Any:
 
 
 def _with_safe_globals(load: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a process read what another of the same run sends; it comes from memory and not from a file."""
+    """Let a process load what another process of the same run has sent.
+
+    Such data is trusted, because it comes from the memory of that process and not from a file.
+    """
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         with torch.serialization.safe_globals(_safe_globals()):

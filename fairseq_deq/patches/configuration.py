@@ -1,4 +1,4 @@
-"""Options that cannot work together, or would be ignored: refused before a tool begins."""
+"""Refuses options that cannot work together or would be ignored, before a tool begins."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .ranges import check_ranges
 
 logger = logging.getLogger(__name__)
 
-# What these criteria log at validation whatever the model, and with models of this package.
+# What each criterion logs at every validation, and what deq_lm_loss adds for models of this package.
 _LOGGED = {
     "deq_lm_loss": ("loss", "nll_loss", "ppl"),
     "cross_entropy": ("loss", "ppl"),
@@ -27,7 +27,7 @@ _LOGGED = {
     "label_smoothed_cross_entropy": ("loss", "nll_loss", "ppl"),
 }
 _OF_SOLVES = ("f_nfe", "f_lane_nfe", "f_res", "f_conv")
-# Options of our models that another task or criterion does not use.
+# Options of this package's models that other tasks, or other criteria, do not use.
 _FOR_STREAMS = ("mem_len", "subseq_forget")
 _FOR_OUR_LOSS = ("jac_loss_weight", "jac_incremental", "spectral_radius")
 
@@ -43,10 +43,10 @@ def with_options_checked(call_main: Callable[..., None]) -> Callable[..., None]:
 
 
 def main_with_options_checked(main: Callable[..., Any]) -> Callable[..., Any]:
-    """The same, for a tool that calls its `main` itself."""
+    """The same, for a tool that calls its `main` without `call_main`."""
 
     def wrapper(cfg: Any, *args: Any, **kwargs: Any) -> Any:
-        if not hasattr(cfg, "common_eval"):  # fairseq-generate hands over what argparse made
+        if not hasattr(cfg, "common_eval"):  # fairseq-generate passes argparse's Namespace
             from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
             cfg = convert_namespace_to_omegaconf(cfg)
@@ -57,7 +57,7 @@ def main_with_options_checked(main: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def defaults_with_options_checked(add_defaults: Callable[..., None]) -> Callable[..., None]:
-    """The same, for a training that hydra began before the package was imported."""
+    """The same, for a training that hydra started before this package was imported."""
 
     def wrapper(cfg: Any) -> None:
         add_defaults(cfg)
@@ -70,10 +70,10 @@ def check(cfg: Any, tool: str) -> None:
     """Check the options of a tool.
 
     Args:
-        cfg: fairseq's configuration; `--bf16` without a TPU is put right in it.
-        tool: the module of fairseq_cli whose `main` is to run.
+        cfg: fairseq's configuration; `--bf16` without a TPU is corrected in it.
+        tool: the module of fairseq_cli whose `main` is to run, such as `train`.
     Raises:
-        OptionError: something cannot work, or would be ignored.
+        OptionError: an option cannot work, or would be ignored.
     """
     _check_names(cfg)
     settle_precision(cfg)
@@ -92,7 +92,10 @@ def check(cfg: Any, tool: str) -> None:
 
 
 def _check_names(cfg: Any) -> None:
-    """Refuse components that do not exist, which a yaml or a checkpoint may name; argparse knows its own."""
+    """Refuse a task, model, criterion and so on that does not exist.
+
+    argparse checks the command line, but not the names in a yaml file or a checkpoint.
+    """
     from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
     from fairseq.registry import REGISTRIES
     from fairseq.tasks import TASK_REGISTRY
@@ -111,12 +114,12 @@ def _check_names(cfg: Any) -> None:
 
 
 def settle_precision(cfg: Any) -> None:
-    """Run `--bf16` without a TPU, and refuse `--fp16` on a CPU.
+    """Let `--bf16` run without a TPU, and refuse `--fp16` on a CPU.
 
-    The command line turns `--bf16` into "use a TPU", and without one the trainer would die.
+    fairseq turns `--bf16` on the command line into "use a TPU", and without a TPU its trainer would fail.
 
     Raises:
-        OptionError: the device cannot do what is asked for.
+        OptionError: the device cannot do this.
     """
     common = cfg.common
     on_cpu = common.cpu or not torch.cuda.is_available()
@@ -150,9 +153,8 @@ def _check_paths(cfg: Any, tool: str) -> None:
         raise OptionError("--path must name a checkpoint")
     if tool == "validate" and path and os.pathsep in path and not os.path.exists(path):
         raise OptionError(
-            f"--path {path}: fairseq-validate takes one checkpoint; fairseq-eval-lm has the "
-            "perplexity of several "
-            "together"
+            f"--path {path}: fairseq-validate takes one checkpoint; fairseq-eval-lm takes "
+            "several, as an ensemble"
         )
     if cfg.dataset.shard_id >= cfg.dataset.num_shards:
         raise OptionError(
@@ -205,7 +207,7 @@ def _check_model(cfg: Any) -> None:
         sentence = f"{flag(option)} {getattr(model, option)} needs {needed}"
         if not option.startswith(("b_", "pretrain_")):
             raise OptionError(f"{sentence}; leave it out")
-        # those stay where one --gradient, or one --pretrain-steps, is tried after another
+        # only a warning, so that one can try another --gradient or --pretrain-steps without removing these
         logger.warning("%s: it has no effect", sentence)
 
 

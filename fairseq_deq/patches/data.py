@@ -1,4 +1,4 @@
-"""Binarised texts are opened without a look at whether their files belong together."""
+"""The fault: fairseq opens binarised texts without checking that their files belong together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..data_folder import check_text, write_fingerprint
 
 
 def after_checking(load_indexed_dataset: Callable[..., Any]) -> Callable[..., Any]:
-    """Compare a text with its index and its dictionary when it is opened."""
+    """Before a text is opened, compare it with its index and its dictionary."""
     signature = inspect.signature(load_indexed_dataset)
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -32,7 +32,7 @@ def after_checking(load_indexed_dataset: Callable[..., Any]) -> Callable[..., An
 
 
 def then_fingerprinting(main: Callable[..., Any]) -> Callable[..., Any]:
-    """Keep with the texts what tells them and their dictionary from others."""
+    """Write a fingerprint of the texts and their dictionary beside them: see `write_fingerprint`."""
 
     def wrapper(args: Any) -> Any:
         result = main(args)

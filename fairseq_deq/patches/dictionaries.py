@@ -1,4 +1,4 @@
-"""A checkpoint says nothing of the dictionary it was trained with."""
+"""The fault: a checkpoint does not record the dictionary that it was trained with."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ._patch import replace
 
 _KEY = "fairseq_deq.dictionary"
 
-# The task whose training a checkpoint is being read for; the function that reads does not know it.
+# The task of the training that is being resumed; the function that reads the checkpoint does not get it.
 _resuming: ContextVar[Any] = ContextVar("fairseq_deq_resuming", default=None)
 
 
 def refuse_other_dictionaries() -> None:
     """Refuse to evaluate, generate or go on training with a dictionary that is not the checkpoint's.
 
-    The fault: a dictionary of another size ends in a tensor size mismatch, and one of the same size with
-    other words, or the same words in another order, silently in a meaningless perplexity. Checkpoints keep a
-    hash of the words here; those without one are taken as they are.
+    With a dictionary of another size, fairseq ends in a tensor size mismatch. With one of the same size but
+    other words, or another order of them, it prints a meaningless perplexity. Here checkpoints keep a hash of
+    the words; a checkpoint without one is not checked.
     """
     from fairseq import checkpoint_utils
     from fairseq.tasks.language_modeling import LanguageModelingTask

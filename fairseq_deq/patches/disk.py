@@ -1,4 +1,4 @@
-"""How fairseq puts checkpoints on the disk."""
+"""Faults of fairseq in writing checkpoints to the disk."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 from ..errors import OptionError, RunError
 
-# What torch says when a file cannot grow; it keeps the reason of the system to itself.
+# Parts of torch's messages when a file cannot grow; they do not contain the system's own reason.
 _FULL = ("PytorchStreamWriter failed", "unexpected pos", "No space left", "file write failed")
 
 
 def with_atomic_copy(copy: Callable[..., Any]) -> Callable[..., Any]:
-    """Keep checkpoint_last.pt and checkpoint_best.pt whole when the process is killed while it copies."""
+    """Keep checkpoint_last.pt and checkpoint_best.pt whole if the process is killed while it copies them."""
     from fairseq.file_io import PathManager
 
     def wrapper(src_path: str, dst_path: str, overwrite: bool = False) -> Any:
@@ -31,7 +31,7 @@ def with_atomic_copy(copy: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def with_whole_saves(save: Callable[..., None]) -> Callable[..., None]:
-    """Write a checkpoint under a name of this process, and put it in its place when it is on the disk.
+    """Write a checkpoint to a temporary file of this process, and rename it once it is on the disk.
 
     fairseq retries a failed save twice, 2.5 seconds apart and into the same file, and leaves its `.tmp`.
     """
@@ -51,7 +51,11 @@ def with_whole_saves(save: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def _written_beside(path: str) -> Iterator[str]:
-    """A name beside `path` to write to; what is there at the end takes the place of `path`, whole."""
+    """A temporary name beside `path`; at the end its file takes the place of `path`, atomically.
+
+    Raises:
+        RunError: the file cannot be written; what was at `path` before is still there.
+    """
     folder = os.path.dirname(path) or "."
     _remove_stale(path)
     temporary = f"{path}.{os.getpid()}.tmp"
@@ -84,7 +88,7 @@ def _reason(reason: str, folder: str) -> str:
 
 
 def _remove_stale(path: str) -> None:
-    """Remove what processes that are no more have left beside `path`."""
+    """Remove the temporary files that processes which no longer exist have left beside `path`."""
     for name in glob.glob(f"{glob.escape(path)}*.tmp"):
         owner = name[len(path) : -len(".tmp")].strip(".")
         if owner and not owner.isdigit():
@@ -131,16 +135,17 @@ def with_save_dir_explained(verify: Callable[[str], None]) -> Callable[[str], No
                     _remove_stale(os.path.join(save_dir, name[: name.rindex(".pt") + 3]))
         except OSError as error:
             raise OptionError(
-                f"--save-dir {save_dir} cannot be written to ({error.strerror}): give a folder that can"
+                f"--save-dir {save_dir} cannot be written to ({error.strerror}): give another folder"
             ) from None
 
     return wrapper
 
 
 def after_gathering(save_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a task collect from all processes what it wants to save (`gather_memory`).
+    """Before a checkpoint is saved, let the task collect data from all processes (`gather_memory`).
 
-    fairseq asks the task for its state in the process that saves, where nothing can be collected any more.
+    fairseq asks the task for its state only in the process that saves, where nothing can be collected any
+    more.
     """
 
     def wrapper(cfg: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:

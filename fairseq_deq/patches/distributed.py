@@ -22,14 +22,17 @@ _LAUNCHER_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK")
 
 
 def with_processes_as_asked(call_main: Callable[..., None]) -> Callable[..., None]:
-    """Start and count the processes of a run that the command line or torchrun asks for.
+    """Start and count the processes of a run as the command line or torchrun asks for.
 
-    torchrun without `--distributed-world-size` would train independent copies that overwrite each other's
-    checkpoints; without GPUs, `--distributed-world-size 2` alone would end in an AssertionError, and
-    `--distributed-init-method` without `--distributed-no-spawn` would start no process, train nothing and end
-    with status 0; the default backend, nccl, works with GPUs only. Here torchrun's numbers count,
-    `--distributed-world-size 2` alone starts 2 processes on the CPU, gloo replaces nccl there, and the third
-    case is refused with a sentence. Processes that are started end together.
+    This corrects four faults of fairseq:
+    - torchrun without `--distributed-world-size` trains independent copies, which overwrite each other's
+      checkpoints. Here torchrun's numbers are used.
+    - Without GPUs, `--distributed-world-size 2` alone ends in an AssertionError. Here it starts 2 processes.
+    - Without GPUs, `--distributed-init-method` without `--distributed-no-spawn` starts no process, trains
+      nothing and ends with status 0. Here it is refused with a sentence.
+    - The default backend, nccl, works with GPUs only. Here gloo replaces it on the CPU.
+
+    If one of the processes that were started here ends early, all of them end.
     """
     from fairseq.distributed import utils as distributed_utils
 
@@ -95,7 +98,7 @@ def _choose_port(distributed: Any) -> None:
 
 
 def without_division_by_zero(infer: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Take torchrun's numbers without dividing by the number of GPUs where there is none."""
+    """Where there is no GPU, take torchrun's numbers without dividing by the number of GPUs."""
 
     def wrapper(cfg: Any) -> None:
         if torch.cuda.device_count() > 0:
@@ -111,7 +114,10 @@ def without_division_by_zero(infer: Callable[[Any], None]) -> Callable[[Any], No
 
 
 def then_leaving_the_group(distributed_main: Callable[..., None]) -> Callable[..., None]:
-    """Leave the process group at the end, so that a run of several processes has the status it deserves."""
+    """Leave the process group at the end of a run.
+
+    Otherwise a finished run sometimes aborts with status 1.
+    """
 
     from fairseq.distributed.utils import get_global_group
 
@@ -119,7 +125,7 @@ def then_leaving_the_group(distributed_main: Callable[..., None]) -> Callable[..
         distributed_main(i, main, cfg, kwargs)
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-            # fairseq keeps the group, which another run in this process could not use
+            # fairseq keeps the group, but a later run in this process could not use it
             vars(get_global_group).pop("_global_group", None)
             atexit.register(_collect_no_more)
 
@@ -127,10 +133,10 @@ def then_leaving_the_group(distributed_main: Callable[..., None]) -> Callable[..
 
 
 def _collect_no_more() -> None:
-    """Leave what is still there to the end of the process.
+    """Switch off Python's garbage collector, so that it does not run while the process exits.
 
-    A collection at exit may come to torch's Reducer. Its destructor holds the lock of the interpreter, and
-    waits for a thread of gloo that may be waiting for that lock: then a finished run never ends.
+    It might then destroy torch's Reducer. The destructor holds the interpreter lock while it waits for a
+    thread of gloo, and that thread may be waiting for the lock: a finished run would never end.
     """
     gc.disable()
     gc.freeze()
@@ -143,7 +149,7 @@ def without_devices_on_cpu(data_parallel: Callable[..., Any]) -> Callable[..., A
         if all(parameter.device.type == "cpu" for parameter in module.parameters()):
             options = {**options, "device_ids": None, "output_device": None}
         with warnings.catch_warnings():
-            # torch deprecates an option that fairseq always passes; nobody can type anything against that
+            # torch deprecates an option that fairseq always passes; no option of the user changes that
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             return data_parallel(module=module, **options)
 

@@ -1,4 +1,4 @@
-"""The sentence of a run whose numbers are no longer finite, and which therefore stops."""
+"""The message of a training that stops because its numbers are no longer finite."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import OptionError
 def with_advice(train_step: Callable[..., Any]) -> Callable[..., Any]:
     """End a diverged training of a model of this package in one sentence that says what to try.
 
-    The state is still saved as crash.pt, and the log still names the first module with a number that is not
+    As before, the state is saved as crash.pt, and the log names the first module with a number that is not
     finite.
     """
 

@@ -13,13 +13,13 @@ from ..errors import OptionError
 def with_finite_scores(generate: Callable[..., Any]) -> Callable[..., Any]:
     """Refuse a perplexity over tokens whose scores are infinite or not a number.
 
-    fairseq-eval-lm leaves tokens with an infinite score out of the sum (and its message about them fails), so
-    that the worst tokens make the perplexity better.
+    fairseq-eval-lm leaves tokens with an infinite score out of the sum, so the worst tokens improve the
+    perplexity. Its message about them fails.
     """
 
     def wrapper(self: Any, models: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
         hypotheses = generate(self, models, sample, *args, **kwargs)
-        # One transfer from the device for the whole batch.
+        # Joined, so that there is one transfer from the device per batch.
         scores = torch.cat([row[0]["positional_scores"].reshape(-1) for row in hypotheses])
         failed = int((~torch.isfinite(scores)).sum())
         if failed:

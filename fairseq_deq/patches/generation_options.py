@@ -1,4 +1,4 @@
-"""Options of evaluation and generation that cannot work together, or would be ignored."""
+"""Refuses options of evaluation and generation that cannot work together or would be ignored."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from ..options import flag
 
 
 def check_evaluation(cfg: Any) -> None:
+    """Check the options of fairseq-eval-lm.
+
+    Raises:
+        OptionError: an option cannot work.
+    """
     processes = cfg.distributed_training.distributed_world_size
     if processes > 1:
         raise OptionError(
@@ -24,7 +29,7 @@ def check_evaluation(cfg: Any) -> None:
         )
 
 
-# Options of generation that a language model has no use for.
+# Options of generation that have no effect on a language model.
 _OF_TRANSLATION = (
     *("constraints", "print_alignment", "score_reference", "replace_unk", "sacrebleu", "match_source_len"),
     *("beam_mt", "max_len_a_mt", "max_len_b_mt", "lenpen_mt", "decoding_format", "eos_token"),
@@ -42,13 +47,21 @@ def _check_options_of_translation(cfg: Any, tool: str) -> None:
         value = getattr(cfg.generation, name, None)
         if value != GenerationConfig.__dataclass_fields__[name].default:
             raise OptionError(
-                f"{flag(name)} has no effect on language models, which have no source text beside "
+                f"{flag(name)} has no effect on language models, which have no source text besides "
                 "their prompt; "
                 "leave it out"
             )
 
 
 def check_generation(cfg: Any, tool: str) -> None:
+    """Check the options of fairseq-generate and fairseq-interactive.
+
+    Args:
+        cfg: fairseq's configuration.
+        tool: `generate` or `interactive`.
+    Raises:
+        OptionError: an option cannot work, or would be ignored.
+    """
     generation = cfg.generation
     if generation.sampling and generation.nbest != generation.beam:
         raise OptionError(

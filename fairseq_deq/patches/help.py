@@ -13,7 +13,7 @@ from .sentences import one_sentence
 def with_help_of_everything(parse: Callable[..., Any]) -> Callable[..., Any]:
     """Show the options of the chosen model, task, criterion and optimizer as well.
 
-    fairseq parses twice, and adds those options before the second time; the first one already prints.
+    fairseq parses twice, and adds those options before the second time. It prints its help the first time.
     """
 
     def wrapper(
@@ -34,7 +34,7 @@ def with_help_of_everything(parse: Callable[..., Any]) -> Callable[..., Any]:
             if modify_parser is not None:
                 modify_parser(complete)
             calls.append(complete)
-            if len(calls) == 2:  # the second time everything is there
+            if len(calls) == 2:  # the second time all options have been added
                 complete.print_help()
                 complete.exit()
 

@@ -1,4 +1,4 @@
-"""Data and checkpoints that are not there, empty, damaged, or of another model."""
+"""Clear messages for data and checkpoints that are missing, empty, damaged, or of another model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..errors import OptionError
 
 
 def explaining_missing_dictionary(add_from_file: Callable[..., None]) -> Callable[..., None]:
-    """Say which folder has no dictionary, and what makes one."""
+    """Say which folder has no dictionary, and which tool makes one."""
 
     def wrapper(self: Any, f: Any) -> None:
         try:
@@ -71,8 +71,10 @@ def explaining_damage(load: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def explaining_other_weights(load: Callable[..., Any]) -> Callable[..., Any]:
-    """Say how the weights of a checkpoint differ from the model; take several checkpoints with "
-    "colons between."""
+    """Say how the weights of a checkpoint differ from the model.
+
+    Also accept several checkpoints with colons between, as an ensemble.
+    """
 
     def wrapper(filenames: Any, *args: Any, **kwargs: Any) -> Any:
         filenames = [path for name in filenames for path in _paths(str(name))]
@@ -105,12 +107,12 @@ def explaining_other_weights(load: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _paths(name: str) -> list[str]:
-    """The checkpoints of an ensemble; fairseq-eval-lm takes their names for one."""
+    """The checkpoints of an ensemble; fairseq-eval-lm reads their names as one name."""
     return [name] if os.path.exists(name) or os.pathsep not in name else name.split(os.pathsep)
 
 
 def requiring_restore_file(load_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
-    """Refuse to begin anew where `--restore-file` is not there."""
+    """Refuse to train from scratch if `--restore-file` names a file that does not exist."""
 
     def wrapper(cfg: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
         from fairseq.file_io import PathManager
@@ -154,8 +156,9 @@ def explaining_other_model(load_checkpoint: Callable[..., Any]) -> Callable[...,
 
 
 def _first_difference(error: BaseException | None) -> str:
+    """The first difference that torch's error names."""
     lines = [line.strip().rstrip(".") for line in str(error).splitlines()]
-    # torch's first line names the class alone, and the second what differs
+    # torch's first line names only the class, and the second says what differs
     line = lines[1] if len(lines) > 1 else "".join(lines) or type(error).__name__
     names = line.split(", ")
     return f"{names[0]} and {len(names) - 1} more" if names[0].startswith(("Missing", "Unexpected")) else line

@@ -1,4 +1,4 @@
-"""fairseq evaluates strings of a configuration as Python."""
+"""The fault: fairseq evaluates strings of a configuration as Python code."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from ..literals import literal
 
 
 def reading_literals(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function before which every module of fairseq is given an `eval` that reads literals.
+    """Give all modules of fairseq an `eval` that only reads literals, now and before each call of `function`.
 
-    Modules that are imported later are reached before a checkpoint is read, and before a model is built.
+    Modules may be imported later. `function` reads a checkpoint or builds a model or a criterion, so they
+    have the new `eval` before any of this happens.
     """
     _shadow_eval()
 
@@ -26,5 +27,5 @@ def reading_literals(function: Callable[..., Any]) -> Callable[..., Any]:
 def _shadow_eval() -> None:
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] in ("fairseq", "fairseq_cli") and hasattr(module, "__dict__"):
-            # A name of the module comes before the built-in one.
+            # A module's own name is found before the built-in one.
             vars(module).setdefault("eval", literal)

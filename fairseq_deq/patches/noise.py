@@ -1,4 +1,4 @@
-"""Messages of fairseq and its libraries that help no user."""
+"""Messages of fairseq and its libraries that do not help a user."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# Beginnings of warnings about how fairseq calls torch and hydra, against which nobody can type anything.
+# Beginnings of warnings about how fairseq calls torch and hydra, which no option of the user changes.
 KNOWN_WARNINGS = (
     "'pin_memory' argument is set as true but no accelerator is found",
     "`torch.cuda.amp.GradScaler(args...)` is deprecated",
@@ -31,7 +31,7 @@ KNOWN_WARNINGS = (
 )
 _FORMAT = "%(asctime)s | %(levelname)s | %(name)s | %(message)s"
 _BY_BASIC_CONFIG = "%(levelname)s:%(name)s:%(message)s"
-# Libraries that tell of their inner life at INFO.
+# Libraries that log details of their own work at INFO.
 _TALKATIVE = ("matplotlib", "PIL")
 
 
@@ -42,10 +42,10 @@ def root_logger_is_at_debug() -> bool:
 
 
 def with_root_logger_put_right(module: Any) -> Any:
-    """Give the root logger the level and the handlers that a program finds in Python.
+    """Set the root logger back to the level and the handlers with which Python starts.
 
-    A module of fairseq calls `logging.basicConfig(level=logging.DEBUG)` when it is imported, and what tools
-    and programs configure afterwards is without effect.
+    A module of fairseq calls `logging.basicConfig(level=logging.DEBUG)` when it is imported. After that the
+    configuration of tools and programs has no effect.
     """
     root = logging.getLogger()
     for handler in root.handlers[:]:
@@ -56,6 +56,7 @@ def with_root_logger_put_right(module: Any) -> Any:
 
 
 def _is_strays(handler: logging.Handler) -> bool:
+    """Whether this is the handler that `logging.basicConfig` makes."""
     is_stream = type(handler) is logging.StreamHandler
     return is_stream and handler.formatter is not None and handler.formatter._fmt == _BY_BASIC_CONFIG
 
@@ -72,7 +73,7 @@ def in_quiet(call: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Log at INFO (or `LOGLEVEL`) as fairseq's tools mean to, and leave the known warnings out."""
+    """Log at INFO (or `LOGLEVEL`), as fairseq's tools intend, and leave the known warnings out."""
     root = logging.getLogger()
     level = os.environ.get("LOGLEVEL", "INFO").upper()
     if not root.handlers:

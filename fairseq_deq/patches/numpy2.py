@@ -1,4 +1,4 @@
-"""fairseq uses `np.compat`, which numpy 2 no longer has."""
+"""The fault: fairseq uses `np.compat`, which numpy 2 no longer has."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class _NumpyWithCompat(types.ModuleType):
 
 
 def numpy_has_no_compat() -> bool:
-    """Whether numpy is without the name: since numpy 2."""
+    """Whether numpy has no `np.compat`, as since version 2."""
     return not hasattr(np, "compat")
 
 
 def with_np_compat(module: Any) -> Any:
     """numpy with `np.compat.long`, for one module of fairseq.
 
-    numpy itself stays as it is, because other packages tell numpy versions apart by what numpy has.
+    numpy itself stays unchanged, because other packages recognise its version by the names that it has.
     """
     return _NumpyWithCompat() if module is np else module

@@ -1,4 +1,4 @@
-"""`--model-overrides` and `--user-dir`, which fairseq takes at their word."""
+"""Checks of `--model-overrides` and `--user-dir`, which fairseq uses unchecked."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ _PACKAGE = __package__.split(".")[0]
 def with_known_names(overwrite: Callable[..., None]) -> Callable[..., None]:
     """Refuse unknown names in `--model-overrides` for the models of this package.
 
-    A name that the model has now but an older checkpoint has not is given its place here.
+    An option that the model has now, but an older checkpoint does not, is added, so that it can be
+    overridden.
     """
     from omegaconf.errors import ValidationError
 
@@ -46,7 +47,7 @@ def _check_overrides(cfg: Any, model: Any, name: str, overrides: Mapping[str, An
     from fairseq.models import MODEL_DATACLASS_REGISTRY
     from omegaconf import open_dict
 
-    if "model_overrides" in overrides:  # fairseq-validate passes its whole command line beside them
+    if "model_overrides" in overrides:  # fairseq-validate passes its whole command line as overrides
         overrides = ast.literal_eval(overrides["model_overrides"])
     nested = overrides.get("model")
     names = {key for key in overrides if key != "model"} | (
@@ -70,7 +71,7 @@ def _check_overrides(cfg: Any, model: Any, name: str, overrides: Mapping[str, An
 
 
 def _options_of_choices(overrides: Mapping[str, Any]) -> Iterable[str]:
-    """The options that a choice in `overrides` brings along, as `bpe="sentencepiece"` does its model."""
+    """The options that come with a choice in `overrides`, such as those of sentencepiece with bpe."""
     from fairseq.registry import REGISTRIES
 
     for key, choice in overrides.items():
@@ -90,9 +91,9 @@ def _all_keys(cfg: Any) -> Iterable[str]:
 
 
 def with_imported_copy(import_user_module: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Say what to type when `--user-dir` and an already imported copy of this package are at odds.
+    """Say what to type if `--user-dir` names another copy of this package than the imported one.
 
-    `--user-dir fairseq_deq` away from the checkout means the imported copy.
+    `--user-dir fairseq_deq` in a folder that has no such folder means the imported copy.
     """
 
     def wrapper(args: Any) -> None:

@@ -1,4 +1,4 @@
-"""The processes that a run starts on one machine: they begin registered, and end together."""
+"""Starts the processes of a run on one machine: each registers this package first, and they end together."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class _Stopped(BaseException):
-    """A signal asks the run to end."""
+    """A signal has asked the run to end."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -33,18 +33,18 @@ class _Stopped(BaseException):
 def run_processes(cfg: Any, main: Callable[..., Any], kwargs: dict[str, Any], count: int) -> None:
     """Run a tool in several processes, and wait for them.
 
-    A signal to this process, its death, and the death of one of them end them all.
+    All of them end if a signal comes to this process, if this process dies, or if one of them dies.
 
     Args:
-        cfg: fairseq's configuration; each process takes a rank of its own.
-        main: what a process runs.
-        kwargs: for fairseq's `distributed_main`, `start_rank` among them.
+        cfg: fairseq's configuration; each process gets its own rank.
+        main: the function that each process runs.
+        kwargs: those of fairseq's `distributed_main`, including `start_rank`.
         count: number of processes.
     Raises:
         RunError: one of them was killed.
         SystemExit: a signal came; the status is 128 plus its number.
     """
-    cfg.distributed_training.distributed_rank = None  # each process takes its own number
+    cfg.distributed_training.distributed_rank = None  # each process takes its own index as rank
     context = torch.multiprocessing.spawn(
         fn=_run_process, args=(os.getpid(), main, cfg, kwargs), nprocs=count, join=False
     )
@@ -57,7 +57,11 @@ def run_processes(cfg: Any, main: Callable[..., Any], kwargs: dict[str, Any], co
         print(f"error: {name}: the run stops, and its {count} processes with it", file=sys.stderr)
         raise SystemExit(128 + stopped.number) from None
     except ProcessExitedException as error:
-        how = f"was ended by {error.signal_name}" if error.signal_name else f"left with {error.exit_code}"
+        how = (
+            f"was ended by {error.signal_name}"
+            if error.signal_name
+            else f"ended with status {error.exit_code}"
+        )
         raise RunError(
             f"process {error.error_index} of {count} {how} (out of memory, or killed from outside), and the "
             "others were stopped; the same command goes on from the last checkpoint"
@@ -69,13 +73,13 @@ def run_processes(cfg: Any, main: Callable[..., Any], kwargs: dict[str, Any], co
 @contextlib.contextmanager
 def _signals_that_stop() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
-        yield  # Python hands signals to the main thread alone
+        yield  # Python delivers signals to the main thread only
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise _Stopped(number)
 
-    # A shell starts a background command with SIGINT ignored, and a signal meant for this run must count.
+    # SIGINT too: a shell starts a background command with SIGINT ignored, but here it must stop the run.
     before = {
         number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     }
@@ -98,7 +102,7 @@ def _end(processes: Any) -> None:
 
 
 def _run_process(i: int, launcher: int, main: Callable[..., Any], cfg: Any, kwargs: dict[str, Any]) -> None:
-    # A function of this module, so that a new process is registered before it runs anything of fairseq.
+    # A function of this package, so that a new process registers it before it runs any code of fairseq.
     _die_with(launcher)
     from ..registration import register
 
@@ -117,9 +121,9 @@ def _run_process(i: int, launcher: int, main: Callable[..., Any], cfg: Any, kwar
 
 
 def _die_with(launcher: int) -> None:
-    """Have the kernel end this process when the launcher is gone, even by SIGKILL."""
+    """Let the kernel end this process when the launcher is gone, even by SIGKILL."""
     if sys.platform == "linux":
-        # torch asks for SIGINT, which is ignored in whatever a shell starts in the background
+        # torch asks for SIGINT, which is ignored in a command that a shell starts in the background
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if os.getppid() != launcher:

@@ -1,4 +1,4 @@
-"""What fairseq makes of raw text."""
+"""Faults of fairseq in reading raw text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def reading_text(_buffered_read: Callable[..., Any]) -> Callable[..., Any]:
-    """Read the prompts of fairseq-interactive in the one way in for raw text."""
+    """Read the prompts of fairseq-interactive as this package reads all raw text (`read_lines`)."""
     from ..generation.text import in_buffers, read_lines
 
     def wrapper(input: str, buffer_size: int) -> Iterator[list[str]]:
@@ -17,7 +17,7 @@ def reading_text(_buffered_read: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def with_symbols_unknown(encode_line: Callable[..., Any]) -> Callable[..., Any]:
-    """Take the names of a dictionary's own symbols for unknown words where a text has them."""
+    """Treat `<s>`, `<pad>` and `</s>` in a text as unknown words, and not as the dictionary's symbols."""
     from fairseq.tokenizer import tokenize_line
 
     from ..generation.text import own_symbols

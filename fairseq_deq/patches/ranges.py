@@ -1,4 +1,4 @@
-"""The numbers that fairseq's options may be; fairseq takes any, and fails somewhere else."""
+"""The ranges of fairseq's numeric options; fairseq accepts any number, and fails later."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..options import Range, flag
 
 _COUNT, _NATURAL, _OR_NONE = "[1, inf)", "[0, inf)", "[-1, inf)"
 
-#: option -> interval, and -1 where fairseq means "off" by it. Groups are those of fairseq's configuration.
+#: For each group of fairseq's configuration: option -> interval, and -1 where it means "off".
 RANGES: dict[str, dict[str, str | Range]] = {
     "common": {
         "log_interval": _COUNT,
@@ -118,9 +118,9 @@ RANGES: dict[str, dict[str, str | Range]] = {
     },
 }
 
-# Numbers of a list, of which each must be one of the range; the others may be fractions where fairseq's type
-# says so.
+# Options that are lists: each number must be in the range.
 _LISTS = ("update_freq", "lr")
+# Options that may be fractions, as fairseq's types say; all others are whole numbers.
 _FRACTIONS = (
     *("fp16_scale_tolerance", "min_loss_scale", "threshold_loss_scale", "stop_time_hours", "clip_norm", "lr"),
     *(
@@ -157,12 +157,12 @@ _FRACTIONS = (
 
 
 def check_ranges(cfg: Any) -> None:
-    """Check the numbers among fairseq's options.
+    """Check the numeric options of fairseq.
 
     Args:
         cfg: fairseq's configuration.
     Raises:
-        OptionError: one is outside of its range; the sentence names it and the range.
+        OptionError: a number is out of its range; the sentence names the option and the range.
     """
     for group, name, value in _given(cfg):
         valid = RANGES[group][name]
@@ -179,7 +179,7 @@ def _given(cfg: Any) -> Iterator[tuple[str, str, Any]]:
     for group, names in RANGES.items():
         options = cfg.get(group)
         if group == "task" and "language_modeling" not in str(getattr(options, "_name", "")):
-            continue  # another task may mean something else by the name
+            continue  # for another task the name may mean something else
         for name in names if options is not None else ():
             value = getattr(options, name, None)
             if value is not None:

@@ -1,4 +1,4 @@
-"""How fairseq's tools end when something cannot work: in one sentence, with a status that is not 0."""
+"""Lets fairseq's tools end in one sentence, with a status that is not 0, when something cannot work."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from ..errors import OptionError, RunError
 from ..options import flag
 
-# How a traceback that another process sent as text names our errors.
+# How errors of this package are named in a traceback that another process sent as text.
 _NAMES = tuple(f"{error.__module__}.{error.__qualname__}: " for error in (OptionError, RunError))
 _AN_OPTION = re.compile(r"(^|[\s(`'\"])--[a-z][a-z-]+")
 _LOST_PEER = re.compile(
@@ -26,12 +26,12 @@ _LOST_PEER = re.compile(
 
 @contextlib.contextmanager
 def one_sentence(cfg: Any = None) -> Iterator[None]:
-    """Turn an error that has an explanation into `error: ...` on standard error, and status 1.
+    """Turn an error that can be explained into `error: ...` on standard error, and status 1.
 
     Args:
-        cfg: fairseq's configuration, for what the explanation names.
+        cfg: fairseq's configuration, from which the explanation takes names of options.
     Raises:
-        SystemExit: what happened has an explanation; anything else is raised as it is.
+        SystemExit: the error can be explained; any other error is raised unchanged.
     """
     try:
         yield
@@ -43,7 +43,7 @@ def one_sentence(cfg: Any = None) -> Iterator[None]:
 
 
 def explain(error: BaseException, cfg: Any = None) -> str | None:
-    """The sentence for an error that a user can do something about; None for one that is a fault of ours.
+    """The sentence for an error that a user can do something about; None for any other error.
 
     Args:
         error: what was raised.
@@ -77,7 +77,7 @@ def explain(error: BaseException, cfg: Any = None) -> str | None:
     if type(error).__module__.startswith("omegaconf."):
         first = _one_line(text.splitlines()[0])
         return f"{flag(str(key))}: {first}" if (key := getattr(error, "key", None)) else first
-    # fairseq's own sentences, where they say which option is meant
+    # fairseq's own messages, if they name an option
     kinds = (AssertionError, ValueError, NotImplementedError, RuntimeError)
     if (isinstance(error, kinds) or type(error) is Exception) and _AN_OPTION.search(text) and len(text) < 500:
         return _one_line(text)
@@ -88,7 +88,7 @@ def _about_a_file(error: OSError, cfg: Any) -> str | None:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         folder = getattr(getattr(cfg, "checkpoint", None), "save_dir", None)
         where = error.filename or folder or "this folder"
-        return f"no space left on the disk of {where}: free some, and the same command goes on from there"
+        return f"no space left on the disk of {where}: free some, and run the same command again"
     if error.filename is None or error.errno not in (
         *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
         *(errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE),
@@ -100,10 +100,10 @@ def _about_a_file(error: OSError, cfg: Any) -> str | None:
 
 
 def _option_of(path: str, cfg: Any) -> str:
-    """The option that names the file, with a space; nothing where none does."""
+    """The option that names the file, followed by a space; empty if no option does."""
     from omegaconf import OmegaConf
 
-    if isinstance(cfg, Namespace):  # fairseq-generate hands over what argparse made
+    if isinstance(cfg, Namespace):  # fairseq-generate passes argparse's Namespace
         cfg = OmegaConf.create({"typed": {k: v for k, v in vars(cfg).items() if isinstance(v, str)}})
     for group in cfg if hasattr(cfg, "keys") else ():
         options = cfg.get(group)
@@ -129,7 +129,10 @@ def _one_line(text: str) -> str:
 
 
 def ending_in_one_sentence(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of a tool whose mistakes end the tool in one sentence; its first argument may be `cfg`."""
+    """Wrap a function of a tool so that its errors are explained as in `one_sentence`.
+
+    If the function has an argument `cfg`, it is the first one.
+    """
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         with one_sentence(args[0] if args else kwargs.get("cfg")):
@@ -139,10 +142,10 @@ def ending_in_one_sentence(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def with_failed_jobs_explained(return_value: Any) -> Any:
-    """What hydra takes from a job; one that failed for a known reason ends in a sentence.
+    """Replace the property from which hydra reads a job's result, so that known errors end in a sentence.
 
-    A package that `common.user_dir` names is imported within the job, after everything that a tool calls
-    first; hydra looks at the job's result later still.
+    A package that `common.user_dir` names is imported within the job, after the functions that a tool calls
+    first. hydra reads the job's result later still.
     """
     if not isinstance(return_value, property) or hasattr(return_value.fget, "__wrapped__"):
         return return_value

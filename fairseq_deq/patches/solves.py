@@ -1,4 +1,4 @@
-"""fairseq's tools print numbers of a model whether its solves have succeeded or not."""
+"""The fault: fairseq's tools print numbers of a model without saying whether its solves have succeeded."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Any
 
 
 def reporting(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Say after `function` how many positions converged, and refuse what is not finite.
+    """After `function`, say how many positions converged, and refuse the result if f was not finite.
 
-    A layer that was never finite keeps its start as equilibrium, and gives a perplexity, or a text, that
-    looks like any other.
+    Where f is never finite, the solve returns its start. Its perplexity, or its text, looks like any other.
     """
     from ..solve_report import SolveReport
 

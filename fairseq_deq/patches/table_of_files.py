@@ -25,23 +25,22 @@ def _in_tasks(registry: dict[str, type]) -> dict[str, type]:
     return in_place_of_fairseqs(registry)
 
 
-_EVALUATED = "Strings of a configuration are evaluated, those that a checkpoint brings included."
-_SOLVES = "A score or a text is printed whether the solves behind it have succeeded or not."
+_EVALUATED = "Strings of a configuration are evaluated as Python code, also those from a checkpoint."
+_SOLVES = "Scores and texts are printed without saying whether the solves behind them have succeeded."
 
 READING = (
     Patch(
         "language-modeling",
         "fairseq.tasks.TASK_REGISTRY",
-        "--task language_modeling skips blocks, batches anew after a resume and takes prompts word "
-        "by word; what "
-        "our class overrides.",
+        "--task language_modeling skips blocks, makes new batches after a resume and takes prompts word "
+        "by word; this package's class takes its place.",
         ALL,
         _in_tasks,
     ),
     Patch(
         "numpy-compat",
         "fairseq.data.token_block_dataset.np",
-        "np.compat.long, of --sample-break-mode eos, is gone since numpy 2.",
+        "--sample-break-mode eos needs np.compat.long, which is gone since numpy 2.",
         ALL,
         numpy2.with_np_compat,
         numpy2.numpy_has_no_compat,
@@ -49,7 +48,7 @@ READING = (
     Patch(
         "numpy-compat",
         "fairseq.data.language_pair_dataset.np",
-        "np.compat.long, of fairseq-interactive, is gone since numpy 2.",
+        "fairseq-interactive needs np.compat.long, which is gone since numpy 2.",
         ALL,
         numpy2.with_np_compat,
         numpy2.numpy_has_no_compat,
@@ -65,30 +64,31 @@ READING = (
     Patch(
         "checkpoint-data",
         "fairseq.checkpoint_utils.torch",
-        "A checkpoint is loaded without a look at its checksums, its addresses and interpolations are "
-        "looked up, and its argparse.Namespace is not loaded any more.",
+        "A checkpoint is loaded without checking its checksums; addresses and interpolations in it are "
+        "looked up, and torch now refuses its argparse.Namespace.",
         ALL,
         checkpoints.reading_data,
     ),
     Patch(
         "checkpoint-data",
         "fairseq.checkpoint_utils.load_checkpoint_to_cpu",
-        "Overrides without names blame the checkpoint, and a model of another kind fails somewhere else.",
+        "For overrides without names the checkpoint is blamed, and a model of another kind fails later.",
         ALL,
         checkpoints.with_overrides_checked,
     ),
     Patch(
         "checkpoint-data",
         "fairseq.checkpoint_utils.load_model_ensemble_and_task",
-        "A model that cannot be built ends in any error, and --add-bos-token of the training is forgotten.",
+        "A model that cannot be built ends in an unrelated error, and --add-bos-token of the training is "
+        "forgotten.",
         ALL,
         checkpoints.with_settings_of_the_file,
     ),
     Patch(
         "safe-globals",
         "fairseq.distributed.utils._broadcast_object_slow",
-        "What rank 0 sends of a checkpoint is not loaded any more, so that no run of several "
-        "processes resumes.",
+        "torch now refuses to load the checkpoint that rank 0 sends, so that no run of several processes "
+        "resumes.",
         ALL,
         checkpoints._with_safe_globals,
     ),
@@ -116,22 +116,22 @@ READING = (
     Patch(
         "other-model",
         "fairseq.checkpoint_utils.load_model_ensemble_and_task",
-        "Weights that do not fit end in a list of tensor names; eval-lm takes the names of an "
-        "ensemble for one.",
+        "Weights that do not fit end in a list of tensor names; fairseq-eval-lm reads the names of an "
+        "ensemble as one name.",
         ALL,
         inputs.explaining_other_weights,
     ),
     Patch(
         "other-model",
         "fairseq.trainer.Trainer.load_checkpoint",
-        "A checkpoint of another model ends in advice without the difference.",
+        "For a checkpoint of another model there is advice, but the difference is not named.",
         ALL,
         inputs.explaining_other_model,
     ),
     Patch(
         "restore-file",
         "fairseq.checkpoint_utils.load_checkpoint",
-        "--restore-file with a file that is not there trains from scratch without a word.",
+        "--restore-file with a file that is not there trains from scratch without a warning.",
         ALL,
         inputs.requiring_restore_file,
     ),
@@ -145,14 +145,14 @@ READING = (
     Patch(
         "data-files",
         "fairseq.data.data_utils.load_indexed_dataset",
-        "A text that does not fit its index or its dictionary is taken in silence.",
+        "A text that does not fit its index or its dictionary is accepted without a warning.",
         ALL,
         data.after_checking,
     ),
     Patch(
         "fingerprint",
         "fairseq_cli.preprocess.main",
-        "A data folder says nothing of the dictionary that its numbers stand for.",
+        "A data folder does not record the dictionary with which its texts were binarised.",
         ALL,
         data.then_fingerprinting,
     ),
@@ -166,7 +166,7 @@ READING = (
     Patch(
         "symbols",
         "fairseq.data.Dictionary.encode_line",
-        "<pad> in a text becomes the padding symbol, which every tool counts in another way.",
+        "<pad> in a text becomes the padding symbol, which each tool counts differently.",
         ALL,
         prompts.with_symbols_unknown,
     ),
@@ -187,7 +187,7 @@ READING = (
     Patch(
         "adaptive-log-prob",
         "fairseq.modules.adaptive_softmax.AdaptiveSoftmax.get_log_prob",
-        "It adds in place to what autograd needs, so --criterion cross_entropy cannot train an "
+        "It changes in place a tensor that autograd needs, so --criterion cross_entropy cannot train an "
         "adaptive softmax.",
         ALL,
         adaptive.with_log_prob_that_can_be_trained,
@@ -210,7 +210,7 @@ READING = (
     Patch(
         "finite-scores",
         "fairseq.sequence_scorer.SequenceScorer.generate",
-        "Tokens with an infinite score are left out of the perplexity, and NaN gives one of nan with "
+        "Tokens with an infinite score are left out of the perplexity, and with a NaN it is nan, with "
         "status 0.",
         ALL,
         evaluation.with_finite_scores,
@@ -218,7 +218,8 @@ READING = (
     Patch(
         "words",
         "fairseq_cli.eval_lm.eval_lm",
-        "The perplexity is per piece, and --post-process sentencepiece a NotImplementedError.",
+        "The perplexity is per piece of a word, and --post-process sentencepiece ends in a "
+        "NotImplementedError.",
         ALL,
         words._counting_words,
     ),

@@ -1,4 +1,4 @@
-"""Faults of fairseq in how it runs: what it writes, processes, options, and what it says when it fails."""
+"""Faults of fairseq in how it runs: saving, processes, options, and messages about mistakes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ._patch import ALL, VE, Patch
 
 _TOOLS = ("train", "eval_lm", "validate", "interactive")
 _SENTENCES = (
-    "A mistake ends in a traceback of twenty lines or more, with what to type, if anything, in the last."
+    "A mistake ends in a traceback of twenty lines or more; at best the last of them says what to type."
 )
-_QUIET = "Warnings about how fairseq calls torch and hydra stand between what a user wants to read."
-_OPTIONS = "Options out of range, without effect or at odds are accepted, and fail later somewhere else."
+_QUIET = "Warnings about how fairseq calls torch and hydra stand between the lines that a user needs."
+_OPTIONS = "Options that are out of range, without effect or contradictory are accepted, and fail later."
 
 RUNNING = (
     Patch(
@@ -33,14 +33,14 @@ RUNNING = (
     Patch(
         "whole-saves",
         "fairseq.checkpoint_utils.torch_persistent_save",
-        "A save is not flushed, all processes use one temporary name, and a failed one leaves it there.",
+        "A save is not flushed, all processes use one temporary name, and a failed save leaves that file.",
         ALL,
         disk.with_whole_saves,
     ),
     Patch(
         "plain-numbers",
         "fairseq.checkpoint_utils.torch_persistent_save",
-        "A number of numpy in a checkpoint makes it one that torch does not load any more.",
+        "torch now refuses to load a checkpoint that contains a number of numpy.",
         ALL,
         checkpoints.with_plain_numbers,
     ),
@@ -54,7 +54,7 @@ RUNNING = (
     Patch(
         "task-state",
         "fairseq.checkpoint_utils.save_checkpoint",
-        "A task is asked for its state in one process, where it cannot collect that of the others.",
+        "A task is asked for its state in one process only, where it cannot collect that of the others.",
         ALL,
         disk.after_gathering,
     ),
@@ -82,21 +82,21 @@ RUNNING = (
     Patch(
         "process-group",
         "fairseq.distributed.utils.distributed_main",
-        "The process group is never left, and now and then a finished run aborts with status 1.",
+        "The process group is never left, and sometimes a finished run aborts with status 1.",
         ALL,
         distributed.then_leaving_the_group,
     ),
     Patch(
         "cpu-devices",
         "fairseq.models.distributed_fairseq_model.DistributedDataParallel",
-        "device_ids is passed whatever the device, which torch refuses on the CPU.",
+        "device_ids is passed on every device, and torch refuses it on the CPU.",
         ALL,
         distributed.without_devices_on_cpu,
     ),
     Patch(
         "divergence",
         "fairseq.trainer.Trainer.train_step",
-        'A diverged training ends in a traceback of "gradients are Nan/Inf" that says nothing of '
+        'A diverged training ends in a traceback of "gradients are Nan/Inf" that does not say '
         "what to change.",
         ALL,
         divergence.with_advice,
@@ -104,7 +104,7 @@ RUNNING = (
     Patch(
         "processes",
         "fairseq.distributed.utils.call_main",
-        "Without GPUs several processes are not started, or not counted; those that are outlive "
+        "Without GPUs several processes are not started, or not counted; those that were started outlive "
         "their launcher.",
         ALL,
         distributed.with_processes_as_asked,
@@ -130,7 +130,7 @@ RUNNING = (
     Patch(
         "root-logger",
         "fairseq.models.wav2vec.wav2vec2_classification",
-        "Importing fairseq leaves the root logger at DEBUG, for matplotlib and all others.",
+        "Importing fairseq leaves the root logger at DEBUG, also for matplotlib and other libraries.",
         VE,
         noise.with_root_logger_put_right,
         noise.root_logger_is_at_debug,

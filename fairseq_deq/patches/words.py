@@ -1,4 +1,4 @@
-"""Perplexity per word of a text that was split into pieces of words."""
+"""Perplexity per word, for a text whose words were split into pieces."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ _CONTINUED = "@@"  # subword-nmt puts it after a piece that the next one continu
 
 
 def count_words_of_subwords() -> None:
-    """Say the perplexity per word beside that per piece, and print it where `--post-process` asks for words.
+    """Log the perplexity per word beside that per piece, and return it if `--post-process` asks for words.
 
-    The faults: fairseq-eval-lm prints a perplexity per piece, which depends on how the text was split, and
-    knows words for subword-nmt alone: `--post-process sentencepiece` ends in a NotImplementedError,
-    `--post-process subword_nmt` looks for pieces that end in "subword_nmt" and so changes nothing, and with
-    `--post-process "@@ "` a word that two blocks share counts twice, so that the number depends on the
-    length of blocks and on the batch size. Here the score of the whole text is divided by its number of
-    words; the end of a line counts as one, as it does in a text of words.
+    fairseq-eval-lm prints a perplexity per piece, which depends on how the text was split. It counts words
+    for subword-nmt only, and not correctly:
+    - `--post-process sentencepiece` ends in a NotImplementedError.
+    - `--post-process subword_nmt` looks for pieces that end in "subword_nmt", and so changes nothing.
+    - With `--post-process "@@ "` a word that two blocks share counts twice, so that the number depends on the
+      length of blocks and on the batch size.
+
+    Here the score of the whole text is divided by its number of words. The end of a line counts as one, as it
+    does in a text of words.
     """
     import fairseq_cli.eval_lm as tool
 
@@ -70,7 +73,7 @@ _NAMES = {_BEGINNING: ("sentencepiece",), _CONTINUED: ("subword_nmt", "@@ ")}
 
 
 def _scheme(dictionary: Any) -> str | None:
-    """How the words of a dictionary were split, by the mark of its pieces; None: they were not."""
+    """The mark of a dictionary's pieces, which says how words were split; None: they were not."""
     symbols = [dictionary[i] for i in range(dictionary.nspecial, len(dictionary))]
     if any(symbol.startswith(_BEGINNING) for symbol in symbols):
         return _BEGINNING
@@ -80,7 +83,7 @@ def _scheme(dictionary: Any) -> str | None:
 
 
 def _word_marks(dictionary: Any, scheme: str) -> Tensor:
-    """For each type whether it makes a word: by beginning it, or by ending it, (V,) bool."""
+    """For each type, whether it counts as a word: it begins one, or it ends one, (V,) bool."""
     symbols = [dictionary[i] for i in range(len(dictionary))]
     if scheme == _BEGINNING:
         marks = torch.tensor([symbol.startswith(_BEGINNING) for symbol in symbols])
@@ -92,16 +95,16 @@ def _word_marks(dictionary: Any, scheme: str) -> Tensor:
 
 
 class _Counted:
-    """Batches that are counted as they pass.
+    """Batches whose words and pieces are counted while they are read.
 
     Args:
         batches: fairseq's batches.
-        marks: which types make a word, (V,) bool.
-        pad: the type that counts for nothing.
-        merges: whether fairseq leaves the pieces that others continue out of its own count.
+        marks: the types that count as a word, (V,) bool.
+        pad: the padding type, which is not counted.
+        merges: whether fairseq's own count leaves out the pieces that the next one continues.
     Attributes:
-        pieces, words: in the batches so far.
-        divisor: what fairseq divides the score by.
+        pieces, words: numbers of them in the batches so far.
+        divisor: the number by which fairseq divides the score.
     """
 
     def __init__(self, batches: Iterable[Any], marks: Tensor, pad: int, merges: bool) -> None:

@@ -1,5 +1,5 @@
-"""What an exported model runs on: these files are copied beside its weights.
+"""The code of an exported model: these files are copied beside its weights.
 
-They import each other relatively and nothing else of this package. The model, its configuration and its
-tokenizer need transformers, the others torch alone.
+They import each other, and nothing else of this package. The model, its configuration and its tokenizer need
+transformers; the other files need only torch.
 """

@@ -1,4 +1,4 @@
-"""What Anderson acceleration knows of each position, and the step that it takes.
+"""Anderson acceleration: the history of each position, and the step.
 
 Part of a model that fairseq_deq exported (MIT licence).
 """
@@ -10,18 +10,22 @@ from torch import Tensor
 
 # Ridge of the least squares, relative to the squared norms of its columns.
 RIDGE = 1e-3
-# Where positions depend on each other, its growth per iteration since a difference was taken, and its bound.
+# Where positions depend on each other, the ridge of a difference grows by this factor with each iteration of
+# its age, up to this bound.
 GROWTH, MOST_RIDGE = 10.0, 1.0
 
 
 class History:
-    """What Anderson acceleration keeps of each row: z' = z - DZ*gamma + tau*P (g - DG*gamma), with DZ, DG the
-    differences of the last states and of their g, and gamma = argmin |g - DG*gamma|.
+    """Anderson acceleration of n rows: z' = z - DZ*gamma + tau*P (g - DG*gamma), where g = f(z) - z.
+
+    DZ and DG are the differences of the last states and of their g, and gamma = argmin |g - DG*gamma|, with a
+    small ridge. P is the preconditioner and tau the step length; the caller applies both.
 
     Args:
         like: states, (n, C).
-        slots: differences to keep, m.
+        slots: number of differences to keep.
         coupled: whether the rows depend on each other.
+    Source: Anderson (1965); Walker and Ni (2011).
     """
 
     def __init__(self, like: Tensor, slots: int, coupled: bool) -> None:
@@ -36,11 +40,19 @@ class History:
         self.last: tuple[Tensor, Tensor] | None = None
 
     def skip(self) -> None:
-        """An iteration without a move."""
+        """Count an iteration in which no row moves."""
         self.count += 1
 
     def observe(self, z: Tensor, g: Tensor, forget: Tensor) -> Tensor | None:
-        """Put the newest differences in the oldest slot; <DG_j, DG_new> for all j, and last <DG_new, g>."""
+        """Store the newest differences in the place of the oldest ones.
+
+        Args:
+            z, g: the states and their g, (n, C).
+            forget: rows whose older differences are dropped, (n,) bool.
+        Returns:
+            the inner products <DG_j, DG_new> for all j and, last, <DG_new, g>, (n, slots + 1); None at the
+            first call.
+        """
         if self.last is None:
             return None
         i = self.count % self.slots
@@ -56,14 +68,19 @@ class History:
         return torch.stack([*products, torch.linalg.vecdot(new, g)], 1).double()
 
     def mix(self, products: Tensor | None, z: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-        """g - DG*gamma and z - DZ*gamma."""
+        """g - DG*gamma and z - DZ*gamma, (n, C) each.
+
+        Args:
+            products: what `observe` returned.
+            z, g: as for `observe`.
+        """
         self.last = (z, g)
         if products is None:
             return g, z
         i = self.count % self.slots
         self.count += 1
         row = products[:, :-1]
-        self.gram, self.rhs = self.gram.clone(), self.rhs + row  # g has changed by DG_i
+        self.gram, self.rhs = self.gram.clone(), self.rhs + row  # the new g is the old one plus DG_i
         self.gram[:, i], self.gram[:, :, i] = row, row
         self.rhs[:, i] = products[:, -1]
         square = self.gram.diagonal(dim1=1, dim2=2)

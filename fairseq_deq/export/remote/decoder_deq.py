@@ -1,4 +1,4 @@
-"""The whole model: embed, inject, solve for the equilibrium, score; and what it keeps of a text.
+"""The whole model (embed, inject, solve for the equilibrium, score) and the cache that it keeps of a text.
 
 Part of a model that fairseq_deq exported (MIT licence). It needs torch alone.
 """
@@ -21,25 +21,25 @@ from .transformer_deq import TransformerLayer
 from .trellis_deq import TrellisLayer, last_of
 from .words_deq import AdaptiveSoftmax, Bands, Softmax, Table
 
-# A longer text is solved in parts of this many tokens that see all before them, so that the memory of a solve
-# grows with the length of the text and not with its square.
+# A longer text is solved in parts of this many tokens, each of which sees all tokens before it. So the memory
+# of a solve grows linearly with the length of the text, and not with its square.
 PART = 1024
 
 
 class TextCache:
-    """What a model keeps of texts, a row each, to go on with them; without their padding.
+    """What a model keeps of texts to go on with them: a row per text, without its padding.
 
     Attributes:
-        columns: tokens read, padding included.
-        lengths: tokens of each text, (B,).
-        context: the embeddings of its last tokens, (B, R, D), zeros before its first.
-        past: what the layer keeps of its equilibria.
-        total: their sum, (B, 1, C).
-        positions, evaluations, converged: sums over the solves so far: positions solved for, evaluations of f
-            at them, and how many converged.
+        columns: number of tokens read, padding included.
+        lengths: number of tokens of each text, (B,).
+        context: the embeddings of the last R tokens of each text, (B, R, D), zeros before its first.
+        past: what the layer keeps of the equilibria.
+        total: the sum of the equilibria of each text, (B, 1, C).
+        positions, evaluations, converged: sums over all solves so far: positions solved for, evaluations of f
+            at them, and positions that converged.
     """
 
-    # What transformers asks of a cache: it can neither be cut nor compiled, and has a column for each token.
+    # What transformers asks of a cache: it can be neither compiled nor cut, and has a column for each token.
     is_compileable = False
     is_croppable = False
     is_linear = (False,)
@@ -54,15 +54,15 @@ class TextCache:
 
     @property
     def converged_share(self) -> float:
-        """Share of the positions solved so far that converged; 1 of none."""
+        """Share of the positions solved so far that converged; 1 if there are none."""
         return self.converged / self.positions if self.positions else 1.0
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens read, padding included."""
+        """Number of tokens read, padding included."""
         return self.columns
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Row i becomes what row `beam_idx[i]` was."""
+        """Make text i a copy of text `beam_idx[i]`, for all i at once."""
         order = beam_idx.to(self.lengths.device)
         self.lengths, self.context, self.total = (
             x.index_select(0, order) for x in (self.lengths, self.context, self.total)
@@ -70,7 +70,7 @@ class TextCache:
         self.past = self.past.reordered(order)
 
     def count(self, solved: Solved, real: Tensor) -> None:
-        """Add the sums of a solve."""
+        """Add a solve to the sums; padding, where `real` (B, T) is False, does not count."""
         sums = torch.stack([real.sum(), (solved.evaluations * real).sum(), (solved.converged & real).sum()])
         positions, evaluations, converged = sums.tolist()
         self.positions += positions
@@ -80,14 +80,14 @@ class TextCache:
 
 @dataclass(frozen=True)
 class Features:
-    """What the softmax sees, and how the solves for it went; a column for each token, padding included.
+    """The features that the softmax reads, and how their solves went; a column per token, padding included.
 
     Attributes:
         features: (B, T, C), zeros at padding.
         evaluations: of f at each position, (B, T).
-        residual: relative residual reached, (B, T).
+        residual: relative residual that was reached, (B, T).
         converged: (B, T) bool.
-        real: (B, T) bool, False at padding, of which the others say nothing.
+        real: (B, T) bool, False at padding, where the other attributes have no meaning.
     """
 
     features: Tensor
@@ -101,7 +101,7 @@ class DEQDecoder(nn.Module):
     """A language model of one layer at its equilibrium.
 
     Args:
-        options: what it is made of.
+        options: the options of the model.
     """
 
     def __init__(self, options: ModelOptions) -> None:
@@ -130,7 +130,7 @@ class DEQDecoder(nn.Module):
             if o.adaptive_softmax_cutoff
             else Softmax(o.vocab_size, features, own=not o.tie_softmax, bias=o.output_bias)
         )
-        # What training has learned of its solves; neither changes an equilibrium.
+        # The preconditioner and the start, learned from the solves of training; they change no equilibrium.
         state, own = self.layer.state_dim, o.hidden_dim if o.solver_scope == "recurrence" else None
         self.preconditioner = nn.ParameterDict()
         if o.preconditioner_rank:
@@ -145,8 +145,10 @@ class DEQDecoder(nn.Module):
 
         Args:
             tokens: (B, T).
-            real: (B, T) bool; the others are padding, which may stand anywhere.
-            cache: of the texts so far; it is brought up to date.
+            real: (B, T) bool, False at padding, which may be anywhere.
+            cache: of the texts so far; these tokens are added to it.
+        Returns:
+            the `Features` of these tokens.
         """
         real = real & tokens.ne(self.options.pad)
         order, place = _without_padding(real)
@@ -172,10 +174,18 @@ class DEQDecoder(nn.Module):
         return Features(self.layer.output(state), evaluations, residual, converged, real)
 
     def _part(self, tokens: Tensor, counts: Tensor, cache: TextCache) -> tuple[Tensor, ...]:
-        """State, evaluations, residual and convergence of tokens (B, T), the first `counts` of each row."""
+        """Solve for one part of a text.
+
+        Args:
+            tokens: (B, T), without padding between them.
+            counts: how many tokens of each row are real, (B,); they come first.
+            cache: as for `extract`.
+        Returns:
+            state (B, T, C), evaluations, residual and convergence (B, T).
+        """
         length = tokens.shape[1]
         alone = length == 1
-        if not alone:  # in multiples of 16, so that a row rounds the same beside any others
+        if not alone:  # to a multiple of 16, so that a row rounds the same whatever the others are
             tokens = F.pad(tokens, (0, -length % 16), value=self.options.pad)
         real = torch.arange(tokens.shape[1], device=tokens.device) < counts.unsqueeze(1)
         embedded = self.embedding(tokens) * self.options.embed_scale
@@ -192,7 +202,12 @@ class DEQDecoder(nn.Module):
         return tuple(x[:, :length] for x in (state, solved.evaluations, solved.residual, solved.converged))
 
     def _inject(self, seen: Tensor, length: int) -> Tensor:
-        """u, (B, T, 3*H*D or 4*H), from embeddings (B, R + T, D) whose first R are those before."""
+        """u, (B, T, channels of an injection).
+
+        Args:
+            seen: embeddings, (B, R + T, D), of which the first R are those before.
+            length: number of positions, T.
+        """
         window, end = self.options.window, seen.shape[1]
         first = end - length - (window - 1)
         rows = torch.cat([seen[:, first + j : first + j + length] for j in range(window)], -1)
@@ -200,14 +215,18 @@ class DEQDecoder(nn.Module):
         return u.view(seen.shape[0], length, -1)
 
     def _begin(self, seen: Tensor, cache: TextCache, tokens: Tensor) -> Tensor:
-        """Where the solve starts, (B, T, C): W [e_t; e_{t-1}; 1], or a mean of the equilibria, or zero."""
+        """The state at which the solve starts, (B, T, C).
+
+        It is W [e_t; e_{t-1}; 1] with a learned start. Otherwise a single token starts at the mean of the
+        equilibria before it, and several tokens start at zero.
+        """
         length = tokens.shape[1]
         embedded, before = seen[:, -length:], seen[:, -length - 1 : -1]
         if self.options.learned_start:
             features = torch.cat([embedded, before, torch.ones_like(embedded[..., :1])], -1)
             rows = rowwise_linear(features.flatten(0, 1), self.start["weight"].to(features.dtype))
             return rows.view(*tokens.shape, -1)
-        if length == 1:  # nothing is known of a first token: its mean is zero
+        if length == 1:  # for the first token of a text the mean is zero
             return cache.total / cache.lengths.clamp(min=1).view(-1, 1, 1)
         return seen.new_zeros(*tokens.shape, self.layer.state_dim)
 
@@ -234,7 +253,10 @@ def _constant(*shape: int) -> nn.Parameter:
 
 
 def _without_padding(real: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """For each row the columns with its real tokens first, and where each column went; None: as they are."""
+    """The order of columns that puts the real tokens of each row first, and its inverse, (B, T) each.
+
+    Both are None if the columns are in that order already.
+    """
     columns = torch.arange(real.shape[1], device=real.device)
     if bool((real == (columns < real.sum(1, keepdim=True))).all()):
         return None, None
@@ -243,7 +265,7 @@ def _without_padding(real: Tensor) -> tuple[Tensor | None, Tensor | None]:
 
 
 def _spread(x: Tensor, place: Tensor, real: Tensor) -> Tensor:
-    """The columns of x (B, T) or (B, T, C) back where they came from; zeros at padding."""
+    """The columns of x, (B, T) or (B, T, C), back in their original places; zeros at padding."""
     if x.dim() == 2:
         return x.gather(1, place) * real
     return x.gather(1, place.unsqueeze(2).expand_as(x)) * real.unsqueeze(2)

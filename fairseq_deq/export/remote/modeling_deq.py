@@ -1,4 +1,4 @@
-"""An exported deep equilibrium language model as one of transformers.
+"""An exported deep equilibrium language model as a model of transformers.
 
 Part of a model that fairseq_deq exported (MIT licence).
 """
@@ -15,7 +15,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import logging
 
-# transformers copies the files that this one names, and not those that they name: all must stand here.
+# transformers copies only the files that this one imports, so all of them must be imported here.
 from .anderson_deq import History  # noqa: F401
 from .configuration_deq import DEQConfig
 from .decoder_deq import DEQDecoder, TextCache
@@ -30,9 +30,9 @@ from .words_deq import Table  # noqa: F401
 
 logger = logging.get_logger(__name__)
 
-# What transformers calls what a model keeps of a text: its name has changed.
+# The name of the cache in the outputs of transformers, which differs between its versions.
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
-# Below this share of converged positions a number is not that of the equilibrium.
+# With fewer converged positions than this share, a number does not describe the equilibrium.
 ENOUGH = 0.99
 
 
@@ -42,9 +42,9 @@ class DEQOutput(CausalLMOutputWithPast):
 
     Attributes:
         evaluations: of the layer at each position, (B, T); 0 at padding.
-        residual: |f(z) - z| / |f(z)| that each came to, (B, T).
+        residual: |f(z) - z| / |f(z)| that was reached at each position, (B, T).
         converged: whether that is within the tolerance, (B, T) bool; False at padding.
-        converged_share: their share among the positions that are not padding, a number.
+        converged_share: the share of positions that converged, padding left out, ().
     """
 
     evaluations: Tensor | None = None
@@ -54,9 +54,9 @@ class DEQOutput(CausalLMOutputWithPast):
 
 
 class DEQForCausalLM(PreTrainedModel, GenerationMixin):
-    """Reads a text and scores the next token, at the equilibrium of one layer.
+    """A language model that scores the next token at the equilibrium of one layer.
 
-    It is for evaluation and generation: training goes on in fairseq_deq, where the checkpoint came from.
+    It is for evaluation and generation only: to train further, use fairseq_deq and the checkpoint.
 
     Args:
         config: its configuration.
@@ -66,13 +66,13 @@ class DEQForCausalLM(PreTrainedModel, GenerationMixin):
     base_model_prefix = "model"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = False
-    _is_stateful = True  # what a solve has settled is never taken back: no assisted decoding
+    _is_stateful = True  # the cache cannot be cut, so there is no assisted decoding
     _no_split_modules = ["DEQDecoder"]
 
     def __init__(self, config: DEQConfig) -> None:
         super().__init__(config)
         options = ModelOptions.of(config)
-        _ = options.solve  # refuses what is out of range
+        _ = options.solve  # raises if an option is out of range
         self.model = DEQDecoder(options)
         self.post_init()
 
@@ -90,17 +90,20 @@ class DEQForCausalLM(PreTrainedModel, GenerationMixin):
         """Score the next token at every position.
 
         Args:
-            input_ids: tokens, (B, T); with a cache those that follow.
+            input_ids: tokens, (B, T); with a cache, only those that follow.
             attention_mask: (B, T), or (B, S + T) with a cache of S columns; 0 at padding, which may stand on
                 the left or the right. None: the padding token is padding.
-            past_key_values, cache: what an earlier call returned, by either name; it is brought up to date.
-            use_cache: whether to return it; None: yes.
-            labels: tokens, (B, T), of which those after the first are predicted; -100 does not count.
-            logits_to_keep: logits of so many last positions, or of these; 0: of all.
-            return_dict: False for a tuple.
+            past_key_values, cache: two names for the cache that an earlier call returned; it is updated.
+            use_cache: whether to return the cache; None: yes.
+            labels: tokens, (B, T), all but the first of which are predicted; -100 does not count.
+            logits_to_keep: a number of last positions, or a tensor of positions, to return logits of; 0: all.
+            return_dict: False: return a tuple.
         Returns:
-            logits (B, T, V), which are log-probabilities where the softmax is adaptive, and the rest of
+            logits (B, T, V), which are log-probabilities if the softmax is adaptive, and the rest of
             `DEQOutput`.
+        Raises:
+            RuntimeError: the model is in training mode with gradients.
+            ValueError: the cache is not one of this model.
         """
         if self.training and torch.is_grad_enabled():
             raise RuntimeError(
@@ -161,29 +164,39 @@ class DEQForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
-        """transformers makes no cache: the first `forward` does."""
+        """False: transformers makes no cache, and the first `forward` makes one."""
         return False
 
     @staticmethod
     def _reorder_cache(past_key_values: TextCache, beam_idx: Tensor) -> TextCache:
-        """Follow the beams of a search."""
+        """Reorder the cache as the beams of a search."""
         past_key_values.reorder_cache(beam_idx)
         return past_key_values
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing is drawn: every weight is in the file."""
+        """Nothing is drawn, because every weight is in the file."""
 
     def get_input_embeddings(self) -> nn.Module:
-        """What turns tokens into embeddings."""
+        """The module that turns tokens into embeddings."""
         return self.model.embedding
 
     def get_output_embeddings(self) -> None:
-        """None to be tied from outside: a softmax that is the embedding looks its weight up itself."""
+        """None, so that transformers ties no weights.
+
+        A softmax that shares the weights of the embedding reads them there itself.
+        """
         return None
 
 
 def _loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of each label given what stands before it, in nats."""
+    """Mean cross-entropy of each label but the first given the tokens before it, in nats.
+
+    Args:
+        logits: (B, T, V).
+        labels: (B, T); -100 does not count.
+    Raises:
+        ValueError: there are not logits of all positions.
+    """
     if logits.shape[1] != labels.shape[1]:
         raise ValueError("labels need the logits of all positions: leave logits_to_keep out")
     return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten().to(logits.device))

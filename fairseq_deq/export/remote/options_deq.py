@@ -17,9 +17,9 @@ class SolveOptions:
 
     Attributes:
         solver: `anderson` or `picard`.
-        max_evals: evaluations of f at most.
-        rtol, atol: tolerance.
-        memory: states that Anderson keeps, at least 2.
+        max_evals: largest number of evaluations of f.
+        rtol, atol: relative and absolute tolerance.
+        memory: number of states that Anderson acceleration uses, at least 2.
         damping: step length in (0, 1].
     """
 
@@ -31,7 +31,7 @@ class SolveOptions:
     damping: float
 
     def within_reach(self, dtype: torch.dtype) -> SolveOptions:
-        """The same, with a tolerance that rounding lets f in `dtype` reach."""
+        """The same, with a tolerance that f can reach in spite of rounding in `dtype`."""
         eps = torch.finfo(dtype).eps
         rtol = max(self.rtol, eps) if self.rtol else 0.0
         atol = self.atol if self.rtol else max(self.atol, eps)
@@ -40,28 +40,27 @@ class SolveOptions:
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """What a model is made of; the names of fairseq_deq's options, where it has them.
+    """The options of a model, with the names of fairseq_deq's options where it has them.
 
     Attributes:
         family: `transformer` or `trellisnet`.
-        vocab_size, pad: words of the dictionary, and which of them is padding.
-        embed_dim, embed_scale: channels of an embedding, and the factor of all.
-        window: tokens that an injection is made of.
-        ffn_dim, heads, head_dim, pre_norm, closing_norm, local_size: of a Transformer.
-        activation, gated_ffn, norm, norm_affine, input_residual, positions: likewise; see
-            `TransformerLayer`.
-        layers: how many f has.
-        hidden_dim, output_dim, kernel_size: of a TrellisNet.
-        adaptive_input_cutoff, adaptive_input_factor: bands of the embedding; no cut-offs: a table.
+        vocab_size, pad: number of symbols, and the number of the padding symbol.
+        embed_dim, embed_scale: channels of an embedding, and the factor of all embeddings.
+        window: number of tokens that each injection is made of.
+        ffn_dim, heads, head_dim, pre_norm, closing_norm, local_size: sizes and forms of a Transformer.
+        activation, gated_ffn, norm, norm_affine, input_residual, positions: likewise; see `TransformerLayer`.
+        layers: number of layers in f.
+        hidden_dim, output_dim, kernel_size: sizes of a TrellisNet.
+        adaptive_input_cutoff, adaptive_input_factor: bands of the embedding; no cut-offs: one table.
         adaptive_softmax_cutoff, adaptive_softmax_factor: likewise of the softmax.
-        tie_softmax: the softmax is the embedding; with bands their words are.
-        tie_projections: of the bands, too.
+        tie_softmax: the softmax uses the weights of the embedding; with bands, those of their words.
+        tie_projections: with bands, the softmax uses their projections too.
         output_bias: every word, and every band, has a bias in the softmax.
-        softmax_projection: the head of the bands sees the features through a matrix.
-        preconditioner_rank: of P; 0: there is none.
-        learned_start: solves start where a linear map of the last two tokens says.
+        softmax_projection: with bands, the features are multiplied by a matrix before the head.
+        preconditioner_rank: rank of P - I; 0: there is no preconditioner.
+        learned_start: solves start at an affine map of the embeddings of the last two tokens.
         f_solver, f_thres, f_eps, stop_mode, f_memory, f_damping, solver_scope: of the solve.
-        subseq_len: positions solved at a time; 0: 1024.
+        subseq_len: number of positions solved at a time; 0: 1024.
     """
 
     family: str = "transformer"
@@ -116,7 +115,7 @@ class ModelOptions:
 
     @property
     def solve(self) -> SolveOptions:
-        """Those of a solve.
+        """The options of a solve.
 
         Raises:
             ValueError: one is out of range; the sentence names it and the valid values.

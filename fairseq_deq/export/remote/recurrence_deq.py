@@ -1,4 +1,4 @@
-"""Fixed points of a recurrence, position after position.
+"""Fixed points of a recurrence, at one position after another.
 
 Part of a model that fairseq_deq exported (MIT licence).
 """
@@ -23,12 +23,12 @@ def solve_recurrence(
     options: SolveOptions,
     preconditioner: Preconditioner | None = None,
 ) -> Solved:
-    """Solve z_t = f_t(z_t) one position after another, each from those before it, which are left for good.
+    """Solve z_t = f_t(z_t) at one position after another; a state that has been found is not changed.
 
     Args:
-        column: from the states (B, T, C), settled before t, and t, to f_t as a map of the `own` leading
-            channels (B, own) to all (B, C), and to where its solve starts, (B, own).
-        z0: states where f is never finite, (B, T, C).
+        column: from the states (B, T, C), settled before t, and t, to two things: f_t as a map of the `own`
+            leading channels (B, own) to all (B, C), and the state at which its solve starts, (B, own).
+        z0: the states of positions at which f is never finite, (B, T, C).
         real, options, preconditioner: as for `solve`.
     """
     states, parts = z0.clone(), []
@@ -47,7 +47,7 @@ def solve_recurrence(
 
 
 class _Column:
-    """f at one position as a map of its own channels, (B, 1, own) to the same; others follow from them."""
+    """f at one position as a map of its own channels, (B, 1, own); the other channels follow from them."""
 
     def __init__(self, f: Callable[[Tensor], Tensor], own: int) -> None:
         self.f, self.own = f, own
@@ -58,7 +58,7 @@ class _Column:
         return self.last[1][:, None, : self.own]
 
     def whole(self, x: Tensor) -> Tensor:
-        """The state `x` (B, 1, own) and the channels that follow from it, (B, C)."""
+        """All channels, (B, C), of the position whose own channels are x (B, 1, own)."""
         if self.last is None or not torch.equal(self.last[0], x):
             self(x)
         assert self.last is not None

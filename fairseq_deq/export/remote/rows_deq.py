@@ -1,4 +1,4 @@
-"""Products of rows, one per position, that round a row the same whatever stands beside it.
+"""Matrix products with a row per position, which round a row the same, whatever the other rows are.
 
 Part of a model that fairseq_deq exported (MIT licence).
 """
@@ -10,14 +10,14 @@ from torch import Tensor
 
 
 def rowwise_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """rows (n, K) @ weight (M, K)^T + bias, in multiples of 16 rows: each rounds the same in any matrix."""
+    """rows (n, K) @ weight (M, K)^T + bias, with n padded to a multiple of 16, so rows round the same."""
     n = rows.shape[0]
     missing = -n % 16
     return F.linear(F.pad(rows, (0, 0, 0, missing)) if missing else rows, weight, bias)[:n]
 
 
 class Preconditioner:
-    """P = I + left right^T of every row, close to the inverse of I minus the mean Jacobian of f.
+    """P = I + left right^T, an approximate inverse of I minus the mean Jacobian of f, which all rows share.
 
     Args:
         left, right: (C, r).
@@ -27,6 +27,6 @@ class Preconditioner:
         self.left, self.right = left, right
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """P of rows (n, C)."""
+        """P applied to each row of rows (n, C)."""
         inside = rowwise_linear(rows, self.right.T.to(rows.dtype))
         return rows + rowwise_linear(inside, self.left.to(rows.dtype))

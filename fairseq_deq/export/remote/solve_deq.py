@@ -1,7 +1,11 @@
 """Fixed points z = f(z) of independent or causally coupled positions, by Anderson acceleration.
 
-Part of a model that fairseq_deq exported (MIT licence). It finds what the package's own solver finds, by the
-same steps; only which positions f is evaluated at, beside those that move, is simpler here.
+Part of a model that fairseq_deq exported (MIT licence). It takes the same steps as the package's own solver,
+and finds the same states. Only the choice of the frozen positions that f is evaluated at besides the moving
+ones is simpler here.
+
+A position is *moving*, *frozen* (within the tolerance when it was last evaluated) or *final*
+(frozen for good). A *recheck* evaluates frozen positions again, and wakes those that do not pass any more.
 """
 
 from __future__ import annotations
@@ -18,15 +22,18 @@ from .rows_deq import Preconditioner
 
 # A position whose residual exceeds its best by this factor goes back to its best state.
 GROWTH_LIMIT = 1e3
-# Evaluations without a new best residual after which a position goes back, and how often one may.
+# Evaluations without a new best residual after which a position goes back, and how often it may before it is
+# abandoned.
 PATIENCE, MAX_RESTARTS = 6, 6
-# Where the residual of a position at rest has changed by this share, what it depends on has moved.
+# An abandoned position tries again when its residual at a recheck has changed by more than this share: then
+# the positions that it depends on have moved.
 MOVED = 0.01
-# Positions at rest are evaluated again from this iteration on, then at these distances at least.
+# The iteration of the first recheck, and the distance to the next one: at least so many iterations, or this
+# share of the iterations so far.
 FIRST_RECHECK, RECHECK_GAP, RECHECK_SHARE = 12, 3, 0.1
-# Between rechecks a position that depends on others rests at this share of the tolerance.
+# Between rechecks a position that depends on others freezes at this share of the tolerance.
 MARGIN = 0.8
-# f is narrowed to the rows and times where positions move when that leaves no more than this share of it.
+# f is narrowed to the rows and times where positions move if that leaves at most this share of them.
 NARROW = 0.75
 
 
@@ -36,8 +43,8 @@ class Solved:
 
     Attributes:
         state: the best state found, (B, T, C).
-        residual: |f(z) - z| / |f(z)| there, (B, T); inf where f was never finite.
-        evaluations: of f, while the position was moving, (B, T).
+        residual: |f(z) - z| / |f(z)| at that state, (B, T); inf where f was never finite.
+        evaluations: number of evaluations of f while the position was moving, (B, T).
         converged: (B, T) bool.
     """
 
@@ -48,8 +55,13 @@ class Solved:
 
 
 def rechecks(budget: int) -> set[int]:
-    """The iterations that look again at positions at rest; they depend on the budget alone, so that no
-    position depends on those after it."""
+    """The iterations that are rechecks.
+
+    They depend on the budget alone, so that no position depends on later ones.
+
+    Args:
+        budget: largest number of evaluations.
+    """
     iterations, k = set(), FIRST_RECHECK
     while k < budget - 1:
         iterations.add(k)
@@ -65,24 +77,26 @@ def solve(
     options: SolveOptions,
     preconditioner: Preconditioner | None = None,
 ) -> Solved:
-    """Solve z = f(z), position by position.
+    """Solve z = f(z), with a residual, history and stop of its own for each position.
 
-    A position may depend on itself and on those before it in its row. It rests when it is within the
-    tolerance, is looked at again at the rechecks, and is done with when all before it are.
+    Each position may depend on itself and on earlier ones in its row. It freezes when it is within the
+    tolerance, is evaluated again at the rechecks, and is final once it and all positions before it have
+    passed.
 
     Args:
-        f: map of (B, T, C) to the same shape. A method `part(rows, begin)`, where it has one, gives f of
-            these rows and of times from `begin` on, the others held where it was last evaluated.
-        z0: where to start, (B, T, C).
-        real: (B, T) bool; the other positions stay at z0. No real one depends on them.
+        f: map of (B, T, C) to the same shape. If it has a method `part(rows, begin)`, that gives f at these
+            rows and at times from `begin` on; the other positions keep the states at which f was last
+            evaluated.
+        z0: starting state, (B, T, C).
+        real: (B, T) bool; the other positions stay at z0, and no real one depends on them.
         options: see `SolveOptions`.
-        preconditioner: P, None: the identity.
+        preconditioner: P; None: the identity.
     """
     return _Solve(f, z0, real, options, preconditioner).run()
 
 
 class _Solve:
-    """One solve; everything that is known of a position is a row, (n, ...), n = B*T."""
+    """One solve; what is known of each position is a row of tensors (n, ...), n = B*T."""
 
     def __init__(
         self,
@@ -132,7 +146,7 @@ class _Solve:
         )
 
     def _iterate(self, recheck: bool) -> None:
-        """Evaluate f, judge every position, and move those that are to move."""
+        """Evaluate f, judge every position, and step those that still move."""
         z, options = self.z, self.options
         if recheck:
             self._widen()
@@ -144,7 +158,7 @@ class _Solve:
         passed = (distance <= margin * self.limit + margin * options.rtol * size) & finite
         distance = torch.where(finite, distance, float("inf"))
         was_moving = self.moving
-        if recheck:  # who is done with keeps what is known of it
+        if recheck:  # a final position keeps its recorded residual
             distance = torch.where(self.final, self.best_distance, distance)
             size = torch.where(self.final, self.best_size, size)
             passed = torch.where(self.final, ~self.abandoned, passed) | ~self.real
@@ -159,7 +173,7 @@ class _Solve:
         self._step(z, fz, g, products)
 
     def _evaluate(self, z: Tensor) -> Tensor:
-        """f(z), (n, C); z itself where f was narrowed and no position moves."""
+        """f(z), (n, C); where f is narrowed, z itself at all other positions."""
         if self.index is None:
             return self.current(z.to(self.dtype).view(self.shape)).to(z.dtype).reshape(z.shape)
         rows = z.index_select(0, self.index)
@@ -167,18 +181,21 @@ class _Solve:
         return z.index_copy(0, self.index, self.current(part).to(z.dtype).reshape(rows.shape))
 
     def _widen(self) -> None:
-        """Evaluate f everywhere."""
+        """Evaluate f at all positions from now on."""
         self.current, self.begin = self.f, 0
         self.index: Tensor | None = None
         self.rows = torch.arange(self.shape[0], device=self.z.device)  # in order
 
     def _narrow(self, moved: Tensor) -> None:
-        """Evaluate f at the rows alone that have positions which `moved`, from the first of these on."""
+        """Evaluate f only where it is needed from now on, if that saves enough.
+
+        Needed are the rows with a position that `moved`, (n,) bool, and the times from the first of these on.
+        """
         if not hasattr(self.f, "part"):
             return
         by_row = moved.view(self.shape[:-1])
         rows, length = by_row.any(1).nonzero().squeeze(1), self.shape[1]
-        begin = int(by_row.any(0).int().argmax()) // 16 * 16  # whole multiples: see `rowwise_linear`
+        begin = int(by_row.any(0).int().argmax()) // 16 * 16  # a multiple of 16: see `rowwise_linear`
         if len(rows) * (length - begin) > NARROW * len(self.rows) * (length - self.begin):
             return
         places = torch.searchsorted(self.rows, rows)
@@ -195,7 +212,11 @@ class _Solve:
         return products
 
     def _judge(self, distance: Tensor, size: Tensor, passed: Tensor) -> Tensor:
-        """Enter an evaluation, let those rest that pass; where the state is the best so far."""
+        """Record an evaluation, and freeze the positions that pass.
+
+        Returns:
+            where the state is the best so far, (n,) bool.
+        """
         moving, where = self.moving, torch.where
         better = moving & ((distance < self.best_distance) | passed)
         self.best_distance = where(better, distance, self.best_distance)
@@ -208,7 +229,12 @@ class _Solve:
         return better
 
     def _look_again(self, distance: Tensor, size: Tensor, passed: Tensor) -> Tensor:
-        """Wake those at rest that do not pass any more; where the state is to be the best one known."""
+        """At a recheck, wake the frozen positions that do not pass any more.
+
+        Returns:
+            moving positions whose best residual is out of date, because f has changed: their present state
+            becomes the best one, (n,) bool.
+        """
         best, where, inf = self.best_distance, torch.where, float("inf")
         unchanged = (distance == best) | ((distance - best).abs() <= MOVED * best)
         self.abandoned = self.abandoned & ~passed & unchanged
@@ -226,8 +252,8 @@ class _Solve:
         return stale
 
     def _step(self, z: Tensor, fz: Tensor, g: Tensor, products: Tensor | None) -> None:
-        """Move what moves; what is lost goes back to its best state."""
-        if self.options.max_evals == 1:  # the one evaluation is made use of where it is finite
+        """Step the moving positions; lost ones go back to their best state."""
+        if self.options.max_evals == 1:  # a single evaluation: f(z0) is the result where it is finite
             finite = torch.isfinite(fz).all(1) & self.moving
             self.best = torch.where(finite.unsqueeze(1), fz, self.best)
             return
@@ -248,10 +274,15 @@ class _Solve:
         self.z = torch.where(lost.unsqueeze(1), self.best, z)
 
     def _send_back(self) -> Tensor:
-        """Positions that start again from their best state, without a history; at last they are abandoned.
+        """Restart the lost positions from their best state, without the history so far.
 
-        The first time with half the step; then by full steps without P and history; from then on in turns,
-        with ever smaller steps.
+        The first restart halves the step. The second one takes full steps without P and without a history.
+        Then restarts with and without a history alternate, with ever smaller steps and without P. P is also
+        left out if the residual has grown by the factor `GROWTH_LIMIT`. After `MAX_RESTARTS` restarts the
+        position is abandoned.
+
+        Returns:
+            the lost positions, (n,) bool.
         """
         far = (self.last_distance > GROWTH_LIMIT * self.best_distance) | torch.isinf(self.last_distance)
         lost = self.moving & (far | (self.since_best >= PATIENCE))

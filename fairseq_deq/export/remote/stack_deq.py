@@ -16,17 +16,17 @@ from .transformer_deq import BoundTransformer, KeysValues, TransformerLayer
 
 @dataclass(frozen=True)
 class StackPast:
-    """What each layer keeps of the positions before."""
+    """What each layer keeps of the positions before a segment."""
 
     parts: tuple[KeysValues, ...]
 
     def reordered(self, order: Tensor) -> StackPast:
-        """Row i becomes what row `order[i]` was."""
+        """The texts with these indices, (B',), in that order."""
         return StackPast(tuple(part.reordered(order) for part in self.parts))
 
 
 class Stack(nn.Module):
-    """f(z; u) = f_N(... f_1(z; u_1) ...; u_N), u = [u_1, ..., u_N]: see `TransformerLayer`.
+    """f(z; u) = f_N(... f_1(z; u_1) ...; u_N), u = [u_1, ..., u_N]; each f_i is a `TransformerLayer`.
 
     Args:
         layers: f_1 to f_N.
@@ -44,15 +44,15 @@ class Stack(nn.Module):
         return sum(self.injection_dims)
 
     def output(self, state: Tensor) -> Tensor:
-        """The features that the softmax sees."""
+        """The features that the softmax reads: the states."""
         return state
 
     def beginning(self, batch: int, like: Tensor) -> StackPast:
-        """What stands before a text: nothing."""
+        """The past at the beginning of a text: no positions."""
         return StackPast(tuple(layer.beginning(batch, like) for layer in self.layers))  # type: ignore[operator]
 
     def bind(self, u: Tensor, past: StackPast, lengths: Tensor) -> BoundStack:
-        """f of the positions that follow; arguments as for a layer."""
+        """f over the positions that follow; arguments as for `TransformerLayer.bind`."""
         injections = u.split(self.injection_dims, -1)
         bound = [
             layer.bind(own, part, lengths)  # type: ignore[operator]
@@ -64,8 +64,8 @@ class Stack(nn.Module):
 class BoundStack:
     """z -> f(z) over (B, T, C).
 
-    It has no part at some positions only: in f_2 a position at rest needs what f_1 gives it, which changes
-    with the positions before it.
+    It has no method `part`, which holds the states of some positions: even where z is held, f_1(z) changes
+    with the positions before it, and f_2 reads f_1(z).
     """
 
     def __init__(self, layers: list[BoundTransformer]) -> None:
@@ -78,7 +78,7 @@ class BoundStack:
 
     @torch.no_grad()
     def settle(self, z: Tensor, counts: Tensor) -> StackPast:
-        """The past of the positions that follow, once these are at z (B, T, C); arguments as for a layer."""
+        """The past after these positions; arguments as for `BoundTransformer.settle`."""
         parts = []
         for layer in self.layers:
             parts.append(layer.settle(z, counts))
@@ -86,5 +86,5 @@ class BoundStack:
         return StackPast(tuple(parts))
 
     def column(self, z: Tensor, t: int) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-        """There is none, as for a Transformer of one layer."""
+        """Raise NotImplementedError, as a single Transformer layer does."""
         return self.layers[0].column(z, t)

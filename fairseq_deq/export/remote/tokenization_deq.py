@@ -13,19 +13,19 @@ import sentencepiece
 from transformers import PreTrainedTokenizer
 
 FILES = {"model_file": "sentencepiece.model", "words_file": "dict.txt"}
-# What a piece is that the dictionary does not have. It is no special token: those are left out of a text.
+# The symbol for a piece that is not in the dictionary. It is no special token: decoding leaves those out.
 UNKNOWN = "<unk>"
 
 
 class DEQTokenizer(PreTrainedTokenizer):
-    """Text to numbers and back.
+    """Splits text into the pieces of a sentencepiece model, and numbers them as fairseq's dictionary does.
 
-    Every text begins with `bos_token`, which is what texts began with in training. A piece that the
-    dictionary does not have is `<unk>`.
+    Every text begins with `bos_token`, with which texts began in training. A piece that is not in the
+    dictionary becomes `<unk>`.
 
     Args:
-        model_file: the sentencepiece model.
-        words_file: one symbol a line, in the order of their numbers.
+        model_file: path of the sentencepiece model.
+        words_file: path of the symbols, one per line, in the order of their numbers.
         options: those of every tokenizer of transformers.
     """
 
@@ -41,7 +41,7 @@ class DEQTokenizer(PreTrainedTokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """Symbols of the dictionary."""
+        """Number of symbols in the dictionary."""
         return len(self.words)
 
     def get_vocab(self) -> dict[str, int]:
@@ -58,12 +58,15 @@ class DEQTokenizer(PreTrainedTokenizer):
         return self.words[index] if index < len(self.words) else UNKNOWN
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """The text of pieces."""
+        """The text that the pieces are parts of."""
         return "".join(tokens).replace("\u2581", " ")
 
     def _decode(self, token_ids: int | list[int], *given: Any, **named: Any) -> str:
-        """The text of numbers. Where these begin with `bos_token` the space before the first word is left
-        out; otherwise they may go on from a text, and it stays."""
+        """The text of numbers.
+
+        If they begin with `bos_token`, the space before the first word is dropped. Otherwise it stays,
+        because the text may continue another one.
+        """
         text: str = super()._decode(token_ids, *given, **named)
         numbers = [token_ids] if isinstance(token_ids, int) else list(token_ids)
         first = next((number for number in numbers if number != self.pad_token_id), None)
@@ -72,7 +75,7 @@ class DEQTokenizer(PreTrainedTokenizer):
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list[int]:
-        """The numbers of a text, or of two one after the other, behind that of its beginning."""
+        """The numbers of one text, or of two in sequence, after that of `bos_token`."""
         return [int(self.bos_token_id), *token_ids_0, *(token_ids_1 or [])]
 
     def get_special_tokens_mask(
@@ -81,7 +84,7 @@ class DEQTokenizer(PreTrainedTokenizer):
         token_ids_1: list[int] | None = None,
         already_has_special_tokens: bool = False,
     ) -> list[int]:
-        """1 for each number that stands for no piece of text."""
+        """1 for each special token, and 0 for each piece of text."""
         ids = [*token_ids_0, *(token_ids_1 or [])]
         if already_has_special_tokens:
             return [int(i in self.all_special_ids) for i in ids]
@@ -90,7 +93,7 @@ class DEQTokenizer(PreTrainedTokenizer):
     def create_token_type_ids_from_sequences(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list[int]:
-        """Zeros: there are no types."""
+        """Zeros, because there are no token types."""
         return [0] * len(self.build_inputs_with_special_tokens(token_ids_0, token_ids_1))
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:

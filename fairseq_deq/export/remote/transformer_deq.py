@@ -20,21 +20,21 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.
 
 
 class TransformerLayer(nn.Module):
-    """f(z; u), to be solved for z = f(z; u).
+    """One Transformer-XL layer f(z; u), to be solved for z = f(z; u).
 
     With [q, k, v] = W_qkv z + u over all positions up to that of the query,
         A_ij = ((q_i + r_w) . k_j + (q_i + r_r) . (W_r R_{i-j})) / sqrt(D),  a = W_o softmax(A) v,
-        or with rotary positions A_ij = (G_i q_i) . (G_j k_j) / sqrt(D), where G_i turns by angles that grow
+        or with rotary positions A_ij = (G_i q_i) . (G_j k_j) / sqrt(D), where G_i rotates by angles that grow
         with i (see `turned`),
         F(x) = W_2 act(W_1 x), or gated F(x) = W_2 (act(W_1 x) * W_3 x),
     post-norm:  h = LN(a + z),  f = LN(h + F(h)),
     pre-norm:   h = a + z with attention on LN(z),  f = LN(h + F(LN(h))).
-    With `input_residual` u has a further part u_h, and a + z + u_h stands for a + z. Each LN is a `Norm` of
-    its own.
+    With `input_residual`, u has a further part u_h, and a + z + u_h takes the place of a + z. With
+    `closing_norm` False, h = LN(a + z) in both forms, and f = h + F(h). Each LN is a `Norm` with its own
+    parameters, if any.
 
     Args:
-        o: its sizes; `pre_norm` says which of the two forms, `closing_norm` False that f is not normalised
-            and what the feed-forward part is added to is, `activation` what act is (relu, gelu or silu).
+        o: options of the model. `pre_norm` chooses the form, and `activation` is act (relu, gelu or silu).
     Source: Dai et al. (2019, arXiv 1901.02860); Bai, Kolter, Koltun (2019, arXiv 1909.01377).
     """
 
@@ -70,15 +70,15 @@ class TransformerLayer(nn.Module):
         return 3 * self.heads * self.head_dim + (self.dim if self.input_residual else 0)
 
     def output(self, state: Tensor) -> Tensor:
-        """The features that the softmax sees."""
+        """The features that the softmax reads: the states."""
         return state
 
     def beginning(self, batch: int, like: Tensor) -> KeysValues:
-        """What stands before a text: nothing."""
+        """The past at the beginning of a text: no positions."""
         return KeysValues(self, like.new_zeros(2, batch, self.heads, 0, self.head_dim))
 
     def by_distance(self, capacity: int, like: Tensor) -> Tensor | None:
-        """W_r R of the distances capacity-1 ... 0, (H, D, capacity); None: positions are rotary."""
+        """W_r R at distances capacity-1 ... 0, (H, D, capacity); None if positions are rotary."""
         if self.relative is None:
             return None
         distance = torch.arange(capacity - 1, -1, -1, device=like.device)
@@ -86,22 +86,24 @@ class TransformerLayer(nn.Module):
         return table.unflatten(-1, (self.heads, self.head_dim)).permute(1, 2, 0)
 
     def bind(self, u: Tensor, past: KeysValues, lengths: Tensor) -> BoundTransformer:
-        """f of the positions that follow, with what does not depend on z computed once.
+        """f over the positions that follow; what does not depend on z is computed here, once.
 
         Args:
-            u: injections, (B, T, 3*H*D), with u_h (B, T, 3*H*D + C).
-            past: keys and values of the positions before; f writes its own behind them.
-            lengths: how many there are, (B,).
+            u: injections, (B, T, 3*H*D), or with u_h (B, T, 3*H*D + C).
+            past: keys and values of the positions before; f writes its own after them.
+            lengths: number of positions before, (B,).
         """
         return BoundTransformer(self, u, past, lengths)
 
 
 class Norm(nn.Module):
-    """gain * x^ + bias with x^ = (x - mean(x)) / std(x), or gain * x^ with x^ = x / rms(x), a row by itself.
+    """Layer norm or RMS norm of each row: gain * x^ + bias.
+
+    Layer norm has x^ = (x - mean(x)) / std(x), and RMS norm x^ = x / rms(x) and no bias.
 
     Args:
         dim: channels of x.
-        kind: `layer`, the first, or `rms`, the second.
+        kind: `layer` or `rms`.
         affine: False: there is no gain and no bias.
     """
 
@@ -112,7 +114,7 @@ class Norm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(dim)) if affine and kind == "layer" else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """The same shape."""
+        """x normalised, in the same shape."""
         if self.kind == "rms":
             return F.rms_norm(x, x.shape[-1:], self.gain, 1e-5)
         return F.layer_norm(x, x.shape[-1:], self.gain, self.bias, 1e-5)
@@ -122,9 +124,9 @@ class KeysValues:
     """Keys and values of each text from its first position on, in buffers that grow.
 
     Args:
-        layer: whose they are.
+        layer: the layer that they belong to.
         buffers: (2, B, H, capacity, D).
-        relative: W_r R of as many distances, the nearest last, (H, D, capacity).
+        relative: W_r R for as many distances, distance 0 last, (H, D, capacity); None: it is computed.
     """
 
     def __init__(self, layer: TransformerLayer, buffers: Tensor, relative: Tensor | None = None) -> None:
@@ -132,7 +134,7 @@ class KeysValues:
         self.relative = layer.by_distance(buffers.shape[3], buffers) if relative is None else relative
 
     def reserve(self, columns: int) -> None:
-        """Make room for so many positions of each text."""
+        """Make room for `columns` positions of each text."""
         capacity = self.buffers.shape[3]
         if columns > capacity:
             wanted = max(columns, LEAST_CAPACITY, capacity + capacity // 4)
@@ -140,12 +142,12 @@ class KeysValues:
             self.relative = self.layer.by_distance(wanted, self.buffers)
 
     def reordered(self, order: Tensor) -> KeysValues:
-        """Row i becomes what row `order[i]` was."""
+        """The texts with these indices, (B',), in that order."""
         return KeysValues(self.layer, self.buffers.index_select(1, order), self.relative)
 
 
 class BoundTransformer:
-    """z -> f(z) over (B, T, C)."""
+    """z -> f(z) over (B, T, C), for the positions that follow `past`."""
 
     def __init__(self, layer: TransformerLayer, u: Tensor, past: KeysValues, lengths: Tensor) -> None:
         self.layer, self.past = layer, past
@@ -153,14 +155,14 @@ class BoundTransformer:
         first = int(lengths.min())
         self.uniform = first == int(lengths.max())
         longest = int(lengths.max()) + self.length
-        # In multiples of 16 a sum over keys rounds the same, however many stand for nothing.
+        # With a multiple of 16 keys a sum over them rounds the same, however many of them are hidden.
         self.columns = longest if self.length == 1 else longest + -longest % 16
         past.reserve(self.columns)
         inner = layer.heads * layer.head_dim
         scale = layer.head_dim**-0.5
         self.query = layer.qkv.weight[:inner] * scale
         self.key_value = layer.qkv.weight[inner:]
-        # (q + r_w) / sqrt(D): the bias joins the injection of the scaled query.
+        # r_w is added to q just as u_q is; both are scaled by 1/sqrt(D), as q is.
         bias = 0.0 if layer.rotary else layer.content_bias.flatten()
         self.query_injection = (u[..., :inner] + bias) * scale
         self.kv_injection = u[..., inner : 3 * inner]
@@ -198,9 +200,9 @@ class BoundTransformer:
         return (out if layer.closing_norm is None else layer.closing_norm(out)).view_as(z)
 
     def part(self, rows: Tensor, begin: int) -> BoundTransformer:
-        """f of some rows (b,) and of times from `begin` on, the others held where this was last evaluated.
+        """f at some rows (b,) and times from `begin` on; the others keep the states of the latest evaluation.
 
-        It has keys and values of its own: what it is evaluated at does not change those of the whole.
+        It has its own copy of keys and values, so its evaluations do not change those of the whole.
         """
         part = copy.copy(self)
         part.batch, part.length, part.first = len(rows), self.length - begin, self.first + begin
@@ -219,17 +221,17 @@ class BoundTransformer:
         return part
 
     def settle(self, z: Tensor, counts: Tensor) -> KeysValues:
-        """The past of the positions that follow, once these are at z (B, T, C).
+        """The past after these positions, settled at z.
 
         Args:
-            z: their states.
-            counts: how many of them each text really has, (B,); the caller adds them to the lengths.
+            z: their states, (B, T, C).
+            counts: how many of them are real in each text, (B,); the caller adds them to the lengths.
         """
         self._write(self._normed(z.reshape(self.batch * self.length, -1)))
         return self.past
 
     def column(self, z: Tensor, t: int) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-        """There is none: the positions of a Transformer are solved side by side."""
+        """Raise NotImplementedError: all positions of a Transformer are solved side by side."""
         raise NotImplementedError("a Transformer has no solver_scope recurrence; use position")
 
     def _normed(self, rows: Tensor) -> Tensor:
@@ -240,7 +242,7 @@ class BoundTransformer:
         return x.unflatten(-1, (self.layer.heads, self.layer.head_dim)).transpose(1, 2)
 
     def _write(self, normed: Tensor) -> Tensor:
-        """Put own keys and values behind those of the past; all of them, (2, B, H, columns, D)."""
+        """Write the positions' own keys and values after the past; all, (2, B, H, columns, D)."""
         own = F.linear(normed, self.key_value).view_as(self.kv_injection) + self.kv_injection
         if self.angles is not None:
             keys, values = own.chunk(2, -1)
@@ -256,7 +258,11 @@ class BoundTransformer:
         return buffers[:, :, :, : self.columns]
 
     def _set_distances(self, like: Tensor, scale: float) -> None:
-        """W_r R by distance, which distance each key has from each query, and what does not depend on z."""
+        """Compute what the scores contain besides q . k.
+
+        These are W_r R by distance, the column of the distance between each query and key, and the part that
+        does not depend on z, with the mask.
+        """
         layer, columns, device = self.layer, self.columns, like.device
         position = self.position[:1] if self.uniform else self.position
         gap = position.unsqueeze(2) - torch.arange(columns, device=device)  # (1 or B, T, columns)
@@ -265,34 +271,34 @@ class BoundTransformer:
         bias = like.new_zeros(1, 1, *gap.shape[1:])
         if relative is not None:
             self.relative = relative = relative[..., -columns:]  # (H, D, columns), the nearest last
-            # (q + r_r) = (q + r_w) + (r_r - r_w): the second part is the same for every query.
+            # q + r_r = (q + r_w) + (r_r - r_w), where the second part is the same for every query.
             extra = ((layer.position_bias - layer.content_bias) * scale).unsqueeze(1)  # (H, 1, D)
             bias = torch.bmm(extra, relative).squeeze(1)[:, by_key.squeeze(1)].transpose(0, 1)
         hidden = gap < 0
         if layer.local_size:
             hidden = hidden | (gap >= layer.local_size)
         self.bias = bias.masked_fill(hidden.unsqueeze(1), float("-inf"))  # (1 or B, H, T, columns)
-        # One position a text, all of the same number: distances stand in the order of the keys.
+        # One position per text, at the same index in all: the distances are in the order of the keys.
         alone = self.uniform and self.length == 1
         self.by_key = None if alone or relative is None else by_key
 
 
 def angles(position: Tensor, head_dim: int, like: Tensor) -> Tensor:
-    """cos and sin of position / 10000^(2*j/D), twice over, (2, B, T, 1, D), for positions (B, T)."""
+    """cos and sin of position / 10000^(2*j/D), each written twice, (2, B, T, 1, D), for positions (B, T)."""
     inverse = 10000 ** (-torch.arange(0, head_dim, 2, device=like.device, dtype=torch.float64) / head_dim)
     angle = (position.unsqueeze(-1) * inverse).repeat(1, 1, 2).unsqueeze(2)
     return torch.stack([angle.cos(), angle.sin()]).to(like.dtype)
 
 
 def turned(x: Tensor, by: Tensor) -> Tensor:
-    """x (B, T, H*D), channels j and j + D/2 of each head turned by angles whose cos and sin are given."""
+    """x (B, T, H*D), channels j and j + D/2 of each head rotated; `by` has cos and sin of the angles."""
     heads = x.unflatten(-1, (-1, by.shape[-1]))
     a, b = heads.chunk(2, -1)
     return (heads * by[0] + torch.cat([-b, a], -1) * by[1]).flatten(-2)
 
 
 def sinusoid(distance: Tensor, dim: int) -> Tensor:
-    """[sin; cos] of distance over wavelengths 2*pi to 10000*2*pi, (len(distance), dim)."""
+    """[sin; cos] of distance / 10000^(2*j/dim), j = 0 ... dim/2 - 1, (len(distance), dim), in float32."""
     inverse = 10000 ** (-torch.arange(0, dim, 2, device=distance.device, dtype=torch.float32) / dim)
     angle = distance.float().unsqueeze(1) * inverse
     return torch.cat([angle.sin(), angle.cos()], 1)[:, :dim]

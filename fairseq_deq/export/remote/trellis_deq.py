@@ -16,7 +16,7 @@ from .rows_deq import rowwise_linear
 
 @dataclass(frozen=True)
 class TrellisPast:
-    """What a convolution sees of the positions before; zeros before a text.
+    """The states before a segment that its positions read; zeros before a text.
 
     Attributes:
         hidden: h of the last k-1 positions, (B, k-1, H).
@@ -27,12 +27,12 @@ class TrellisPast:
     cell: Tensor
 
     def reordered(self, order: Tensor) -> TrellisPast:
-        """Row i becomes what row `order[i]` was."""
+        """The texts with these indices, (B',), in that order."""
         return TrellisPast(self.hidden.index_select(0, order), self.cell.index_select(0, order))
 
 
 class TrellisLayer(nn.Module):
-    """f(z; u), z = (h, c), to be solved for z = f(z; u).
+    """One TrellisNet layer f(z; u), z = (h, c), to be solved for z = f(z; u).
 
     With k taps W_j,
         (i, o, g, f)_t = u_t + b + sum_{j<k} W_j h_{t-j},
@@ -40,8 +40,8 @@ class TrellisLayer(nn.Module):
 
     Args:
         hidden_dim: channels of h and of c, H; a state has C = 2*H.
-        output_dim: the last channels of h are the features.
-        kernel_size: taps, k >= 2.
+        output_dim: channels of the features, which are the last ones of h.
+        kernel_size: number of taps, k >= 2.
     Source: Bai, Kolter, Koltun (2019, arXiv 1810.06682 and 1909.01377).
     """
 
@@ -61,21 +61,21 @@ class TrellisLayer(nn.Module):
         return 4 * self.hidden_dim
 
     def output(self, state: Tensor) -> Tensor:
-        """The features that the softmax sees."""
+        """The features that the softmax reads, (B, T, output_dim)."""
         return state[..., self.hidden_dim - self.output_dim : self.hidden_dim]
 
     def beginning(self, batch: int, like: Tensor) -> TrellisPast:
-        """What stands before a text: zeros."""
+        """The past at the beginning of a text: zeros."""
         zeros = like.new_zeros(batch, self.reach, self.hidden_dim)
         return TrellisPast(zeros, like.new_zeros(batch, 1, self.hidden_dim))
 
     def bind(self, u: Tensor, past: TrellisPast, lengths: Tensor) -> BoundTrellis:
-        """f of the positions that follow.
+        """f over the positions that follow.
 
         Args:
             u: injections, (B, T, 4*H).
-            past: the state before.
-            lengths: unused; a position sees the last few only.
+            past: the states before.
+            lengths: unused, because a position reads only the last few states.
         """
         return BoundTrellis(self, u, past)
 
@@ -98,11 +98,13 @@ class BoundTrellis:
         return gated(rows.view_as(self.injection) + self.injection, before)
 
     def column(self, z: Tensor, t: int) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-        """f at position t as a map of its own h, (B, H) -> (B, C), and where its solve starts: the h before.
+        """f at position t as a function of its own h, and the h before it, at which its solve starts.
 
         Args:
-            z: states, (B, T, C), settled before t.
+            z: states, (B, T, C); positions before t are settled.
             t: the position.
+        Returns:
+            the map (B, H) -> (B, C), and the start, (B, H).
         """
         hidden = torch.cat([self.past.hidden, z[:, :t, : self.width]], 1)[:, -self.reach :]
         held = rowwise_linear(hidden.flatten(1), self.past_taps) + self.injection[:, t]
@@ -110,11 +112,11 @@ class BoundTrellis:
         return lambda h: gated(rowwise_linear(h, self.own_tap) + held, cell), hidden[:, -1]
 
     def settle(self, z: Tensor, counts: Tensor) -> TrellisPast:
-        """The past of the positions that follow, once these are at z (B, T, C).
+        """The past after these positions, settled at z.
 
         Args:
-            z: their states.
-            counts: how many of them each text really has, (B,).
+            z: their states, (B, T, C).
+            counts: how many of them are real in each text, (B,).
         """
         hidden = torch.cat([self.past.hidden, z[..., : self.width]], 1)
         cell = torch.cat([self.past.cell, z[..., self.width :]], 1)
@@ -122,13 +124,13 @@ class BoundTrellis:
 
 
 def last_of(x: Tensor, lengths: Tensor, count: int) -> Tensor:
-    """The last `count` positions (B, count, C) before `lengths` (B,) of x (B, S, C)."""
+    """The last `count` of the first `lengths` (B,) positions of x (B, S, C): (B, count, C)."""
     place = (lengths - count).unsqueeze(1) + torch.arange(count, device=x.device)
     return x.gather(1, place.unsqueeze(2).expand(-1, -1, x.shape[2]))
 
 
 def gated(gates: Tensor, before: Tensor) -> Tensor:
-    """(h', c') side by side, (..., 2H), from the gates (..., 4H) before their nonlinearities and c_{t-1}."""
+    """(h', c'), (..., 2H), from c_{t-1} and the gates before sigma and tanh, (..., 4H)."""
     i, o, g, f = gates.chunk(4, -1)
     cell = f.sigmoid() * before + i.sigmoid() * g.tanh()
     return torch.cat([o.sigmoid() * cell.tanh(), cell], -1)

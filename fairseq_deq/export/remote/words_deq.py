@@ -1,4 +1,4 @@
-"""Words in and words out: tables, or bands of them that are the narrower the rarer their words are.
+"""Embeddings and softmax over words: one table, or bands of words, of which rarer words have fewer channels.
 
 Part of a model that fairseq_deq exported (MIT licence).
 """
@@ -13,30 +13,35 @@ from torch import Tensor, nn
 
 
 def band_edges(cutoffs: Sequence[int], types: int) -> list[int]:
-    """0, the cut-offs, and the number of types, where the last cut-off is not that."""
+    """0, the cut-offs, and the number of types unless the last cut-off is that number."""
     return [0, *cutoffs] if cutoffs[-1] == types else [0, *cutoffs, types]
 
 
 class Table(nn.Module):
-    """Embeddings (B, T, D) of tokens (B, T), from one table."""
+    """Embeddings from one table.
+
+    Args:
+        types: number of symbols.
+        dim: channels, D.
+    """
 
     def __init__(self, types: int, dim: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(types, dim))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """The embeddings."""
+        """Embeddings (B, T, D) of tokens (B, T)."""
         return F.embedding(tokens, self.weight)
 
 
 class Bands(nn.Module):
-    """Embeddings of which band i has D / factor^i channels, projected to D.
+    """Embeddings in bands: those of band i have D / factor^i channels, and are projected to D.
 
     Args:
-        types: words of the dictionary.
+        types: number of symbols.
         dim: channels, D.
-        cutoffs: where bands end.
-        factor: by which they narrow.
+        cutoffs: the numbers at which bands end.
+        factor: by which the bands narrow.
     Source: Baevski and Auli (2018, arXiv 1809.10853).
     """
 
@@ -58,12 +63,12 @@ class Bands(nn.Module):
 
 
 class Softmax(nn.Module):
-    """Logits over all words; the weight is that of a `Table` where `own` is false.
+    """Logits over all words.
 
     Args:
-        types: words of the dictionary.
+        types: number of symbols.
         dim: channels of the features.
-        own: whether it has a weight of its own.
+        own: whether it has its own weight; False: it uses that of the embedding, a `Table`.
         bias: whether each word has a bias.
     """
 
@@ -80,15 +85,15 @@ class Softmax(nn.Module):
 
 
 class AdaptiveSoftmax(nn.Module):
-    """Log-probabilities over all words: the head has the first band and a class for each other one.
+    """Log-probabilities over all words: the head has the first band's words, and a class per other band.
 
     Args:
-        types: words of the dictionary.
+        types: number of symbols.
         dim: channels of the features.
         cutoffs, factor: as for `Bands`.
-        tie_words, tie_projections: whether the words, and the projections, are those of `Bands`.
+        tie_words, tie_projections: whether it uses the words, and projections, of the embedding, a `Bands`.
         bias: whether each word, and each class, has a bias.
-        projection: whether the head sees the features through a matrix.
+        projection: whether the features are multiplied by a matrix before the head.
     Source: Grave et al. (2016, arXiv 1609.04309).
     """
 

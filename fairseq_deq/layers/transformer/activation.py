@@ -1,4 +1,4 @@
-"""What the feed-forward part of the DEQ-Transformer layer does between its matrices, with its slopes."""
+"""The activation of the feed-forward part, with or without a gate, and its derivative."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ ACTIVATIONS = ("relu", "gelu", "silu")
 
 @dataclass(frozen=True)
 class Activation:
-    """From x = W_1 h to the F inner channels: act(x), or gated act(a) * b with x = [a, b] = [W_1 h, W_3 h].
+    """Maps x to the F inner channels of the feed-forward part: act(x), or with a gate act(a) * b.
 
-    An element rounds the same wherever it stands. torch's own `gelu`, `silu` and `sigmoid` do not on a CPU:
-    the last elements of a matrix, and of each thread's share, go through a scalar function that rounds
-    otherwise than the vector one. `erf` and `tanh` have one function for all, and sums and products are exact
-    to rounding in both.
+    Without a gate x = W_1 h has F channels. With one x = [a, b] = [W_1 h, W_3 h] has 2*F.
+
+    On a CPU, torch's own `gelu`, `silu` and `sigmoid` compute the last elements of a matrix, and of each
+    thread's share, by a scalar function, which rounds differently from the vectorised one. Here an element is
+    rounded the same wherever it stands: `erf` and `tanh` use one function for all elements, and sums and
+    products are correctly rounded by both kinds of function.
 
     Attributes:
-        name: `relu`, max(x, 0); `gelu`, x P(X <= x) of a normal X; `silu`, x / (1 + exp(-x)).
-        gated: which of the two.
+        name: `relu`: max(x, 0); `gelu`: x P(X <= x) with X standard normal; `silu`: x / (1 + exp(-x)).
+        gated: whether there is a gate.
     Raises:
-        ValueError: there is no such name.
-    Source: Hendrycks, Gimpel (2016, arXiv 1606.08415); Shazeer (2020, arXiv 2002.05202).
+        ValueError: `name` is none of these.
+    Source: Hendrycks and Gimpel (2016, arXiv 1606.08415); of the gate Shazeer (2020, arXiv 2002.05202).
     """
 
     name: str = "relu"
@@ -44,7 +46,13 @@ class Activation:
         return (a.relu() if self.name == "relu" else self._smooth(a)) * b
 
     def at(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The inner channels, (n, F), and the slopes that `transposed` reads, in the shape of x."""
+        """The inner channels, (n, F), and the derivatives that `transposed` needs; x may be overwritten.
+
+        Args:
+            x: (n, F) or (n, 2*F).
+        Returns:
+            the inner channels, and act'(x), or with a gate [act'(a) * b, act(a)], in the shape of x.
+        """
         a, b = x.chunk(2, -1) if self.gated else (x, None)
         if self.name == "relu":
             value = a.relu_()
@@ -63,13 +71,18 @@ class Activation:
         return value * b, torch.cat([slope * b, value], -1)
 
     def transposed(self, grad: Tensor, slopes: Tensor) -> Tensor:
-        """The adjoint of x, in its shape, from that of the inner channels, (n, F), and the slopes."""
+        """The gradient with respect to x, in the shape of x.
+
+        Args:
+            grad: the gradient with respect to the inner channels, (n, F).
+            slopes: the derivatives, from `at`.
+        """
         if not self.gated:
             return grad * slopes
         return (grad.unsqueeze(1) * slopes.unflatten(1, (2, -1))).flatten(1)
 
     def mask_of_slopes(self, mask: Tensor | None) -> Tensor | None:
-        """A mask of inner channels, (B, F), in the shape of slopes."""
+        """A dropout mask of the inner channels, (B, F), repeated to the channels of the slopes."""
         return mask.repeat(1, 2) if self.gated and mask is not None else mask
 
     def _smooth(self, x: Tensor) -> Tensor:
@@ -80,15 +93,19 @@ class Activation:
         return (share * wide if share.requires_grad else share.mul_(wide)).to(x.dtype)
 
     def _share(self, x: Tensor) -> Tensor:
-        """act(x) / x: (1 + erf(x / sqrt(2))) / 2 is P(X <= x), (1 + tanh(x / 2)) / 2 is 1 / (1 + exp(-x))."""
+        """act(x) / x, which is a number between 0 and 1.
+
+        For `gelu` it is P(X <= x) = (1 + erf(x/sqrt(2)))/2, and for `silu`
+        1/(1 + exp(-x)) = (1 + tanh(x/2))/2.
+        """
         if self.name == "gelu":
             odd = torch.erf(x * math.sqrt(0.5))
         else:
             odd = torch.tanh(x * 0.5)
-        # In place a quarter faster; autograd may need what would be overwritten.
+        # In place is a quarter faster, but would overwrite values that autograd needs.
         return (odd + 1) * 0.5 if odd.requires_grad else odd.add_(1).mul_(0.5)
 
 
 def _wide(x: Tensor) -> Tensor:
-    """x in a precision that 1 + erf keeps its digits in."""
+    """x in float32 if it has half precision, in which 1 + erf(x) would lose digits; else x itself."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

@@ -1,4 +1,7 @@
-"""The transposed Jacobian of the DEQ-Transformer layer, at all positions or at some."""
+"""The transposed Jacobian of the DEQ-Transformer layer, at all positions or at some.
+
+For a vector lambda in the shape of f, the *adjoint* of an intermediate result y of f is (df/dy)^T lambda.
+"""
 
 from __future__ import annotations
 
@@ -22,19 +25,22 @@ from .weights import TransformerWeights
 
 @dataclass(frozen=True)
 class _Rows:
-    """What stays within a position at the point of linearisation, a row each."""
+    """The operations of f that act on each position alone, linearised at z: a row for each of n positions.
+
+    These are the norms, the feed-forward part, the output projection of attention, and the projections of z.
+    """
 
     last: NormAt | None  # the closing norm
-    middle: NormAt  # before the feed-forward part
-    first: NormAt | None  # before attention (pre-norm)
-    active: Tensor  # slopes of the activation, with the dropout mask of the inner channels, (n, F or 2*F)
-    hidden: Tensor | None  # dropout masks, (n, C)
-    outer: Tensor | None
-    attended: Tensor  # weights @ values, (n, H*D)
-    rotation: Rotation | None  # of queries and keys
+    middle: NormAt  # the norm before the feed-forward part
+    first: NormAt | None  # pre-norm: the norm before attention
+    active: Tensor  # derivatives of the activation, times the dropout mask inside, (n, F or 2*F)
+    hidden: Tensor | None  # dropout mask of a, (n, C)
+    outer: Tensor | None  # dropout mask of F(h), (n, C)
+    attended: Tensor  # softmax(A) v, (n, H*D)
+    rotation: Rotation | None  # rotary positions: that of queries and keys
 
     def at(self, index: Tensor) -> _Rows:
-        """The rows `index`."""
+        """The same for the positions with these indices, (n',)."""
 
         def pick(value: Tensor | NormAt | Rotation | None) -> Tensor | NormAt | Rotation | None:
             if isinstance(value, (NormAt, Rotation)):
@@ -44,7 +50,14 @@ class _Rows:
         return _Rows(*(pick(getattr(self, f.name)) for f in fields(self)))  # type: ignore[arg-type]
 
     def to_attention(self, weights: TransformerWeights, adjoint: Tensor) -> tuple[Tensor, Tensor]:
-        """From the adjoint of f, (n, C): that of the residual stream before it, and that of `attended`."""
+        """Go back from f through the feed-forward part to the result of attention.
+
+        Args:
+            weights: of the layer.
+            adjoint: lambda, (n, C).
+        Returns:
+            the adjoint of the residual stream a + z, (n, C), and that of `attended`, (n, H*D).
+        """
         n = adjoint.shape[0]
         outer = adjoint if self.last is None else self.last.transposed(adjoint)
         inner = F.linear(pad_rows(apply_mask(outer, self.outer)), weights.ffn_out.T)
@@ -59,7 +72,13 @@ class _Rows:
     def to_state(
         self, weights: TransformerWeights, stream: Tensor, query: Tensor, keys: Tensor, values: Tensor
     ) -> Tensor:
-        """From the adjoints of the residual stream and of q, k and v, (n, H*D) each: that of z, (n, C)."""
+        """J^T lambda at these positions, (n, C).
+
+        Args:
+            weights: of the layer.
+            stream: the adjoint of the residual stream, (n, C).
+            query, keys, values: the adjoints of q, k and v, (n, H*D) each.
+        """
         n = stream.shape[0]
         if self.rotation is not None:
             query, keys = self.rotation.back(query), self.rotation.back(keys)
@@ -72,29 +91,34 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Attention:
-    """Attention at the point of linearisation, for the queries of one map."""
+    """The attention, linearised at z: b samples with Q queries each."""
 
     query: Tensor  # (b, H, Q, D)
     keys: Tensor  # (b, H, S, D)
-    values: Tensor
-    weights: Tensor  # before dropout, (b, H, Q, S)
-    mask: Tensor | None  # attention dropout, likewise
-    relative: Tensor | None  # W_r R, (H, D, W)
+    values: Tensor  # (b, H, S, D)
+    weights: Tensor  # softmax(A), before dropout, (b, H, Q, S)
+    mask: Tensor | None  # attention dropout, (b, H, Q, S)
+    relative: Tensor | None  # W_r R, (H, D, W); None: positions are rotary
 
     def scores(self, adjoint: Tensor, attended: Tensor) -> Tensor:
-        """The adjoint of the scores, (b, H, Q, S), from weights @ values, (b, H, Q, D), and its adjoint."""
+        """The adjoint of the scores A, (b, H, Q, S): back through values, dropout and softmax.
+
+        Args:
+            adjoint: that of `attended`, (b, H, Q, D).
+            attended: softmax(A) v with dropout, (b, H, Q, D).
+        """
         of_weights = apply_mask(torch.matmul(adjoint, self.values.transpose(2, 3)), self.mask)
         mean = torch.linalg.vecdot(adjoint, attended).unsqueeze(-1)
         return of_weights.sub_(mean).mul_(self.weights)
 
     def distances(self) -> Tensor | None:
-        """Room for the adjoint of the scores by distance, (b, H, Q, W), zeros."""
+        """A buffer of zeros for the adjoint of the scores by distance, (b, H, Q, W); None if rotary."""
         if self.relative is None:
             return None
         return self.weights.new_zeros(*self.weights.shape[:3], self.relative.shape[-1])
 
     def query_adjoint(self, scores: Tensor, by_distance: Tensor | None) -> Tensor:
-        """The adjoint of q, (b, H, Q, D), from that of the scores by key and by distance."""
+        """The adjoint of q, (b, H, Q, D), from that of the scores, given by key and by distance."""
         query = torch.matmul(scores, self.keys)
         if self.relative is None or by_distance is None:
             return query
@@ -104,27 +128,28 @@ class _Attention:
 class TransformerAdjoint:
     """lambda -> J^T lambda + grad for the layer of `TransformerLayer`, J = df/dz at z, without autograd.
 
-    Everything that does not depend on lambda, attention weights included, is computed once. `restrict` picks
-    it for some positions, which costs no evaluation: autograd would have to evaluate f there once more.
+    Everything that does not depend on lambda is computed once, the attention weights included. `restrict`
+    reuses it for some of the positions; autograd would have to evaluate f at these positions again.
 
     Args:
-        segment: everything that f reads beside z.
-        z: where J is taken, (B, T, C).
-        grad: (B, T, C).
+        segment: everything that f reads besides z.
+        z: the state at which J is taken, (B, T, C).
+        grad: the vector that is added, (B, T, C).
     """
 
-    direction = -1  # a position depends on itself and on those after it
+    direction = -1  # each position depends on itself and on later ones
     holds_its_tensors = True
 
     @torch.no_grad()
     def __init__(self, segment: Segment, z: Tensor, grad: Tensor) -> None:
         self.segment, self.grad = segment, grad
         self.rows, self.attention = self._linearised(z.reshape(-1, z.shape[-1]))
-        # Only what `by_key` sees of it is ever written.
+        # Only the entries that `by_key` views are ever written; the others stay zero.
         self._by_distance = self.attention.distances()
 
     @torch.no_grad()
     def __call__(self, adjoint: Tensor) -> Tensor:
+        """J^T lambda + grad, (B, T, C), of lambda (B, T, C)."""
         segment, weights = self.segment, self.segment.weights
         stream, of_attended = self.rows.to_attention(weights, adjoint.reshape(-1, adjoint.shape[-1]))
         of_attended, attended = (segment.to_heads(x) for x in (of_attended, self.rows.attended))
@@ -145,11 +170,11 @@ class TransformerAdjoint:
     def restrict(
         self, adjoint: Tensor, positions: Tensor, value: Tensor | None
     ) -> Callable[[Tensor], Tensor]:
-        """The map at the flat `positions` (n,), sorted, with all others held at `adjoint`: (n, C) -> (n, C).
+        """The map at some positions, (n, C) -> (n, C), with lambda held at `adjoint` at all others.
 
         Args:
             adjoint: lambda, (B, T, C).
-            positions: where the map is taken.
+            positions: where the map is taken: sorted indices b*T + t, (n,).
             value: the map of `adjoint` at the positions, (n, C); None: it is computed.
         """
         width = adjoint.shape[-1]
@@ -159,7 +184,7 @@ class TransformerAdjoint:
         return _Moved(_RestrictedAdjoint(self, positions), own, value)
 
     def _linearised(self, z: Tensor) -> tuple[_Rows, _Attention]:
-        """The layer at z, as rows (B*T, C)."""
+        """Evaluate f at z, given as rows (B*T, C), and keep everything that J^T needs."""
         segment, weights, masks = self.segment, self.segment.weights, self.segment.weights.masks
         samples, n = SampleRows(segment.batch, segment.length), z.shape[0]
         query, keys, values = queries_keys_values(segment, z)
@@ -188,7 +213,7 @@ class TransformerAdjoint:
 
 
 class _Moved:
-    """An affine map that is known at one point: x -> product(x - origin) + value."""
+    """The affine map x -> product(x - origin) + value, where `product` is linear."""
 
     def __init__(self, product: Callable[[Tensor], Tensor], origin: Tensor, value: Tensor) -> None:
         self.product, self.origin, self.value = product, origin, value
@@ -198,7 +223,7 @@ class _Moved:
 
 
 class _RestrictedAdjoint:
-    """lambda -> the block of J^T at some positions times lambda, (n, C) -> (n, C)."""
+    """lambda -> (the block of J^T that belongs to some positions) lambda, (n, C) -> (n, C)."""
 
     def __init__(self, whole: TransformerAdjoint, positions: Tensor) -> None:
         segment, attention = whole.segment, whole.attention
@@ -216,7 +241,7 @@ class _RestrictedAdjoint:
             relative=attention.relative,
         )
         self.by_distance = self.attention.distances()
-        # The columns of the scores that are keys of these positions, (b, H, Q, Q).
+        # The columns of the scores whose keys are those of these positions, (b, H, Q, Q).
         column = (segment.memory + packing.query_time)[:, None, None, :]
         shape = (-1, packing.heads, packing.width, -1)
         self.own = column.expand(shape)

@@ -14,30 +14,30 @@ from .token import TokenTransformer, TokenWeights
 from .weights import KeysValues, TransformerWeights
 from .whole import BoundTransformer
 
-# Buffers grow to this many positions, or by a quarter.
+# A buffer has room for at least this many positions. A full one grows by a quarter or more.
 _LEAST_CAPACITY = 64
 
 
 class KVCache:
-    """`LayerCache` of a DEQ-Transformer: one layer of keys and values, whatever the number of evaluations.
+    """`LayerCache` of a DEQ-Transformer: one layer of keys and values, however many evaluations solves take.
 
-    With T > 1 new positions f is that of a whole segment. With T = 1 it is a `TokenTransformer`, which
+    `bind` of T > 1 new positions gives the f of a segment. For T = 1 it gives a `TokenTransformer`, which
     evaluates the same equations without a copy of the keys and values.
 
     Attributes:
-        keys: (H, B, D, capacity); the first `length` columns count.
-        values: (H, B, capacity, D).
+        keys: (H, B, D, capacity); the first `length` columns are in use.
+        values: (H, B, capacity, D), likewise.
 
     Args:
         weights: of the layer, without dropout.
-        batch: number of texts.
+        batch: number of texts, B.
     """
 
     def __init__(self, weights: TransformerWeights, batch: int) -> None:
         self.layer, self.length, self.batch = weights, 0, batch
         self.weights = TokenWeights.of(weights)
         self.key_value = self.weights.qkv[:, weights.inner :]
-        # u becomes the injection of the scaled query, which carries r_w as well.
+        # u * injection_scale + injection_bias is [(u_q + r_w)/sqrt(D), u_k, u_v], as in `Segment`.
         query_bias = weights.query.new_zeros(weights.inner)
         if weights.relative is not None:
             query_bias = weights.relative.content_bias.flatten() * weights.scale
@@ -92,6 +92,7 @@ class KVCache:
     # ------------------------------------------------------------------ one position
 
     def _token(self, u: Tensor, padding: Tensor | None) -> TokenTransformer:
+        """f at the next position, for its injection u, (B, 3*H*D [+ C])."""
         end, local, layer = self.length + 1, self.layer.local_size, self.layer
         begin = max(0, end - local) if local else 0
         bias, relative = self.by_distance[..., begin - end :], None
@@ -123,9 +124,11 @@ class KVCache:
         self._set_distances(capacity + more)
 
     def _set_distances(self, capacity: int) -> None:
-        """W_r R, (H, D, capacity), and ((r_r - r_w) . W_r R)/sqrt(D), (H, 1, capacity), nearest last.
+        """Compute the tables by distance; their last column is distance 0.
 
-        Where positions are rotary, there is none, and zeros, (1, 1, capacity).
+        `relative` is W_r R, (H, D, capacity), and `by_distance` is ((r_r - r_w) . W_r R)/sqrt(D),
+        (H, 1, capacity). With rotary positions `relative` is None and `by_distance` is zero,
+        (1, 1, capacity).
         """
         layer, weights = self.layer, self.layer.relative
         if weights is None:

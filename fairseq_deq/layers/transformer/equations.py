@@ -1,4 +1,4 @@
-"""The two halves of a DEQ-Transformer layer: attention in a segment, and what stays in a position."""
+"""The two halves of f: attention between positions, and everything that acts on each position alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ from .weights import KeysValues, TransformerWeights
 
 
 def queries_keys_values(segment: Segment, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Scaled queries (B, H, T', D), keys and values (B, H, columns, D), at z as rows (B*T, C)."""
+    """The queries, keys and values of a segment at z.
+
+    Args:
+        segment: everything that f reads besides z.
+        rows: z as rows (B*T, C).
+    Returns:
+        queries with r_w and the factor 1/sqrt(D), (B, H, T', D); keys and values, those of the context first,
+        (B, H, columns, D) each. With rotary positions queries and keys are rotated, and there is no r_w.
+    """
     weights, shape = segment.weights, (segment.batch, segment.length, -1)
     normed = weights.normed(pad_rows(rows))
     query = F.linear(normed, weights.query)[: rows.shape[0]].view(shape)
@@ -26,7 +34,7 @@ def queries_keys_values(segment: Segment, rows: Tensor) -> tuple[Tensor, Tensor,
 
 
 def attention_weights(segment: Segment, query: Tensor, keys: Tensor) -> Tensor:
-    """What each query attends to, before dropout, (B, H, T', columns)."""
+    """softmax(A) before dropout, (B, H, T', columns), of the results of `queries_keys_values`."""
     scores = torch.matmul(query, keys.transpose(2, 3))
     if segment.relative is not None:
         scores = scores.add_(segment.by_key(headwise(query, segment.relative)))
@@ -36,7 +44,15 @@ def attention_weights(segment: Segment, query: Tensor, keys: Tensor) -> Tensor:
 def residual_stream(
     weights: TransformerWeights, rows: Tensor, attended: Tensor, injection: Tensor | None, samples: SampleRows
 ) -> Tensor:
-    """a + z, or a + z + u_h, (n, C) each, where attention gave (n, H*D); a is what W_o makes of that."""
+    """The residual stream a + z, or a + z + u_h, (n, C), with a = drop(W_o attended).
+
+    Args:
+        weights: of the layer.
+        rows: z, (n, C).
+        attended: softmax(A) v, (n, H*D).
+        injection: u_h, (n, C), or None.
+        samples: which sample each row belongs to, for the dropout mask.
+    """
     projected = F.linear(pad_rows(attended), weights.out, weights.out_bias)[: rows.shape[0]]
     stream = samples.masked(projected, weights.masks.hidden) + rows
     return stream if injection is None else stream + injection
@@ -45,7 +61,7 @@ def residual_stream(
 def after_attention(
     weights: TransformerWeights, rows: Tensor, attended: Tensor, injection: Tensor | None, samples: SampleRows
 ) -> Tensor:
-    """f at positions, (n, C): from their states, what attention gave, (n, H*D), and u_h, (n, C) or None."""
+    """f at n positions, (n, C): everything that follows attention. Arguments as for `residual_stream`."""
     masks, n = weights.masks, rows.shape[0]
     h, normed = weights.before_ffn(residual_stream(weights, rows, attended, injection, samples))
     inner = weights.activation(F.linear(pad_rows(normed), weights.ffn_in, weights.ffn_in_bias))

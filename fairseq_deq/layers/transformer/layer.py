@@ -27,10 +27,11 @@ class TransformerLayer(Layer):
         F(x) = drop(W_2 drop(act(W_1 x))), or gated F(x) = drop(W_2 drop(act(W_1 x) * W_3 x)),
     post-norm:  h = LN(a + z),  f = LN(h + F(h)),
     pre-norm:   h = a + z with attention on LN(z),  f = LN(h + F(LN(h))).
-    With `input_residual` u has a further part u_h, which enters the residual stream: a + z + u_h for a + z.
-    Each LN is a norm of its own: layer norm or RMS norm, with a gain and a bias or without (see `Norm`). The
-    closing LN of the pre-norm form bounds f, so that an equilibrium exists; so does the pre-norm form of the
-    reference code, which has none:
+    With `input_residual`, u has a further part u_h, and a + z + u_h takes the place of a + z.
+
+    Each LN has its own parameters, if any, and is a layer norm or an RMS norm (see `Norm`). The last LN of
+    the pre-norm form bounds f, so that an equilibrium exists. With `closing_norm=False` the pre-norm form is
+    that of the reference code, which is bounded as well:
                 h = LN(a + z) with attention on LN(z),  f = h + F(h).
 
     Args:
@@ -38,18 +39,20 @@ class TransformerLayer(Layer):
         ffn_dim: channels inside the feed-forward part.
         heads: attention heads, H.
         head_dim: channels of a head, D.
-        pre_norm: which of the two forms.
+        pre_norm: True for the pre-norm form, False for the post-norm form.
         closing_norm: False makes the pre-norm form that of the reference code.
-        activation: act, `relu`, `gelu` or `silu` (see `Activation`).
+        activation: act: `relu`, `gelu` or `silu` (see `Activation`).
         gated_ffn: whether the feed-forward part is gated.
         norm: `layer` or `rms`.
         input_residual: whether u has the part u_h, C more channels.
-        positions: `relative` or `rotary`, which has neither W_r nor r_w and r_r.
-        norm_affine: whether norms have a gain, and of `layer` a bias.
+        positions: `relative` or `rotary`; with `rotary` there are no W_r, r_w and r_r.
+        norm_affine: whether each norm has a gain, and each layer norm a bias too.
         weight_norm: whether the matrices W are weight-normalised.
-        dropout: probability of the variational dropouts (hidden, both places; relative positions).
-        attention_dropout: probability of dropping attention weights.
-        local_size: positions a query looks back at most, 0 for no limit.
+        dropout: probability of dropping a channel, at each `drop` above and of R, at all positions alike.
+        attention_dropout: probability of dropping an attention weight.
+        local_size: positions that a query sees, itself included; 0: all up to itself.
+    Raises:
+        ValueError: `positions`, `norm` or `activation` is none of these, or `rotary` has an odd `head_dim`.
     Source: Dai et al. (2019, arXiv 1901.02860); Bai, Kolter, Koltun (2019, arXiv 1909.01377); of the gated
     feed-forward part Shazeer (2020, arXiv 2002.05202).
     """
@@ -110,10 +113,10 @@ class TransformerLayer(Layer):
                     initializer.fill(bias)
 
     def draw(self, batch: int, length: int, memory: int, like: Tensor) -> DropoutMasks:
-        """Draw the masks of one forward pass, to be held through every solve in it.
+        """Draw the dropout masks of one forward pass; every solve of the pass uses the same ones.
 
         Args:
-            batch, length, memory: rows, positions and remembered positions, B, T and M.
+            batch, length, memory: samples, positions and remembered positions, B, T and M.
             like: a tensor of the device and dtype to use.
         """
 
@@ -129,11 +132,11 @@ class TransformerLayer(Layer):
         )
 
     def weights(self, masks: DropoutMasks) -> TransformerWeights:
-        """The weights of one forward pass: normalised once, scaled once."""
+        """The weights of one forward pass; weight norm and the factor 1/sqrt(D) are applied here, once."""
         inner = self.heads * self.head_dim
         qkv = self.qkv.weight()
         ffn_in, ffn_in_bias = self.ffn_in.weight(), self.ffn_in.required_bias()
-        if self.ffn_gate is not None:  # both in one product
+        if self.ffn_gate is not None:  # W_1 and W_3 in one matrix product
             ffn_in = torch.cat([ffn_in, self.ffn_gate.weight()])
             ffn_in_bias = torch.cat([ffn_in_bias, self.ffn_gate.required_bias()])
         return TransformerWeights(
@@ -167,10 +170,10 @@ class TransformerLayer(Layer):
 
 
 class PreparedTransformer(PreparedLayer):
-    """The layer with its weights of one forward pass; its context is keys and values.
+    """The layer with the weights of one forward pass; its context is a `KeysValues`.
 
     Args:
-        weights: normalised, with dropout masks.
+        weights: the weights, with the dropout masks.
     """
 
     def __init__(self, weights: TransformerWeights) -> None:

@@ -1,4 +1,4 @@
-"""The normalisations of the DEQ-Transformer layer, each with its transposed Jacobian."""
+"""Layer norm and RMS norm of the DEQ-Transformer layer, each with its transposed Jacobian."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ _EPS = 1e-5
 
 @dataclass(frozen=True)
 class Norm:
-    """y = gain * x^ + bias, a row by itself, with x^ = (x - mean(x)) / std(x), or x^ = x / rms(x).
+    """Normalise each row: y = gain * x^ + bias.
 
-    A row rounds the same whatever stands beside it: each kernel sums over a row in one order.
+    Layer norm has x^ = (x - mean(x)) / std(x), and RMS norm x^ = x / rms(x), both with 1e-5 added under the
+    root. The result of a row does not depend on the other rows, not even in its rounding: the kernels sum
+    each row in one fixed order.
 
     Attributes:
-        kind: `layer`, the first, or `rms`, the second.
+        kind: `layer` or `rms`.
         gain: (C,); None: 1.
-        bias: (C,); None: 0.
+        bias: (C,); None: 0, as always for `rms`.
     Source: Ba, Kiros, Hinton (2016, arXiv 1607.06450); Zhang, Sennrich (2019, arXiv 1910.07467).
     """
 
@@ -36,7 +38,7 @@ class Norm:
         return torch.layer_norm(rows, rows.shape[-1:], self.gain, self.bias, _EPS)
 
     def at(self, rows: Tensor) -> NormAt:
-        """The norm at a point of linearisation, rows (n, C)."""
+        """The norm, linearised at rows x (n, C)."""
         if self.kind == "rms":
             rstd = rows.square().mean(-1, keepdim=True).add_(_EPS).rsqrt_()
             return NormAt(self, rows * rstd, rstd)
@@ -46,7 +48,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class NormAt:
-    """A norm where it is linearised.
+    """A norm, linearised at rows x (n, C).
 
     Attributes:
         norm: the norm.
@@ -65,13 +67,13 @@ class NormAt:
         return y if self.norm.bias is None else y + self.norm.bias
 
     def rows(self, index: Tensor) -> NormAt:
-        """The rows `index`."""
+        """The same for the rows with these indices, (n',)."""
         return NormAt(self.norm, self.unit.index_select(0, index), self.rstd.index_select(0, index))
 
     def transposed(self, grad: Tensor) -> Tensor:
         """(dy/dx)^T grad = rstd * (g - mean(g) - x^ * mean(g * x^)) with g = gain * grad, (n, C).
 
-        `rms` has no mean(g).
+        For `rms` the term mean(g) is absent.
         """
         if self.norm.gain is not None:
             grad = grad * self.norm.gain
@@ -83,14 +85,14 @@ class NormAt:
 
 
 class NormParameters(nn.Module):
-    """The parameters of a norm: a gain, which starts at 1, and of `layer` a bias, which starts at 0; or none.
+    """The parameters of a norm: a gain, which starts at 1, and for `layer` a bias, which starts at 0.
 
     Args:
         dim: channels, C.
         kind: `layer` or `rms`.
-        affine: whether there are any.
+        affine: False: there are no parameters.
     Raises:
-        ValueError: there is no such kind.
+        ValueError: `kind` is neither of the two.
     """
 
     def __init__(self, dim: int, kind: str, affine: bool) -> None:

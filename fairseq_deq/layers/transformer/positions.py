@@ -1,4 +1,4 @@
-"""How attention knows how far away a key is: relative positions, or rotary ones."""
+"""The two ways in which attention scores depend on the distance of a key: relative and rotary positions."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ POSITIONS = ("relative", "rotary")
 
 @dataclass(frozen=True)
 class RelativeWeights:
-    """What the scores by distance, (q_i + r_r) . (W_r R_{i-j}), are made of.
+    """The weights of relative positions, A_ij = ((q_i + r_w) . k_j + (q_i + r_r) . (W_r R_{i-j})) / sqrt(D).
 
     Attributes:
         matrix: W_r, (H*D, C).
         content_bias, position_bias: r_w and r_r, (H, D).
+    Source: Dai et al. (2019, arXiv 1901.02860).
     """
 
     matrix: Tensor
@@ -25,7 +26,7 @@ class RelativeWeights:
 
 
 def sinusoid(distance: Tensor, dim: int) -> Tensor:
-    """R: [sin; cos] of distance over wavelengths 2*pi to 10000*2*pi, (len(distance), dim)."""
+    """R: [sin; cos] of distance / 10000^(2*j/dim), j = 0 ... dim/2 - 1, (len(distance), dim), in float32."""
     inverse = 10000 ** (-torch.arange(0, dim, 2, device=distance.device, dtype=torch.float32) / dim)
     angle = distance.float().unsqueeze(1) * inverse
     return torch.cat([angle.sin(), angle.cos()], 1)[:, :dim]
@@ -33,12 +34,13 @@ def sinusoid(distance: Tensor, dim: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Rotation:
-    """x -> G_i x at position i: channels j and j + D/2 of each head turn by i / 10000^(2*j/D).
+    """x -> G_i x at position i: channels j and j + D/2 of each head turn by the angle i / 10000^(2*j/D).
 
-    (G_i q) . (G_j k) depends on i - j alone, so that positions may be counted from anywhere.
+    (G_i q) . (G_s k) depends on positions i and s only through i - s, so positions may be counted from any
+    start.
 
     Attributes:
-        cos, sin: of the angles, twice over, (n, 1, D); those of n positions, or (1, 1, D) of one.
+        cos, sin: of the D/2 angles, written twice, (n, 1, D) for n positions, or (1, 1, D) for one.
     Source: Su et al. (2021, arXiv 2104.09864).
     """
 
@@ -47,8 +49,15 @@ class Rotation:
 
     @classmethod
     def of(cls, first: int, count: int, head_dim: int, like: Tensor) -> Rotation:
-        """That of the positions from `first` on, in the device and dtype of `like`."""
-        # In float64: far into a text an angle has no digits to lose.
+        """The rotation at positions first, ..., first + count - 1.
+
+        Args:
+            first: the first position.
+            count: number of positions, n.
+            head_dim: channels of a head, D.
+            like: a tensor of the device and dtype to use.
+        """
+        # In float64: the angle of a position far into a text would lose digits in float32.
         device, dtype = like.device, torch.float64
         inverse = 10000 ** (-torch.arange(0, head_dim, 2, device=device, dtype=dtype) / head_dim)
         position = torch.arange(first, first + count, device=device, dtype=dtype)
@@ -57,24 +66,24 @@ class Rotation:
         return cls(angle.cos().to(like.dtype), angle.sin().to(like.dtype))
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x turned, (..., n, H*D)."""
+        """G_i x of x (..., n, H*D), one position per row."""
         heads = x.unflatten(-1, (-1, self.cos.shape[-1]))
         a, b = heads.chunk(2, -1)
         return (heads * self.cos + torch.cat([-b, a], -1) * self.sin).flatten(-2)
 
     def back(self, x: Tensor) -> Tensor:
-        """x turned back, (..., n, H*D): G_i^T x."""
+        """G_i^T x of x (..., n, H*D), which undoes the rotation."""
         return Rotation(self.cos, -self.sin)(x)
 
     def rows(self, index: Tensor) -> Rotation:
-        """Those of the positions `index`, (n',), among these."""
+        """The rotation at the positions with these indices, (n',), among its own."""
         return Rotation(self.cos.index_select(0, index), self.sin.index_select(0, index))
 
     def repeated(self, batch: int) -> Rotation:
-        """Those of the positions of several samples, one sample after another."""
+        """The rotation of `batch` samples that have the same positions, one sample after another."""
         return Rotation(self.cos.repeat(batch, 1, 1), self.sin.repeat(batch, 1, 1))
 
 
 def turned(x: Tensor, rotation: Rotation | None) -> Tensor:
-    """x (..., n, H*D), turned where there is a rotation."""
+    """rotation(x), or x where there is no rotation; x is (..., n, H*D)."""
     return x if rotation is None else rotation(x)

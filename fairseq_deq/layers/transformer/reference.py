@@ -23,9 +23,9 @@ def reference(
     Args:
         z: states of all positions, (B, S, C); those of the context come first.
         u: their injections, (B, S, 3*H*D), or with the part u_h of the residual (B, S, 3*H*D + C).
-        weights: of the layer, with its dropout masks; its `query` carries the factor 1/sqrt(D).
-        before: positions of the context, whose f is not asked for.
-        padding: (B, S) bool, True at positions that others do not see; None: there are none.
+        weights: of the layer, with its dropout masks; its `query` contains the factor 1/sqrt(D).
+        before: number of positions of the context, at which f is not computed.
+        padding: (B, S) bool, True at positions that no other position sees; None: there are none.
     Returns:
         f at the positions after the context, (B, S - before, C).
     """
@@ -50,7 +50,7 @@ def reference(
         relative = (table @ by_distance.matrix.T).view(total, heads, head_dim)
 
     attended = []
-    for i in range(before, total):  # a query
+    for i in range(before, total):  # position of the query
         first = max(0, i + 1 - weights.local_size) if weights.local_size else 0
         keys = range(first, i + 1)  # itself and those before it
         scores = []
@@ -108,7 +108,7 @@ def _activated(x: Tensor, activation: Activation) -> Tensor:
 
 
 def _turned(x: Tensor) -> Tensor:
-    """x (B, S, H, D) with channels j and j + D/2, as a complex number, times exp(i * s / 10000^(2*j/D))."""
+    """x (B, S, H, D): channels j and j + D/2, as one complex number, times exp(1i*s / 10000^(2*j/D)) at s."""
     half = x.shape[-1] // 2
     speed = 10000 ** (-torch.arange(half) * 2.0 / x.shape[-1]).to(x)
     turn = torch.polar(torch.ones(()).to(x), torch.arange(x.shape[1]).to(x)[:, None, None] * speed)

@@ -16,12 +16,12 @@ from .segment import Segment
 
 
 class RestrictedTransformer:
-    """f at some positions; the keys and values of all others are those of the state it was made from.
+    """f at some positions, (n, C) -> (n, C); all other positions keep their keys and values at z.
 
     Args:
         segment: everything that does not depend on z.
         z: the state, (B, T, C).
-        positions: flat positions (n,), sorted.
+        positions: sorted indices b*T + t, (n,).
     """
 
     def __init__(self, segment: Segment, z: Tensor, positions: Tensor) -> None:
@@ -44,7 +44,7 @@ class RestrictedTransformer:
         self.keys, self.values = keys.reshape(-1, keys.shape[-1]), values.reshape(-1, values.shape[-1])
         head = torch.arange(keys.shape[1], device=z.device)
         place = (packing.row.unsqueeze(1) * keys.shape[1] + head) * keys.shape[2]
-        self.place = (place + segment.memory + packing.time.unsqueeze(1)).flatten()  # (n*H,), of own keys
+        self.place = (place + segment.memory + packing.time.unsqueeze(1)).flatten()  # (n*H,), rows of `keys`
         self.bias = packing.of_queries(segment.bias)
         mask = segment.attention_mask
         self.attention_mask = None if mask is None else packing.of_queries(mask)
@@ -67,9 +67,14 @@ class RestrictedTransformer:
         return after_attention(weights, rows, attended, self.injection, self.samples)
 
     def _with_own(self, held: Tensor, new: Tensor) -> Tensor:
-        """Keys or values of all positions, (b, H, columns, D), those evaluated (n, H*D) in their places."""
+        """Keys or values of all positions, (b, H, columns, D), with those of the n positions replaced.
+
+        Args:
+            held: the keys or values, as rows.
+            new: those of the n positions, (n, H*D).
+        """
         new = new.reshape(-1, held.shape[-1])
         if torch.is_grad_enabled():
             return held.index_copy(0, self.place, new).view(self.shape)
-        # Every evaluation overwrites the same rows, so that nobody sees what an earlier one left there.
+        # In place: every evaluation overwrites the same rows, so nothing of an earlier one remains.
         return held.index_copy_(0, self.place, new).view(self.shape)

@@ -1,4 +1,4 @@
-"""Everything of one segment that a DEQ-Transformer layer reads and that does not depend on the state."""
+"""The data of one segment: weights, masks, context, injections and the z-independent part of the scores."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from .weights import KeysValues, TransformerWeights
 
 @dataclass(frozen=True)
 class Segment:
-    """Weights, masks, context, injections and what the scores have beside q.k, for T positions of B samples.
+    """Everything that f reads besides z, for T positions of B samples.
 
-    Queries and keys that stand for nothing fill both up to a multiple of 16, as in `pad_rows`; the mask hides
-    them.
+    Queries and keys are filled up to T' and `columns`, multiples of 16, as in `pad_rows`. The additional ones
+    are called dummy queries and dummy keys. Results of dummy queries are dropped, and the mask hides dummy
+    keys.
     """
 
     weights: TransformerWeights
@@ -31,7 +32,7 @@ class Segment:
     residual_injection: Tensor | None  # u_h, (B, T, C)
     relative: Tensor | None  # W_r R, (H, D, W), from distance M+T-1 down to 0; W >= columns + 1
     rotation: Rotation | None  # of the positions M to M+T-1
-    bias: Tensor  # of the scores; -inf where a key is hidden, (1 or B, 1 or H, T', columns)
+    bias: Tensor  # z-independent part of the scores, -inf at hidden keys, (1 or B, 1 or H, T', columns)
     attention_mask: Tensor | None  # (B, H, T', columns)
 
     @classmethod
@@ -54,7 +55,7 @@ class Segment:
             end = mask.shape[-1] - mask.shape[-2] + start + length
             mask = mask[..., start : start + length, end - total : end]
             mask = F.pad(mask, (0, columns - total, 0, -length % ROW_MULTIPLE))
-        if weights.relative is not None:  # r_w joins the injection of the scaled query
+        if weights.relative is not None:  # r_w is added to q just as u_q is
             query = query + weights.relative.content_bias.flatten()
         return cls(
             weights=weights,
@@ -77,16 +78,16 @@ class Segment:
 
     @property
     def columns(self) -> int:
-        """Keys, filled up: M + T and some that stand for nothing."""
+        """Number of keys with the dummy keys: M + T rounded up to a multiple of 16."""
         return self.bias.shape[-1]
 
     @property
     def missing(self) -> int:
-        """Queries that stand for nothing."""
+        """Number of dummy queries, T' - T."""
         return -self.length % ROW_MULTIPLE
 
     def pad_queries(self, x: Tensor) -> Tensor:
-        """x (..., T, K) with zeros for the queries that stand for nothing, (..., T', K)."""
+        """x (..., T, K) with zeros for the dummy queries, (..., T', K)."""
         return F.pad(x, (0, 0, 0, self.missing)) if self.missing else x
 
     def to_rows(self, x: Tensor) -> Tensor:
@@ -99,14 +100,14 @@ class Segment:
         return self.pad_queries(x) if self.missing else x.contiguous()
 
     def own_keys_values(self, z: Tensor, live: Tensor | None = None) -> KeysValues:
-        """Keys and values of the segment's own positions at z (B, T, C), of all samples or of the `live`."""
+        """Keys and values of the segment's own positions at z (B, T, C), of all samples or of `live` (b,)."""
         injection, rotation = self.kv_injection, self.rotation
         if live is not None:
             z, injection = z.index_select(0, live), injection.index_select(0, live)
         return KeysValues.of(self.weights, z, injection, rotation)
 
     def with_context(self, own: KeysValues, context: KeysValues | None) -> tuple[Tensor, Tensor]:
-        """Keys and values, (B, H, columns, D): the context's, the segment's, and what stands for nothing."""
+        """Keys and values of the context, the segment and the dummy keys (zeros), (B, H, columns, D) each."""
         before = [] if context is None else [context]
         missing = self.columns - self.memory - self.length
         zeros = [own.keys.new_zeros(*own.keys.shape[:2], missing, own.keys.shape[3])] if missing else []
@@ -118,9 +119,11 @@ class Segment:
         )
 
     def by_key(self, by_distance: Tensor) -> Tensor:
-        """The view of scores by distance, (B, H, T', W), whose columns are keys, (B, H, T', columns).
+        """A view of scores by distance, (B, H, T', W), as scores by key, (B, H, T', columns).
 
-        Column j is distance M+T-1-j; shifting row i by T-1-i lines it up with key j.
+        Column j of the scores by distance belongs to distance M+T-1-j. Key j is at distance M+i-j from query
+        i, so shifting row i by T-1-i columns puts the score of key j into column j
+        (the relative shift of Transformer-XL).
         """
         queries, stride = by_distance.shape[2], by_distance.shape[3] - 1
         shifted = by_distance.flatten(2)[..., self.length - 1 :][..., : queries * stride]
@@ -130,10 +133,10 @@ class Segment:
 def _positions(
     weights: TransformerWeights, memory: int, length: int, like: Tensor, padding: Tensor | None
 ) -> tuple[Tensor | None, Tensor]:
-    """W_r R, (H, D, W), and the z-independent part of the scores with the mask, (1 or B, H, T', columns).
+    """`relative` and `bias` of a segment: W_r R, (H, D, W), and (1 or B, H, T', columns).
 
-    W exceeds the number of columns by at least one: the shift of the scores reads past their end, where the
-    mask hides what it finds. Where positions are rotary, there is no W_r R, and the mask alone, with H = 1.
+    W is at least columns + 1, because the shift of `by_key` reads past the last key; the mask hides what it
+    reads there. With rotary positions `relative` is None, and `bias` is the mask alone, with H = 1.
     """
     total, columns, device = memory + length, padded_count(memory + length), like.device
     query = torch.arange(length, device=device).unsqueeze(1) + memory
@@ -164,6 +167,6 @@ def _by_distance(
     table = F.pad(table, (0, 0, 0, columns + ROW_MULTIPLE - total))
     projected = F.linear(table, relative.matrix)
     projected = projected.unflatten(-1, (weights.heads, weights.head_dim)).permute(1, 2, 0)  # (H, D, W)
-    # (q + r_r) = (q + r_w) + (r_r - r_w): the second part is the same for every query.
+    # q + r_r = (q + r_w) + (r_r - r_w), where the second part is the same for every query.
     extra = ((relative.position_bias - relative.content_bias) * weights.scale).unsqueeze(1)  # (H, 1, D)
     return projected, torch.bmm(extra, projected).squeeze(1)[:, :total].flip(-1)

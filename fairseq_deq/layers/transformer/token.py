@@ -15,7 +15,7 @@ from .weights import TransformerWeights
 class TokenWeights:
     """The matrices of the layer, transposed, (in, out).
 
-    On the CPU a product with a few rows is up to twice as fast with the transpose in memory as with a view.
+    On a CPU they are copied: a product with a few rows is up to twice as fast as with a view of the matrix.
     """
 
     layer: TransformerWeights
@@ -26,7 +26,7 @@ class TokenWeights:
 
     @classmethod
     def of(cls, weights: TransformerWeights) -> TokenWeights:
-        """Those of `weights`."""
+        """Transpose the matrices of `weights`."""
         qkv = torch.cat([weights.query, weights.key_value])
         matrices = (qkv, weights.out, weights.ffn_in, weights.ffn_out)
         on_cpu = qkv.device.type == "cpu"
@@ -34,17 +34,19 @@ class TokenWeights:
 
 
 class TokenTransformer:
-    """f at the position after the settled ones, (B, 1, C) or (B, C) to the same shape.
+    """f at the next position of each text: (B, 1, C), or (B, C), to the same shape.
 
-    The position's own key and value change with z; they are written where they will stand when it is settled.
+    The position's own key and value change with z. Each evaluation writes them into the last column of `keys`
+    and `values`.
 
     Args:
         weights: of the layer, without dropout.
-        injection: u with the factor and the bias of the query, (B, 3*H*D).
-        keys, values: those before and, last, room for its own, (H, B, D, S + 1) and (H, B, S + 1, D).
-        relative: W_r R, (H, D, S + 1), by position; None: positions are rotary.
-        rotation: of the new position, where they are.
-        bias: what the scores have that does not depend on z, (1 or H, 1 or B, S + 1).
+        injection: [(u_q + r_w)/sqrt(D), u_k, u_v], (B, 3*H*D); without r_w for rotary positions.
+        keys, values: those of the S settled positions, and room for its own, (H, B, D, S + 1) and
+            (H, B, S + 1, D).
+        relative: W_r R in the order of the keys, (H, D, S + 1); None: positions are rotary.
+        rotation: of the new position; None: positions are relative.
+        bias: z-independent part of the scores, (1 or H, 1 or B, S + 1).
         residual: u_h, (B, C); None: there is none.
     """
 
@@ -82,7 +84,7 @@ class TokenTransformer:
             scores = self.bias.expand(heads, n, -1).reshape(heads * n, 1, -1)
         else:
             scores = torch.baddbmm(self.bias, query, self.relative).view(heads * n, 1, -1)
-        # Not in place: autocast does not reach such products, and the buffers have the type of the weights.
+        # Not in place: autocast skips products in place, and the buffers have the dtype of the weights.
         scores = torch.baddbmm(scores, query.view(heads * n, 1, head_dim), self.flat_keys)
         attended = torch.bmm(scores.softmax(-1), self.flat_values)  # (H*B, 1, D)
         attended = attended.view(heads, n, head_dim).transpose(0, 1).reshape(n, -1)
@@ -93,7 +95,7 @@ class TokenTransformer:
         return layer.closed(out).view_as(z)
 
     def restrict(self, z: Tensor, positions: Tensor, value: Tensor | None = None) -> TokenTransformer:
-        """f at the rows `positions` (n,): (n, C) -> (n, C); no row looks at another."""
+        """f of the texts `positions` (n,) alone, (n, C) -> (n, C); no text sees another one."""
         return TokenTransformer(
             weights=self.weights,
             injection=self.injection.index_select(0, positions),

@@ -16,26 +16,26 @@ from .positions import RelativeWeights, Rotation, turned
 
 @dataclass(frozen=True)
 class DropoutMasks:
-    """Masks of one forward pass; None where nothing is dropped. Rows are samples, shared by all positions."""
+    """The dropout masks of one forward pass, which positions share; None where nothing is dropped."""
 
-    hidden: Tensor | None = None  # (B, C)
-    ffn_inner: Tensor | None = None  # (B, F)
-    ffn_outer: Tensor | None = None  # (B, C)
-    relative: Tensor | None = None  # (1, C)
-    attention: Tensor | None = None  # (B, H, T, M + T)
+    hidden: Tensor | None = None  # of a, (B, C)
+    ffn_inner: Tensor | None = None  # inside F(x), (B, F)
+    ffn_outer: Tensor | None = None  # of F(x), (B, C)
+    relative: Tensor | None = None  # of R, (1, C)
+    attention: Tensor | None = None  # of each query and key, (B, H, T, M + T)
 
 
 @dataclass(frozen=True)
 class TransformerWeights:
-    """Weights, (out, in), normalised once; `query` carries the factor `scale` = 1/sqrt(D)."""
+    """The weights of one forward pass, (out, in), weight norm applied; `query` includes 1/sqrt(D)."""
 
     heads: int  # H
     head_dim: int  # D
-    attention_norm: Norm | None  # of what attention sees (pre-norm)
+    attention_norm: Norm | None  # of z, before attention; None: post-norm
     middle_norm: Norm  # before the feed-forward part
-    closing_norm: Norm | None  # None: f is not normalised, and the residual before the feed-forward part is
+    closing_norm: Norm | None  # None: f = h + F(h) with h = LN(a + z)
     activation: Activation
-    local_size: int  # positions that a query looks back at; 0: no limit
+    local_size: int  # positions that a query sees, itself included; 0: all up to itself
     query: Tensor  # (H*D, C)
     key_value: Tensor  # (2*H*D, C)
     out: Tensor  # W_o, (C, H*D)
@@ -49,10 +49,11 @@ class TransformerWeights:
 
     @property
     def scale(self) -> float:
+        """1/sqrt(D)."""
         return self.head_dim**-0.5
 
     def rotation(self, first: int, count: int, like: Tensor) -> Rotation | None:
-        """That of queries and keys at the positions from `first` on; None: there is none."""
+        """The rotation of queries and keys at `count` positions from `first` on; None: there is none."""
         return Rotation.of(first, count, self.head_dim, like) if self.relative is None else None
 
     @property
@@ -68,20 +69,20 @@ class TransformerWeights:
 
     @property
     def adds_to_stream(self) -> bool:
-        """Whether the feed-forward part is added to what has not been normalised."""
+        """Whether h, to which F is added, is a + z; otherwise it is LN(a + z)."""
         return self.attention_norm is not None and self.closing_norm is not None
 
     def normed(self, rows: Tensor) -> Tensor:
-        """What attention sees of the states, (n, C)."""
+        """The input of attention, (n, C): LN(z) in the pre-norm form, else z."""
         return rows if self.attention_norm is None else self.attention_norm(rows)
 
     def before_ffn(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """What the feed-forward part is added to, and what it sees, from a + z, (n, C) each."""
+        """h, to which the feed-forward part is added, and LN(a + z), which it reads, (n, C), from a + z."""
         normed = self.middle_norm(h)
         return (h if self.adds_to_stream else normed), normed
 
     def closed(self, rows: Tensor) -> Tensor:
-        """f, (n, C), from the residual and the feed-forward part."""
+        """f from h + F, (n, C): normalised where there is a closing norm."""
         return rows if self.closing_norm is None else self.closing_norm(rows)
 
     def split_heads(self, x: Tensor) -> Tensor:
@@ -91,9 +92,9 @@ class TransformerWeights:
 
 @dataclass(frozen=True)
 class KeysValues:
-    """The context of a segment: keys and values of settled positions, each (B, H, S, D).
+    """The context of a segment: keys and values of settled positions, (B, H, S, D) each.
 
-    Rotary keys are turned, as those of the positions 0 to S-1.
+    Keys of rotary positions are already rotated, as those of positions 0 to S-1.
     """
 
     keys: Tensor
@@ -103,13 +104,13 @@ class KeysValues:
     def of(
         cls, weights: TransformerWeights, state: Tensor, injection: Tensor, rotation: Rotation | None
     ) -> KeysValues:
-        """Those of positions.
+        """The keys and values of S positions.
 
         Args:
             weights: of the layer.
             state: their states, (B, S, C).
-            injection: the part of their injections that goes into keys and values, (B, S, 2*H*D).
-            rotation: of their positions.
+            injection: the part of their injections for keys and values, (B, S, 2*H*D).
+            rotation: of their positions; None: there is none.
         """
         normed = weights.normed(pad_rows(state.reshape(-1, state.shape[-1])))
         return cls.projected(weights, normed, injection, rotation)
@@ -118,7 +119,7 @@ class KeysValues:
     def projected(
         cls, weights: TransformerWeights, normed: Tensor, injection: Tensor, rotation: Rotation | None
     ) -> KeysValues:
-        """The same from what attention sees of the states, (n, C) with n >= B*S, rows in order."""
+        """The same from the input of attention, (n, C), n >= B*S, of which the first B*S rows are used."""
         kv = F.linear(normed, weights.key_value)[: injection.shape[:2].numel()]
         keys, values = (kv.view(injection.shape) + injection).chunk(2, -1)
         return cls(weights.split_heads(turned(keys, rotation)), weights.split_heads(values))
@@ -133,5 +134,5 @@ class KeysValues:
         return KeysValues(torch.cat([self.keys, other.keys], 2), torch.cat([self.values, other.values], 2))
 
     def rows(self, index: Tensor) -> KeysValues:
-        """The samples `index` (B',), in that order."""
+        """The samples with these indices, (B',), in that order."""
         return KeysValues(self.keys.index_select(0, index), self.values.index_select(0, index))

@@ -16,13 +16,13 @@ from .segment import Segment
 
 
 class BoundTransformer:
-    """z -> f(z) over (B, T, C), for one segment; the equations stand at `TransformerLayer`.
+    """z -> f(z) over (B, T, C), for one segment; the equations are in the docstring of `TransformerLayer`.
 
     Args:
         segment: everything that does not depend on z.
     """
 
-    direction = 1  # a position depends on itself and on those before it
+    direction = 1  # each position depends on itself and on earlier ones
     holds_its_tensors = True
 
     def __init__(self, segment: Segment) -> None:
@@ -41,7 +41,13 @@ class BoundTransformer:
     def restrict(
         self, z: Tensor, positions: Tensor, value: Tensor | None = None
     ) -> Callable[[Tensor], Tensor]:
-        """f at the flat `positions` (n,), sorted, with the others held at z (B, T, C): (n, C) -> (n, C)."""
+        """f at some positions, (n, C) -> (n, C), with all others held at z.
+
+        Args:
+            z: the state, (B, T, C).
+            positions: sorted indices b*T + t, (n,).
+            value: unused.
+        """
         return RestrictedTransformer(self.segment, z, positions)
 
     def adjoint(self, z: Tensor, grad: Tensor) -> TransformerAdjoint:

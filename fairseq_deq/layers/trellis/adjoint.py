@@ -1,4 +1,4 @@
-"""The transposed Jacobian of the TrellisNet layer, position by position."""
+"""The transposed Jacobian of the TrellisNet layer, at all positions side by side or one after another."""
 
 from __future__ import annotations
 
@@ -14,21 +14,25 @@ from .segment import TrellisSegment
 
 
 class TrellisAdjoint:
-    """lambda -> J^T lambda + grad for the layer of `TrellisLayer`, also as a recurrence backwards.
+    """lambda -> J^T lambda + grad for the layer of `TrellisLayer`, J = df/dz at z, without autograd.
 
-    With lambda = (l, m) for (h, c), s = sigma' and so on at the equilibrium, and
-        n_t = m_t + l_t * o * (1 - tanh(c)^2)                     (what reaches c'_t),
-        e_t = (n * g*i*(1-i), l * tanh(c)*o*(1-o), n * i*(1-g^2), n * c_{t-1}*f*(1-f))   (the gates),
-    position t of J^T lambda is (d * sum_{j<k} W_j^T e_{t+j}, f_{t+1} * n_{t+1}). So l_t depends on itself
-    and on the next k-1 positions, m_t on the next one alone.
+    Let lambda = (l, m) for (h, c); i, o, g, f the gates after sigma and tanh, and c the new cell, all at z.
+    Then
+        n_t = m_t + l_t * o * (1 - tanh(c)^2)
+        e_t = (n * g*i*(1-i), l * tanh(c)*o*(1-o), n * i*(1-g^2), n * c_{t-1}*f*(1-f))
+    are the gradients with respect to c'_t and to the gates before sigma and tanh, and position t of J^T
+    lambda is
+        (d * sum_{j<k} W_j^T e_{t+j}, f_{t+1} * n_{t+1}).
+    So l_t depends on itself and on the next k-1 positions, and m_t on the next position alone. The map is
+    also a `Recurrent`, solved from the last position to the first.
 
     Args:
-        segment: everything that f reads beside z; its hidden mask is d.
-        z: where J is taken, (B, T, 2H).
-        grad: (B, T, 2H).
+        segment: everything that f reads besides z; its hidden mask is d.
+        z: the state at which J is taken, (B, T, 2H).
+        grad: the vector that is added, (B, T, 2H).
     """
 
-    direction = -1  # a position depends on itself and on those after it
+    direction = -1  # each position depends on itself and on later ones
 
     def __init__(self, segment: TrellisSegment, z: Tensor, grad: Tensor) -> None:
         weights, keep, mask = segment.weights, segment.keep, segment.weights.masks.hidden
@@ -40,7 +44,7 @@ class TrellisAdjoint:
         i, o, g, f = gates.chunk(4, -1)
         i, o, g, f = i.sigmoid(), o.sigmoid(), g.tanh(), f.sigmoid()
         tanh_cell = (f * before + i * g).tanh()
-        share = o * (1 - tanh_cell.square())  # of l_t in n_t
+        share = o * (1 - tanh_cell.square())  # n_t = m_t + share * l_t
         of_cell = torch.stack(
             [g * i * (1 - i), torch.zeros_like(i), i * (1 - g * g), before * f * (1 - f)], 2
         )
@@ -68,20 +72,27 @@ class TrellisAdjoint:
 
     @property
     def own(self) -> int:
-        """Leading channels of a position through which it depends on itself."""
+        """The number of leading channels through which each position depends on itself: those of l."""
         return self.width
 
     @property
     def order(self) -> range:
-        """The positions, each after all that it depends on."""
+        """The positions in the order in which they are solved: each after all that it depends on."""
         return range(self.length - 1, -1, -1)
 
     def start(self, adjoint: Tensor, t: int) -> Tensor:
-        """The gradient from above, (B, H)."""
+        """Where the solve for l_t starts, (B, H): the first part of grad at t."""
         return self.grad[:, t, : self.width]
 
     def column(self, adjoint: Tensor, t: int) -> Callable[[Tensor], Tensor]:
-        """The map at position t, as one of its l, with those after it held at `adjoint` (B, T, 2H)."""
+        """The map at position t as a function of its own l, with all later positions held at `adjoint`.
+
+        Args:
+            adjoint: lambda, (B, T, 2H); positions after t are settled.
+            t: the position.
+        Returns:
+            (B, H) -> (B, 2H).
+        """
         held, cell = self.grad[:, t].split(self.width, -1)  # (B, H) each
         after = slice(t + 1, t + 1 + self.reach)
         hidden_after, cell_after = adjoint[:, after].split(self.width, -1)

@@ -15,15 +15,15 @@ from .whole import BoundTrellis
 class TrellisLayer(Layer):
     """One TrellisNet layer f(z; u), z = (h, c), to be solved for z = f(z; u).
 
-    With k taps W_j, positions before the text at zero, and d a dropout mask,
+    With k taps W_j, zeros in place of positions before the text, and d a dropout mask,
         (i, o, g, f)_t = u_t + b + sum_{j<k} W_j (d * h_{t-j}),
         c'_t = sigma(f_t) * c_{t-1} + sigma(i_t) * tanh(g_t),   h'_t = sigma(o_t) * tanh(c'_t).
-    A position so depends on its own h, on the last k-1 h and on the last c; on no later position.
+    So f at t depends on h_t, on the k-1 hidden states before it and on c_{t-1}, and on no later position.
 
     Args:
         hidden_dim: channels of h and of c, H; a state has C = 2*H.
-        output_dim: the last channels of h are the output.
-        kernel_size: taps, k >= 2.
+        output_dim: channels of the output, which are the last ones of h.
+        kernel_size: number of taps, k >= 2.
         weight_norm: whether W, all taps together, is weight-normalised.
         dropout: probability of dropping a channel of h inside the convolution, at all positions.
         weight_dropout: probability of dropping a weight of the taps j >= 1.
@@ -56,15 +56,15 @@ class TrellisLayer(Layer):
         return state[..., self.hidden_dim - self.output_dim : self.hidden_dim]
 
     def memory_length(self, mem_len: int) -> int:
-        """Positions to keep where any are asked for: those the convolution looks back at."""
+        """Number of positions to keep: k-1, which the convolution reads; 0 if `mem_len` is 0."""
         return self.kernel_size - 1 if mem_len else 0
 
     def draw(self, batch: int, length: int, memory: int, like: Tensor) -> TrellisMasks:
-        """Draw the masks of one forward pass, to be held through every solve in it.
+        """Draw the dropout masks of one forward pass; every solve of the pass uses the same ones.
 
         Args:
-            batch: rows, B.
-            length, memory: positions; no mask depends on them.
+            batch: number of samples, B.
+            length, memory: numbers of positions; no mask depends on them.
             like: a tensor of the device and dtype to use.
         """
         past_taps = (4 * self.hidden_dim, (self.kernel_size - 1) * self.hidden_dim)
@@ -74,7 +74,7 @@ class TrellisLayer(Layer):
         )
 
     def weights(self, masks: TrellisMasks) -> TrellisWeights:
-        """The weights of one forward pass: dropped and normalised once."""
+        """The weights of one forward pass; weight dropout and weight norm are applied here, once."""
         mask = masks.weight
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(mask.shape[0], self.hidden_dim)], 1)
@@ -87,10 +87,10 @@ class TrellisLayer(Layer):
 
 
 class PreparedTrellis(PreparedLayer):
-    """The layer with its weights of one forward pass; its context is the last states.
+    """The layer with the weights of one forward pass; its context is a `TrellisContext`.
 
     Args:
-        weights: normalised, with dropout masks.
+        weights: the weights, with the dropout masks.
     """
 
     def __init__(self, weights: TrellisWeights) -> None:

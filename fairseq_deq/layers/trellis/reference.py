@@ -20,16 +20,16 @@ def reference(
     Args:
         z: states (h, c) of all positions, (B, S, 2H); those of the context come first.
         u: their injections, (B, S, 4H).
-        weights: of the layer, its taps dropped already; with the dropout mask of h.
-        before: positions of the context, whose f is not asked for.
-        padding: (B, S) bool, True at positions whose state is zero, as before a text; None: there are none.
+        weights: of the layer, with weight dropout applied, and with the dropout mask of h.
+        before: number of positions of the context, at which f is not computed.
+        padding: (B, S) bool, True at positions where f is zero, as states are before a text; None: none.
     Returns:
         f at the positions after the context, (B, S - before, 2H).
     """
     width, reach = weights.hidden_dim, weights.kernel_size - 1
     h, c = z.split(width, -1)
     seen = apply_mask(h, weights.masks.hidden)  # d * h
-    # Taps are stored with the oldest position first: W_j stands at place k-1-j.
+    # The tap of the oldest position is stored first: W_j has index k-1-j.
     taps = weights.taps.split(width, 1)
     states = []
     for t in range(before, z.shape[1]):

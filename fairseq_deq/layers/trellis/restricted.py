@@ -11,12 +11,12 @@ from .segment import TrellisSegment, gated
 
 
 class RestrictedTrellis:
-    """f at some positions; what they see of all others is that of the state it was made from.
+    """f at some positions, (n, C) -> (n, C); all other positions keep their states at z.
 
     Args:
         segment: everything that does not depend on z.
         z: the state, (B, T, C).
-        positions: flat positions (n,), sorted.
+        positions: sorted indices b*T + t, (n,).
     """
 
     def __init__(self, segment: TrellisSegment, z: Tensor, positions: Tensor) -> None:
@@ -31,7 +31,7 @@ class RestrictedTrellis:
         )
         self.held = segment.windows(z).flatten(0, 1).index_select(0, positions)  # (n, kH)
         self.held_cell = segment.cells_before(z).flatten(0, 1).index_select(0, positions)
-        # Which row each tap sees; n stands for a position that is held.
+        # For each of the n positions and each tap, the row that the tap reads; n if that position is held.
         place = positions.new_full((segment.batch * length,), n)
         place[positions] = torch.arange(n, device=z.device)
         taps = torch.arange(reach, -1, -1, device=z.device)

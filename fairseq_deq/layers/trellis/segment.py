@@ -1,4 +1,4 @@
-"""The weights of one forward pass of a DEQ-TrellisNet layer, and everything of one segment that it reads."""
+"""The data of a DEQ-TrellisNet layer: the weights of one forward pass, the context, and one segment."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ..dropout import apply_mask
 
 @dataclass(frozen=True)
 class TrellisMasks:
-    """Masks of one forward pass; None where nothing is dropped."""
+    """The dropout masks of one forward pass; None where nothing is dropped."""
 
-    hidden: Tensor | None = None  # (B, 1, H)
-    weight: Tensor | None = None  # (4H, (k-1)H)
+    hidden: Tensor | None = None  # of h, (B, 1, H)
+    weight: Tensor | None = None  # of the taps k-1 ... 1, (4H, (k-1)H)
 
 
 @dataclass(frozen=True)
 class TrellisWeights:
-    """The taps, dropped and normalised once, the oldest first."""
+    """The weights of one forward pass, weight dropout and norm applied; the oldest position's tap first."""
 
     hidden_dim: int  # H
     kernel_size: int  # k
@@ -41,13 +41,13 @@ class TrellisWeights:
 
     @property
     def reach(self) -> int:
-        """Positions that one looks back at, k-1."""
+        """Number of earlier positions that the convolution reads, k-1."""
         return self.kernel_size - 1
 
 
 @dataclass(frozen=True)
 class TrellisContext:
-    """The states before a segment, as far back as a position looks; constant in the length of the text.
+    """The last states before a segment, those that its positions read; its size does not grow with the text.
 
     Attributes:
         hidden: h of the last k-1 positions, (B, k-1, H).
@@ -59,32 +59,32 @@ class TrellisContext:
 
     @classmethod
     def beginning(cls, weights: TrellisWeights, like: Tensor) -> TrellisContext:
-        """That of the beginning of a text: zeros, for the rows of `like` (B, ...)."""
+        """The context at the beginning of a text: zeros, with the batch and dtype of `like` (B, ...)."""
         batch, width = like.shape[0], weights.hidden_dim
         return cls(like.new_zeros(batch, weights.reach, width), like.new_zeros(batch, 1, width))
 
     def followed_by(self, state: Tensor) -> TrellisContext:
-        """The context after further positions, at states (B, S, C)."""
+        """The context after S further positions with states (B, S, C); S may be 0."""
         reach = self.hidden.shape[1]
         hidden, cell = state.split(self.hidden.shape[-1], -1)
         hidden = torch.cat([self.hidden, hidden[:, -reach:]], 1)[:, -reach:]
-        # A view would keep the whole segment in memory; there may be no position at all.
+        # Cloned, as a view would keep the whole segment in memory; joined, as S may be 0.
         return TrellisContext(hidden, torch.cat([self.cell, cell[:, -1:]], 1)[:, -1:].clone())
 
     def rows(self, index: Tensor) -> TrellisContext:
-        """The samples `index` (B',), in that order."""
+        """The samples with these indices, (B',), in that order."""
         return TrellisContext(self.hidden.index_select(0, index), self.cell.index_select(0, index))
 
 
 @dataclass(frozen=True)
 class TrellisSegment:
-    """Weights, context, injections and padding of T positions of B samples."""
+    """Everything that f reads besides z, for T positions of B samples."""
 
     weights: TrellisWeights
     context: TrellisContext
     injection: Tensor  # u + b, (B, T, 4H)
-    before: Tensor  # what the convolution sees of h before the segment, (B, k-1, H)
-    keep: Tensor | None  # (B, T), 0 at padding; None: 1 everywhere
+    before: Tensor  # d * h of the last positions before the segment, (B, k-1, H)
+    keep: Tensor | None  # factor of f, (B, T), 0 at padding; None: 1 everywhere
 
     @classmethod
     def of(
@@ -102,21 +102,21 @@ class TrellisSegment:
 
     @property
     def width(self) -> int:
-        """Channels of h, and of c, H."""
+        """Channels of h, and likewise of c, H."""
         return self.weights.hidden_dim
 
     @property
     def batch(self) -> int:
-        """Samples, B."""
+        """Number of samples, B."""
         return self.injection.shape[0]
 
     @property
     def length(self) -> int:
-        """Positions, T."""
+        """Number of positions, T."""
         return self.injection.shape[1]
 
     def windows(self, z: Tensor) -> Tensor:
-        """What the convolution sees of h at each position, (B, T, kH), oldest first."""
+        """The input of the convolution at each position, d * h of the last k positions, (B, T, kH)."""
         hidden = apply_mask(z[..., : self.width], self.weights.masks.hidden)
         seen = torch.cat([self.before, hidden], 1)
         return torch.cat([seen[:, j : j + self.length] for j in range(self.weights.kernel_size)], -1)
@@ -126,13 +126,13 @@ class TrellisSegment:
         return torch.cat([self.context.cell, z[:, :-1, self.width :]], 1)
 
     def gates(self, z: Tensor) -> Tensor:
-        """The gates before their nonlinearities, (B, T, 4H)."""
+        """The gates before sigma and tanh, (B, T, 4H)."""
         rows = self.windows(z).reshape(self.batch * self.length, -1)
         return rowwise_linear(rows, self.weights.taps).view_as(self.injection) + self.injection
 
 
 def gated(gates: Tensor, before: Tensor) -> Tensor:
-    """(h', c') side by side, (..., 2H), from the gates (..., 4H) before their nonlinearities and c_{t-1}."""
+    """(h', c'), (..., 2H), from c_{t-1} and the gates before sigma and tanh, (..., 4H)."""
     i, o, g, f = gates.chunk(4, -1)
     cell = f.sigmoid() * before + i.sigmoid() * g.tanh()
     return torch.cat([o.sigmoid() * cell.tanh(), cell], -1)

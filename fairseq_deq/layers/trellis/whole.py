@@ -15,13 +15,15 @@ from .segment import TrellisSegment, gated
 
 
 class BoundTrellis:
-    """z -> f(z) over (B, T, C), for one segment; also a `Recurrent`. The equations stand at `TrellisLayer`.
+    """z -> f(z) over (B, T, C), for one segment; it is also a `Recurrent`.
+
+    The equations are in the docstring of `TrellisLayer`.
 
     Args:
         segment: everything that does not depend on z.
     """
 
-    direction = 1  # a position depends on itself and on those before it
+    direction = 1  # each position depends on itself and on earlier ones
 
     def __init__(self, segment: TrellisSegment) -> None:
         self.segment = segment
@@ -34,34 +36,40 @@ class BoundTrellis:
     def restrict(
         self, z: Tensor, positions: Tensor, value: Tensor | None = None
     ) -> Callable[[Tensor], Tensor]:
-        """f at the flat `positions` (n,), sorted, with the others held at z (B, T, C): (n, C) -> (n, C)."""
+        """f at some positions, (n, C) -> (n, C), with all others held at z.
+
+        Args:
+            z: the state, (B, T, C).
+            positions: sorted indices b*T + t, (n,).
+            value: unused.
+        """
         return RestrictedTrellis(self.segment, z, positions)
 
     def adjoint(self, z: Tensor, grad: Tensor) -> TrellisAdjoint:
-        """lambda -> J^T lambda + grad with J = df/dz at z (B, T, C), for a solve from the last position."""
+        """lambda -> J^T lambda + grad with J = df/dz at z; z and grad are (B, T, C)."""
         return TrellisAdjoint(self.segment, z, grad)
 
     # ------------------------------------------------------------------ position after position
 
     @property
     def own(self) -> int:
-        """Leading channels of a position through which it depends on itself: those of h."""
+        """The number of leading channels through which each position depends on itself: those of h."""
         return self.segment.width
 
     @property
     def order(self) -> range:
-        """The positions, each after all that it depends on."""
+        """The positions in the order in which they are solved: each after all that it depends on."""
         return range(self.segment.length)
 
     def start(self, z: Tensor, t: int) -> Tensor:
-        """The h of the position before t, (B, H)."""
+        """Where the solve for h_t starts, (B, H): the h of the position before t."""
         return z[:, t - 1, : self.own] if t else self.segment.context.hidden[:, -1]
 
     def column(self, z: Tensor, t: int) -> Callable[[Tensor], Tensor]:
-        """f at position t of every sample, as a map of its h, with the positions before it held at z.
+        """f at position t as a function of its own h, with all earlier positions held at z.
 
         Args:
-            z: states, (B, T, C), settled before t.
+            z: states, (B, T, C); positions before t are settled.
             t: the position.
         Returns:
             (B, H) -> (B, C).
