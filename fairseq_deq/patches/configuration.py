@@ -27,8 +27,7 @@ _LOGGED = {
     "label_smoothed_cross_entropy": ("loss", "nll_loss", "ppl"),
 }
 _OF_SOLVES = ("f_nfe", "f_lane_nfe", "f_res", "f_conv")
-# Options of this package's models that other tasks, or other criteria, do not use.
-_FOR_STREAMS = ("mem_len", "subseq_forget")
+# Options of this package's models that other criteria do not use.
 _FOR_OUR_LOSS = ("jac_loss_weight", "jac_incremental", "spectral_radius")
 
 

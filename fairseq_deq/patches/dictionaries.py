@@ -1,4 +1,10 @@
-"""The fault: a checkpoint does not record the dictionary that it was trained with."""
+"""The fault: a checkpoint does not record the dictionary that it was trained with.
+
+With a dictionary of another size, fairseq ends in a tensor size mismatch. With one of the same size but other
+words, or another order of them, it prints a meaningless perplexity. Here checkpoints keep a hash of the words,
+and a tool refuses to evaluate, generate or go on training with another dictionary. A checkpoint without a hash
+is not checked.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +14,6 @@ from typing import Any
 
 from ..data_folder import words_fingerprint
 from ..errors import OptionError
-from ._patch import replace
 
 _KEY = "fairseq_deq.dictionary"
 
@@ -16,31 +21,18 @@ _KEY = "fairseq_deq.dictionary"
 _resuming: ContextVar[Any] = ContextVar("fairseq_deq_resuming", default=None)
 
 
-def refuse_other_dictionaries() -> None:
-    """Refuse to evaluate, generate or go on training with a dictionary that is not the checkpoint's.
+def with_dictionary(state_dict: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Add the hash to the state of a task."""
 
-    With a dictionary of another size, fairseq ends in a tensor size mismatch. With one of the same size but
-    other words, or another order of them, it prints a meaningless perplexity. Here checkpoints keep a hash of
-    the words; a checkpoint without one is not checked.
-    """
-    from fairseq import checkpoint_utils
-    from fairseq.tasks.language_modeling import LanguageModelingTask
-    from fairseq.trainer import Trainer
-
-    replace(LanguageModelingTask, "state_dict", _with_dictionary)
-    replace(LanguageModelingTask, "load_state_dict", _after_checking_dictionary)
-    replace(checkpoint_utils, "load_checkpoint_to_cpu", _checking_resumed_dictionary)
-    replace(Trainer, "load_checkpoint", _telling_its_task)
-
-
-def _with_dictionary(state_dict: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def wrapper(self: Any) -> dict[str, Any]:
         return {**(state_dict(self) or {}), _KEY: words_fingerprint(self.source_dictionary.symbols)}
 
     return wrapper
 
 
-def _after_checking_dictionary(load_state_dict: Callable[..., None]) -> Callable[..., None]:
+def after_checking_dictionary(load_state_dict: Callable[..., None]) -> Callable[..., None]:
+    """Compare the hash in the state of a task with its dictionary before the state is loaded."""
+
     def wrapper(self: Any, state_dict: Mapping[str, Any]) -> None:
         _check(self, state_dict)
         load_state_dict(self, {key: value for key, value in state_dict.items() if key != _KEY})

@@ -11,15 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._patch import replace
-
 logger = logging.getLogger(__name__)
 
 _BEGINNING = "\u2581"  # sentencepiece puts it before a piece that begins a word
 _CONTINUED = "@@"  # subword-nmt puts it after a piece that the next one continues
 
 
-def count_words_of_subwords() -> None:
+def _counting_words(eval_lm: Callable[..., dict[str, float]]) -> Callable[..., dict[str, float]]:
     """Log the perplexity per word beside that per piece, and return it if `--post-process` asks for words.
 
     fairseq-eval-lm prints a perplexity per piece, which depends on how the text was split. It counts words
@@ -32,12 +30,6 @@ def count_words_of_subwords() -> None:
     Here the score of the whole text is divided by its number of words. The end of a line counts as one, as it
     does in a text of words.
     """
-    import fairseq_cli.eval_lm as tool
-
-    replace(tool, "eval_lm", _counting_words)
-
-
-def _counting_words(eval_lm: Callable[..., dict[str, float]]) -> Callable[..., dict[str, float]]:
     signature = inspect.signature(eval_lm)
 
     def wrapper(*args: Any, **kwargs: Any) -> dict[str, float]:

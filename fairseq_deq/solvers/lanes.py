@@ -69,11 +69,6 @@ class LaneLayout:
         return self.shape.numel()
 
     @cached_property
-    def per_sample(self) -> int:
-        """Number of lanes of a sample."""
-        return self.count // max(self.samples, 1)
-
-    @cached_property
     def width(self) -> int:
         """Channels of the state, C."""
         return self.full[-1]

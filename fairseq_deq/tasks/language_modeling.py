@@ -11,7 +11,7 @@ from fairseq.tasks import language_modeling as fairseqs
 from fairseq.tasks.language_modeling import LanguageModelingTask
 
 from ..errors import OptionError
-from ..patches.dictionaries import _after_checking_dictionary, _with_dictionary
+from ..patches.dictionaries import after_checking_dictionary, with_dictionary
 from ._careful import CarefulTask
 
 logger = logging.getLogger(__name__)
@@ -80,8 +80,8 @@ class CarefulLanguageModelingTask(CarefulTask, LanguageModelingTask):
         return super().eval_lm_dataloader(*call.args, **call.kwargs)
 
     #: A checkpoint says which dictionary it was trained with, and one with another is refused.
-    state_dict = _with_dictionary(LanguageModelingTask.state_dict)
-    load_state_dict = _after_checking_dictionary(LanguageModelingTask.load_state_dict)
+    state_dict = with_dictionary(LanguageModelingTask.state_dict)
+    load_state_dict = after_checking_dictionary(LanguageModelingTask.load_state_dict)
 
 
 def in_place_of_fairseqs(registry: dict[str, Any]) -> dict[str, Any]:
