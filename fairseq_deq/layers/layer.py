@@ -34,19 +34,15 @@ class PreparedLayer:
     def bind(self, injection: Tensor, context: Any, padding: Tensor | None = None, start: int = 0) -> Map:
         """f(z) for one segment; everything that does not depend on z is computed here, once.
 
-                Args:
-                    injection: u of the segment, (B, T, D).
-                    context: the context of the M positions before it; None: there are none.
-                    padding: (B, M + T) bool, True at positions that must not be seen; None: there are none.
-                    start: index of the segment's first position among those that the dropout masks were drawn for.
-                Returns:
-                    the map (B, T, C) -> (B, T, C). It may have a `direction`, `restrict` (see `Restrictable`),
-        <<<<<<< HEAD
-                    `adjoint` (see `HasAdjoint`), `record` and `holds_its_tensors` (see `CapturedLoop`).
-        =======
-                        `adjoint`
-                    (see `HasAdjoint`) and `record` (see `recorded`).
-        >>>>>>> words
+        Args:
+            injection: u of the segment, (B, T, D).
+            context: the context of the M positions before it; None: there are none.
+            padding: (B, M + T) bool, True at positions that must not be seen; None: there are none.
+            start: index of the segment's first position among those that the dropout masks were drawn for.
+        Returns:
+            the map (B, T, C) -> (B, T, C). It may have a `direction`, `restrict` (see `Restrictable`),
+            `adjoint` (see `HasAdjoint`), `record` (see `recorded`) and `holds_its_tensors` (see
+            `CapturedLoop`).
         """
         raise NotImplementedError
 

@@ -1,9 +1,9 @@
 """The fault: a checkpoint does not record the dictionary that it was trained with.
 
 With a dictionary of another size, fairseq ends in a tensor size mismatch. With one of the same size but other
-words, or another order of them, it prints a meaningless perplexity. Here checkpoints keep a hash of the words,
-and a tool refuses to evaluate, generate or go on training with another dictionary. A checkpoint without a hash
-is not checked.
+words, or another order of them, it prints a meaningless perplexity. Here checkpoints keep a hash of the
+words, and a tool refuses to evaluate, generate or go on training with another dictionary. A checkpoint
+without a hash is not checked.
 """
 
 from __future__ import annotations
