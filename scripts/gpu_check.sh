@@ -73,7 +73,8 @@ waiting=()
 aside() { if [ "$SLOW" = 1 ]; then "$@" & waiting+=($!); else "$@"; fi; }
 tests=(python3 -m pytest -q -p no:cacheprovider --timeout=120 --tb=line -rfE --device "$DEVICE")
 KEEP=25 aside step 110 tests "${tests[@]}" -n "${WORKERS:-6}" tests/gpu/test_solves.py \
-    tests/gpu/test_models.py tests/solvers/test_captured.py tests/solvers/test_recordings.py
+    tests/gpu/test_models.py tests/solvers/test_captured.py tests/solvers/test_recordings.py \
+    "tests/models/test_decoding.py::test_on_a_device_one_recording_serves_the_tokens_up_to_a_multiple_of_64"
 KEEP=12 aside step 90 tests-training "${tests[@]}" tests/gpu/test_training.py
 KEEP=2 aside step 90 warm python3 -m fairseq_deq.tools gpu-check warm
 if [ -n "$DATA" ]; then
@@ -99,19 +100,20 @@ for path in "${models[@]}"; do
     KEEP=9 step 50 "benchmark-$name" python3 -m fairseq_deq.tools benchmark "$DATA" --path "$path" --rounds 3 \
         --device "$DEVICE" "${only[@]}" "${toy[@]}" --out "$PARTS/benchmark-$name"
 done
-decoding() { # NAME CONTEXT...: tokens per second against a transformer_lm of 12 layers
-    local name=$1 cpu=()
-    shift
+decoding() { # NAME OPTIONS CONTEXT...: tokens per second against a transformer_lm of 12 layers
+    local name=$1 options=$2 cpu=()
+    shift 2
     [ "$DEVICE" = cpu ] && cpu=(--cpu)
     [ -e "${models[0]}" ] && LIVE=1 step 70 "$name" python3 -m fairseq_deq.tools benchmark-generation "$DATA" \
-        --path "${models[0]}" --contexts "$@" --batches 1 8 --beams 1 --tokens 16 --turns 3 --uncached-tokens 0 \
+        --path "${models[0]}" --overrides "$options" --contexts "$@" --batches 1 8 --beams 1 --tokens 16 --turns 3 --uncached-tokens 0 \
         "${cpu[@]}" --out "$PARTS/$name"
 }
-decoding generation "${contexts[@]}"
+decoding generation '{}' "${contexts[@]}"
+decoding generation-captured '{"cuda_graph": "auto"}' "${contexts[@]}"
 LIVE=1 step 60 steps-128 python3 -m fairseq_deq.tools gpu-check steps 128
 LIVE=1 step 60 steps-1024 python3 -m fairseq_deq.tools gpu-check steps 1024
 export FAIRSEQ_DEQ_FUSE=1  # once more with the rules of solves compiled
-decoding generation-compiled "${contexts[1]}"
+decoding generation-compiled '{}' "${contexts[1]}"
 for path in "${models[@]:0:1}"; do
     [ -e "$path" ] || continue
     KEEP=6 step 50 benchmark-compiled python3 -m fairseq_deq.tools benchmark "$DATA" --path "$path" --rounds 3 \

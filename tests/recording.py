@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fairseq_deq.solvers import active, captured, record
+from fairseq_deq.solvers import active, captured, few_lanes, record
 
 
 def traced(program, buffers):
@@ -30,7 +30,7 @@ def device(monkeypatch):
     captured.kept.clear()
     if torch.cuda.is_available():
         return torch.device("cuda")
-    for module in (record, active):
+    for module in (record, active, few_lanes):
         monkeypatch.setattr(module, "books_on_host", lambda device: False)
     monkeypatch.setattr(captured, "capture", traced)
     monkeypatch.setattr(captured, "RECORDS", ("cuda", "cpu"))

@@ -41,9 +41,10 @@ class CapturedLoop(Loop):
     iteration of a solve checks what f is, and runs launch by launch.
 
     A map says with `holds_its_tensors` that all tensors which it reads are attributes: its own, or those of
-    its attributes. Programs of such a map are kept for later solves of its kind (see `recordings`), which
-    copy their tensors to where the programs read them. For other maps programs are recorded in each solve.
-    What cannot be recorded runs launch by launch, and a warning says why.
+    its attributes; and that it writes to none of which it holds a view. Programs of such a map are kept for
+    later solves of its kind (see `recordings`), which copy their tensors to where the programs read them. For
+    other maps programs are recorded in each solve. What cannot be recorded runs launch by launch, and a
+    warning says why.
 
     The same results as from `Loop` with `active_set="never"`, up to rounding. It is `Loop` itself where the
     solver's iterations differ from each other, where f is one of autograd (`is_taped`), and where a map of

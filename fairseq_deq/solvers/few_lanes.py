@@ -16,7 +16,7 @@ from .config import SolverConfig
 from .lanes import LaneLayout
 from .least_squares import NO_PIVOT
 from .preconditioner import Preconditioner
-from .record import GROWTH_LIMIT
+from .record import GROWTH_LIMIT, books_on_host
 from .result import FixedPoint, Status
 from .solve import check_state, solve
 
@@ -71,7 +71,7 @@ def _fits(z0: Tensor, config: SolverConfig) -> bool:
         return False
     if config.early_precision != "full":
         return False
-    if z0.device.type != "cpu" or z0.dtype not in _TYPES or torch.is_autocast_enabled("cpu"):
+    if not books_on_host(z0.device) or z0.dtype not in _TYPES or torch.is_autocast_enabled("cpu"):
         return False
     few = 0 < z0.shape[0] <= FEW and z0.numel() > 0 and config.ridge > NO_PIVOT
     return few and not LaneLayout.of(z0, config.scope).coupled

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,22 @@ from .held_tensors import Held, with_tensors
 # Each holds a copy of the tensors that its map reads, of the states and of the history: as much memory as a
 # solve. A training has two kinds of solve per shape of a batch, forward and backward.
 _KEPT = 8
+
+
+class _Source(NamedTuple):
+    """Which tensor was copied, and how often it had been written to by then."""
+
+    tensor: weakref.ref[Tensor]
+    version: int | None  # None: not known, as of a tensor of inference mode
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _Source:
+        return cls(weakref.ref(tensor), None if tensor.is_inference() else tensor._version)
+
+    def is_still(self, before: _Source) -> bool:
+        """Whether it is the tensor it was, with the values it had: weights, while a text is generated."""
+        same = self.version is not None and self.version == before.version
+        return same and self.tensor() is before.tensor()
 
 
 class Recording:
@@ -34,6 +51,7 @@ class Recording:
     def __init__(self, found: list[Tensor], made_of: Held | None, constants: Any) -> None:
         self.buffers = [tensor.clone() for tensor in found]
         self.inputs = [] if made_of is None else [tensor.detach().clone() for tensor in made_of.tensors]
+        self._sources = [] if made_of is None else [_Source.of(tensor) for tensor in made_of.tensors]
         self.constants = constants
         # Never evaluated: an evaluation may give a map attributes that belong to one program.
         self._maps = None if made_of is None else with_tensors(made_of.thing, self.inputs)
@@ -41,8 +59,12 @@ class Recording:
 
     def copy_from(self, found: list[Tensor], made_of: Held) -> None:
         """Begin another solve: the same kind, other values."""
-        for mine, theirs in ((self.buffers, found), (self.inputs, made_of.tensors)):
-            torch._foreach_copy_(mine, [tensor.detach() for tensor in theirs])
+        sources = [_Source.of(tensor) for tensor in made_of.tensors]
+        changed = [i for i, source in enumerate(sources) if not source.is_still(self._sources[i])]
+        self._sources = sources
+        pairs = [*zip(self.buffers, found), *((self.inputs[i], made_of.tensors[i].detach()) for i in changed)]
+        mine, theirs = zip(*pairs)
+        torch._foreach_copy_(mine, theirs)
 
     def maps(self) -> tuple[Any, Any] | None:
         """New objects over `inputs`: the map and the preconditioner to record; None: those of the solve."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fairseq_deq.models  # noqa: F401  (fairseq's tools find them registered)
-from fairseq_deq.solvers import active, record
+from fairseq_deq.solvers import active, few_lanes, record
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -24,7 +24,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> t
     """The device; on a CPU solves keep their books in tensors too."""
     name = request.config.getoption("--device")
     if name == "cpu":
-        for module in (record, active):
+        for module in (record, active, few_lanes):
             monkeypatch.setattr(module, "books_on_host", lambda device: False)
     return torch.device(name)
 

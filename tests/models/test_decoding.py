@@ -14,9 +14,11 @@ from models.builders import build, build_trellis, count_solves, dictionary, toke
 from fairseq_deq.generation.generator import PrefillingGenerator
 from fairseq_deq.layers.layer import PreparedLayer
 from fairseq_deq.layers.memory import Memory
+from fairseq_deq.layers.transformer import cache
 from fairseq_deq.layers.transformer.cache import KVCache
 from fairseq_deq.layers.transformer.layer import PreparedTransformer
 from fairseq_deq.models.decoding_cache import DecodingCache
+from fairseq_deq.solvers import captured
 
 EOS, PAD = 2, 1
 
@@ -69,6 +71,29 @@ def test_far_beyond_the_training_window_the_buffers_grow():
     for end in range(60, 151):
         scores, _ = _step(model, source, end, state)
         assert torch.allclose(scores, whole[:, end - 1], atol=1e-8)
+
+
+def test_on_a_device_one_recording_serves_the_tokens_up_to_a_multiple_of_64(device, monkeypatch):
+    """Decoding with recorded solves: the results of the whole sequence, and f's code runs once per token."""
+    monkeypatch.setattr(cache, "fills_windows", lambda device: True)
+    made = []
+    capture = captured.capture
+
+    def counted(program, buffers):
+        made.append(1)
+        return capture(program, buffers)
+
+    monkeypatch.setattr(captured, "capture", counted)
+    source = tokens(2, 80)
+    whole = _whole(_model(tokens_per_sample=16).to(device), source.to(device))
+    model, state = _model(tokens_per_sample=16, cuda_graph="auto").to(device), {}
+    model.decoder.prefill(source[:, :50].to(device), state)
+    before = len(made)
+    for end in range(51, 81):
+        scores, _ = _step(model, source.to(device), end, state)
+        assert torch.allclose(scores, whole[:, end - 1], atol=1e-8)
+    assert len(made) - before == 2  # of 64 columns, and of 128
+    assert not captured.refused
 
 
 def test_chunks_of_tokens_equal_teacher_forcing():

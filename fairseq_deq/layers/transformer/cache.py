@@ -14,8 +14,13 @@ from .token import TokenTransformer, TokenWeights
 from .weights import KeysValues, TransformerWeights
 from .whole import BoundTransformer
 
-# A buffer has room for at least this many positions. A full one grows by a quarter or more.
-_LEAST_CAPACITY = 64
+# A buffer has room for a multiple of this many positions. A full one grows by a quarter or more.
+_CAPACITY_MULTIPLE = 64
+
+
+def fills_windows(device: torch.device) -> bool:
+    """Whether f at a new position has unused columns, so that its shapes change rarely."""
+    return device.type != "cpu"
 
 
 class KVCache:
@@ -93,8 +98,10 @@ class KVCache:
 
     def _token(self, u: Tensor, padding: Tensor | None) -> TokenTransformer:
         """f at the next position, for its injection u, (B, 3*H*D [+ C])."""
-        end, local, layer = self.length + 1, self.layer.local_size, self.layer
+        end, local = self.length + 1, self.layer.local_size
         begin = max(0, end - local) if local else 0
+        if not local and fills_windows(u.device):
+            return self._filled_token(u, padding)
         bias, relative = self.by_distance[..., begin - end :], None
         if self.relative is not None:
             relative = self.relative[..., begin - end :]
@@ -102,6 +109,28 @@ class KVCache:
             # A padded query still sees itself, so that no row of the softmax is empty.
             hidden = F.pad(padding[:, begin : end - 1], (0, 1), value=False)
             bias = bias.masked_fill(hidden, float("-inf"))
+        return self._token_of(u, begin, end, relative, bias)
+
+    def _filled_token(self, u: Tensor, padding: Tensor | None) -> TokenTransformer:
+        """The same with unused columns between the settled positions and its own, up to a multiple of 64: f
+        of the next tokens then has tensors of the same shapes, and one recorded graph serves them all."""
+        columns = self.length + 1 + -(self.length + 1) % _CAPACITY_MULTIPLE
+        column = torch.arange(columns, device=u.device)
+        settled = column < self.length
+        # The tables end with distance 0, which is also the one of its own column, the last.
+        place = (column - self.length).masked_fill(~settled, 0) + (self.by_distance.shape[-1] - 1)
+        hidden = ~settled & (column < columns - 1)
+        if padding is not None:
+            hidden = hidden | F.pad(padding[:, : self.length], (0, columns - self.length), value=False)
+        bias = self.by_distance.index_select(-1, place).masked_fill(hidden, float("-inf"))
+        relative = None if self.relative is None else self.relative.index_select(-1, place)
+        return self._token_of(u, 0, columns, relative, bias)
+
+    def _token_of(
+        self, u: Tensor, begin: int, end: int, relative: Tensor | None, bias: Tensor
+    ) -> TokenTransformer:
+        """f over the columns from `begin` to `end`."""
+        layer = self.layer
         attention = u[:, : 3 * layer.inner]
         return TokenTransformer(
             weights=self.weights,
@@ -119,7 +148,8 @@ class KVCache:
         capacity = self.keys.shape[-1]
         if self.length + count <= capacity:
             return
-        more = max(self.length + count, _LEAST_CAPACITY, capacity + capacity // 4) - capacity
+        least = max(self.length + count, capacity + capacity // 4)
+        more = least + -least % _CAPACITY_MULTIPLE - capacity
         self.keys, self.values = F.pad(self.keys, (0, more)), F.pad(self.values, (0, 0, 0, more))
         self._set_distances(capacity + more)
 

@@ -50,6 +50,8 @@ class TokenTransformer:
         residual: u_h, (B, C); None: there is none.
     """
 
+    holds_its_tensors = True
+
     def __init__(
         self,
         weights: TokenWeights,
@@ -64,11 +66,15 @@ class TokenTransformer:
         self.weights, self.injection = weights, injection
         self.keys, self.values, self.relative, self.bias = keys, values, relative, bias
         self.rotation, self.residual = rotation, residual
-        self.own_key, self.own_value = keys[..., -1], values[:, :, -1]  # (H, B, D)
-        self.flat_keys, self.flat_values = keys.flatten(0, 1), values.flatten(0, 1)
+        # Made by the first evaluation, so that a copy of this object with other keys and values has its own.
+        self.views: tuple[Tensor, ...] = ()
 
     def __call__(self, z: Tensor) -> Tensor:
         weights, layer = self.weights, self.weights.layer
+        if not self.views:
+            own = self.keys[..., -1], self.values[:, :, -1]  # (H, B, D)
+            self.views = (*own, self.keys.flatten(0, 1), self.values.flatten(0, 1))
+        own_key, own_value, flat_keys, flat_values = self.views
         heads, head_dim = layer.heads, layer.head_dim
         rows = z.reshape(-1, z.shape[-1])  # (B, C)
         n = rows.shape[0]
@@ -77,16 +83,16 @@ class TokenTransformer:
             turned = self.rotation(qkv[:, : 2 * layer.inner])
             qkv = torch.cat([turned, qkv[:, 2 * layer.inner :]], 1)
         query, key, value = qkv.view(n, 3, heads, head_dim).transpose(0, 2).unbind(1)  # (H, B, D)
-        self.own_key.copy_(key)
-        self.own_value.copy_(value)
+        own_key.copy_(key)
+        own_value.copy_(value)
         query = query.contiguous()
         if self.relative is None:
             scores = self.bias.expand(heads, n, -1).reshape(heads * n, 1, -1)
         else:
             scores = torch.baddbmm(self.bias, query, self.relative).view(heads * n, 1, -1)
         # Not in place: autocast skips products in place, and the buffers have the dtype of the weights.
-        scores = torch.baddbmm(scores, query.view(heads * n, 1, head_dim), self.flat_keys)
-        attended = torch.bmm(scores.softmax(-1), self.flat_values)  # (H*B, 1, D)
+        scores = torch.baddbmm(scores, query.view(heads * n, 1, head_dim), flat_keys)
+        attended = torch.bmm(scores.softmax(-1), flat_values)  # (H*B, 1, D)
         attended = attended.view(heads, n, head_dim).transpose(0, 1).reshape(n, -1)
         stream = torch.addmm(layer.out_bias, attended, weights.out).add_(rows)
         h, normed = layer.before_ffn(stream if self.residual is None else stream.add_(self.residual))
