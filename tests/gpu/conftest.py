@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from recording import device as recorded  # noqa: F401  (a fixture)
 
 import fairseq_deq.models  # noqa: F401  (fairseq's tools find them registered)
 from fairseq_deq.solvers import active, few_lanes, record

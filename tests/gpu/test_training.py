@@ -11,6 +11,8 @@ import pytest
 import torch
 from runs import continuations, json_lines, read_perplexity
 
+from fairseq_deq.solvers import captured
+
 PACKAGE = Path(__file__).resolve().parents[2] / "fairseq_deq"
 LOG = ("--log-format", "json", "--log-interval", "1", "--disable-validation")
 BUDGETS = ("--f-thres", "30", "--b-thres", "30")
@@ -42,6 +44,21 @@ def test_a_training_converges_and_learns(precision, train, on_cpu):
     lines = train(*filter(None, [precision]), "--max-update", "8")
     assert float(lines[-1]["f_conv"]) > 0.7
     assert float(lines[-1]["loss"]) < float(lines[0]["loss"])
+
+
+@pytest.mark.parametrize("precision", ["", "--amp"])
+def test_recorded_solves_train_as_launched_ones_do(precision, train, recorded):
+    """Weights, memory, masks and what is learned of the solves change from update to update."""
+    options = (*filter(None, [precision]), "--max-update", "14", "--dropout", "0.1", "--active-set", "never")
+    launched = train(*options, "--no-save")
+    lines = train(*options, "--no-save", "--cuda-graph", "auto")
+    assert not captured.refused
+    assert len(captured.kept) >= 2
+    tolerance = 0.05 if precision else 2e-3
+    for line, expected in zip(lines, launched, strict=True):
+        assert float(line["loss"]) == pytest.approx(float(expected["loss"]), rel=tolerance)
+        assert float(line["f_conv"]) == pytest.approx(float(expected["f_conv"]), abs=0.05)
+    assert float(lines[-1]["f_conv"]) > 0.9
 
 
 @pytest.mark.parametrize("precision", ["", "--fp16", "--bf16"])
