@@ -27,6 +27,7 @@ def traced(program, buffers):
 def device(monkeypatch):
     """A GPU where there is one; otherwise a CPU that keeps books in tensors and records, as a GPU does."""
     monkeypatch.setattr(captured, "refused", {})
+    monkeypatch.setattr(captured, "opaque", {})
     captured.kept.clear()
     if torch.cuda.is_available():
         return torch.device("cuda")

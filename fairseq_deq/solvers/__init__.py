@@ -7,6 +7,7 @@ from .lanes import Restrictable, direction_of
 from .loop import Trace
 from .packing import StatePacking
 from .preconditioner import Preconditioner
+from .recordings import release_recordings
 from .recurrence import Recurrent
 from .registry import Method, linear_solver_names, register_linear_solver, register_solver, solver_names
 from .result import ConvergenceError, ConvergenceWarning, FixedPoint, Status, worst_residual
@@ -29,6 +30,7 @@ __all__ = [
     "linear_solver_names",
     "register_linear_solver",
     "register_solver",
+    "release_recordings",
     "solve",
     "solve_few",
     "solve_keeping_inverse",

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from .config import SolverConfig
-from .graph_pool import capture, release_pools, write_back
+from .graph_pool import capture, write_back
 from .held_tensors import Held, Opaque, held
 from .loop import Loop, Trace
-from .recordings import Recording, kept
+from .recordings import Recording, kept, release_recordings
 from .result import FixedPoint
 
 logger = logging.getLogger(__name__)
@@ -26,6 +26,8 @@ Place = tuple[dict[str, Any], str, int | None]
 RECORDS = ("cuda",)
 # Functions and classes of maps that could not be recorded, and why: said once, and not tried again.
 refused: dict[str, str] = {}
+# Likewise those that hold something whose tensors cannot be found.
+opaque: dict[str, str] = {}
 
 
 def can_capture(config: SolverConfig, device: torch.device) -> bool:
@@ -38,13 +40,14 @@ class CapturedLoop(Loop):
 
     There are two kinds of iteration: plain ones and rechecks. The first of each kind is recorded as a program
     over *buffers*, the tensors that one iteration hands to the next; all later ones replay it. The first
-    iteration of a solve checks what f is, and runs launch by launch.
+    iteration of a solve checks what f is, and runs launch by launch, as does the first solve of a kind.
 
     A map says with `holds_its_tensors` that all tensors which it reads are attributes: its own, or those of
     its attributes; and that it writes to none of which it holds a view. Programs of such a map are kept for
-    later solves of its kind (see `recordings`), which copy their tensors to where the programs read them. For
-    other maps programs are recorded in each solve. What cannot be recorded runs launch by launch, and a
-    warning says why.
+    later solves of its kind (see `recordings`), which copy their tensors to where the programs read them,
+    except those that are the same as before by torch's count of writes (which `.data` evades). For other maps
+    programs are recorded in each solve. What cannot be recorded runs launch by launch, and a warning says
+    why.
 
     The same results as from `Loop` with `active_set="never"`, up to rounding. It is `Loop` itself where the
     solver's iterations differ from each other, where f is one of autograd (`is_taped`), and where a map of
@@ -64,11 +67,21 @@ class CapturedLoop(Loop):
         self.held: Held | None = None
         if not self.eager:
             self.active.can_restrict = False
-            if getattr(f, "holds_its_tensors", False):
-                try:  # before f is evaluated, which may give it further attributes
-                    self.held = held((f, self.preconditioner))
-                except Opaque as reason:
-                    logger.warning(f"graphs of {self.name} are recorded in each solve: {reason}")
+            if getattr(f, "holds_its_tensors", False) and self.name not in opaque:
+                self.held = self._held(f)
+
+    def _held(self, f: Any) -> Held | None:
+        """What f and the preconditioner are made of, before f is evaluated, which may give it attributes."""
+        try:
+            made_of = held((f, self.preconditioner))
+            # A number in a tensor of the host would become a constant of the graph.
+            if any(tensor.device != self.active.z.device for tensor in made_of.tensors):
+                raise Opaque("it holds tensors on another device")
+        except Opaque as reason:
+            opaque[self.name] = str(reason)
+            logger.warning(f"graphs of {self.name} are recorded in each solve: {reason}")
+            return None
+        return made_of
 
     def run(self, trace: Trace | None = None) -> FixedPoint:
         self.eager = self.eager or trace is not None  # a replay cannot call `trace`
@@ -111,16 +124,43 @@ class CapturedLoop(Loop):
 
     def _launches(self, kind: str, k: int) -> bool:
         """Whether iteration k must run launch by launch, as far as is known before it is recorded."""
-        if self.eager or k == 0:
+        if self.eager or k == 0 or not (self.moving_count or k in self.rechecks):
             return True
-        # Where rules are compiled, that happens in the first iterations, and cannot be recorded.
-        if self.fused and (k == 1 or kind not in self.launched):
+        if self.programs is None and not self._begin():
             return True
-        return not (self.moving_count or k in self.rechecks)
+        assert self.programs is not None
+        # A kernel is loaded, and a rule compiled, when it runs for the first time; neither can be recorded.
+        # Of a map that is kept, all have run in its first solve, unless a rule is compiled for other shapes.
+        cautious = self.fused or self.held is None
+        return cautious and not self.programs.has(kind) and (k == 1 or kind not in self.launched)
+
+    def _begin(self) -> bool:
+        """Get programs for solves of this kind: kept ones, told the tensors of this solve, or new ones;
+        return whether there are any."""
+        self.places = self._all_places()
+        found = self._found()
+        try:
+            if self.held is not None:
+                self.key = self._kind_of_solve(self.held, found)
+                self.programs = kept.take(self.key)
+            if self.programs is not None and self.held is not None:
+                self.programs.copy_from(found, self.held)
+            elif self.held is None or kept.welcomes(self.key):
+                # What programs read beside the buffers: no iteration changes it.
+                constants = self.tolerance, self.early, self.manner
+                self.programs = Recording(found, self.held, constants)
+        except torch.OutOfMemoryError as error:
+            self._do_without(error)
+        if self.programs is None:
+            self.eager = True  # for this solve
+            return False
+        self._put(self.programs.buffers)
+        return True
 
     def _recorded(self, kind: str, k: int) -> bool:
         """Make the program of a kind of iteration, unless there is one; return whether there is one now."""
-        programs = self.programs or self._begin()
+        programs = self.programs
+        assert programs is not None
         if programs.has(kind):
             return True
         active, own = self.active, (self.active.f, self.preconditioner)
@@ -135,7 +175,7 @@ class CapturedLoop(Loop):
             active.use(f)
             programs.add(kind, capture(functools.partial(self._program, k), programs.buffers))
         except RuntimeError as error:  # of CUDA, out of memory included
-            self._refuse(error)
+            self._do_without(error)
         finally:
             torch.set_autocast_cache_enabled(cached)
             self.recording = False
@@ -143,26 +183,21 @@ class CapturedLoop(Loop):
             self.preconditioner = own[1]
             active.evaluations, active.lane_evaluations, self.moving_count = counted
             self._put(programs.buffers)
-        if self.eager:
-            self.programs, self.key = None, None
         return not self.eager
 
-    def _begin(self) -> Recording:
-        """Programs of solves of this kind: kept ones, told the tensors of this solve, or new ones."""
-        self.places = self._all_places()
-        found = self._found()
-        if self.held is not None:
-            self.key = self._kind_of_solve(self.held, found)
-            self.programs = kept.take(self.key)
-        if self.programs is None:
-            # The copies of the constants are not among the buffers: no iteration changes them.
-            constants = self.tolerance, self.early, self.manner
-            self.programs = Recording(found, self.held, constants)
-        else:
-            assert self.held is not None
-            self.programs.copy_from(found, self.held)
-        self._put(self.programs.buffers)
-        return self.programs
+    def _do_without(self, error: RuntimeError) -> None:
+        """Go on launch by launch: in this solve where memory ran out, else for good."""
+        self.eager, self.programs, self.key = True, None, None
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if isinstance(error, torch.OutOfMemoryError):
+            release_recordings()
+            logger.warning(f"a solve of {self.name} runs launch by launch, since memory ran out: {reason}")
+            return
+        refused[self.name] = reason
+        logger.warning(
+            f"iterations of {self.name} cannot be recorded as a CUDA graph, and run launch by launch: "
+            f"{reason}"
+        )
 
     def _kind_of_solve(self, made_of: Held, found: list[Tensor]) -> Any:
         """What must be equal for the same programs to serve: all that decides on the operations."""
@@ -176,21 +211,8 @@ class CapturedLoop(Loop):
             *((name, i) for _, name, i in self.places),
             *((tensor.shape, tensor.dtype) for tensor in found),
             *self.active.precision(),
-            torch.get_float32_matmul_precision(),
+            torch.backends.cuda.matmul.fp32_precision,
             torch.are_deterministic_algorithms_enabled(),
-        )
-
-    def _refuse(self, error: RuntimeError) -> None:
-        """Go on launch by launch, and say why."""
-        self.eager = True
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        refused[self.name] = reason
-        if isinstance(error, torch.OutOfMemoryError):
-            kept.clear()
-            release_pools()
-        logger.warning(
-            f"iterations of {self.name} cannot be recorded as a CUDA graph, and run launch by launch: "
-            f"{reason}"
         )
 
     def _program(self, k: int, tensors: list[Tensor]) -> list[Tensor]:

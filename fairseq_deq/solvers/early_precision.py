@@ -19,12 +19,12 @@ def lowered(precision: str, device: torch.device) -> Iterator[None]:
     """f in a lower precision: `tf32`, products of float32 matrices on a GPU, or `bfloat16`, autocast."""
     if precision == "tf32":
         matmul = torch.backends.cuda.matmul
-        before = matmul.allow_tf32
-        matmul.allow_tf32 = True
+        before = matmul.fp32_precision
+        matmul.fp32_precision = "tf32"
         try:
             yield
         finally:
-            matmul.allow_tf32 = before
+            matmul.fp32_precision = before
         return
     with torch.autocast(device.type, dtype=torch.bfloat16):
         yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -49,13 +50,14 @@ class _Pool:
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.stream = device, torch.cuda.Stream(device)
+        self.caller = torch.cuda.current_stream(device)
         self.handle = torch.cuda.graph_pool_handle()
+        self.lock = threading.Lock()  # one recording at a time
+        self.ones = torch.ones(8, 8, device=device)
+        torch.addmm(self.ones[0], self.ones, self.ones)  # cuBLAS sets itself up, which must not be recorded
         self.stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(self.stream):
-            # cuBLAS allocates its workspace at the first call on a stream, which must not be recorded.
-            self.ones = torch.ones(8, 8, device=device)
-            torch.addmm(self.ones[0], self.ones, self.ones)
-            self.holder = self._record_nothing()  # while it lives, the pool keeps its memory
+            self.holder = self._record_little()  # while it lives, the pool keeps its memory
 
     def record(self, run: Callable[[], object]) -> torch.cuda.CUDAGraph:
         """The graph of the launches of `run`. Recording does not execute them.
@@ -63,8 +65,8 @@ class _Pool:
         Raises:
             RuntimeError: it cannot be recorded.
         """
-        self.stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self.stream):
+        with self.lock, torch.cuda.stream(self.stream):
+            self.stream.wait_stream(self.caller)
             graph = self._begun()
             try:
                 run()
@@ -73,7 +75,7 @@ class _Pool:
                     self._end(graph)
                 raise
             self._end(graph)
-        torch.cuda.current_stream(self.device).wait_stream(self.stream)
+            self.caller.wait_stream(self.stream)
         return graph
 
     def _begun(self) -> torch.cuda.CUDAGraph:
@@ -94,12 +96,14 @@ class _Pool:
                 torch._C._cuda_endAllocateToPool(self.device.index, lost)
                 torch._C._cuda_releasePool(self.device.index, lost)
             with suppress(RuntimeError):
-                self.holder = self._record_nothing()
+                self.holder = self._record_little()
             raise
 
-    def _record_nothing(self) -> torch.cuda.CUDAGraph:
+    def _record_little(self) -> torch.cuda.CUDAGraph:
+        """A product. For it cuBLAS allocates its workspace of this stream, in the pool: all graphs use that,
+        and outside of the pool torch could give the memory away while they still do."""
         graph = self._begun()
-        self.ones + 1  # torch warns of an empty graph
+        torch.addmm(self.ones[0], self.ones, self.ones)
         graph.capture_end()
         return graph
 

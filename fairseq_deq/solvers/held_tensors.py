@@ -26,7 +26,7 @@ class Held:
     """What a thing is made of.
 
     Attributes:
-        tensors: its tensors, each once; parameters of modules are not among them.
+        tensors: its tensors, each once; parameters of modules, and views of them, are not among them.
         key: everything else: the types, attributes and values, the shapes and types of the tensors, and which
             parameters. Two things of equal keys differ in the values of their tensors only.
         thing: a copy of it with the same tensors, which gets no attribute that the original gets later.
@@ -83,8 +83,10 @@ class _Walk:
             return thing, (type(thing), thing)
         if isinstance(thing, type) or _is_plain_function(thing):
             return thing, thing
-        if isinstance(thing, nn.Parameter):  # it stays where it is, and is updated in place
-            return thing, ("parameter", id(thing), thing.data_ptr())
+        parameter = thing._base if isinstance(thing, Tensor) and thing._base is not None else thing
+        if isinstance(parameter, nn.Parameter):  # it stays where it is, and is updated in place
+            layout = thing.storage_offset(), thing.shape, thing.stride()
+            return thing, ("parameter", id(parameter), parameter.data_ptr(), *layout)
         known = self.seen.get(id(thing))
         if known is not None:
             return known[0], ("again", known[1])

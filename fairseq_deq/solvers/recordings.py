@@ -11,11 +11,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .graph_pool import release_pools
 from .held_tensors import Held, with_tensors
 
 # Each holds a copy of the tensors that its map reads, of the states and of the history: as much memory as a
 # solve. A training has two kinds of solve per shape of a batch, forward and backward.
-_KEPT = 8
+_KEPT = 16
+# Kinds of solve are remembered, and a recording counts as in use, for so many solves per recording kept.
+_SEEN = 4
 
 
 class _Source(NamedTuple):
@@ -49,8 +52,9 @@ class Recording:
     """
 
     def __init__(self, found: list[Tensor], made_of: Held | None, constants: Any) -> None:
-        self.buffers = [tensor.clone() for tensor in found]
-        self.inputs = [] if made_of is None else [tensor.detach().clone() for tensor in made_of.tensors]
+        with torch.inference_mode(False):  # a tensor that is made in inference mode serves there only
+            self.buffers = [tensor.clone() for tensor in found]
+            self.inputs = [] if made_of is None else [tensor.detach().clone() for tensor in made_of.tensors]
         self._sources = [] if made_of is None else [_Source.of(tensor) for tensor in made_of.tensors]
         self.constants = constants
         # Never evaluated: an evaluation may give a map attributes that belong to one program.
@@ -63,8 +67,12 @@ class Recording:
         changed = [i for i, source in enumerate(sources) if not source.is_still(self._sources[i])]
         self._sources = sources
         pairs = [*zip(self.buffers, found), *((self.inputs[i], made_of.tensors[i].detach()) for i in changed)]
-        mine, theirs = zip(*pairs)
-        torch._foreach_copy_(mine, theirs)
+        by_type: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
+        for pair in pairs:
+            by_type.setdefault(pair[0].dtype, []).append(pair)
+        for alike in by_type.values():  # of one type, so that a device copies many in one launch
+            mine, theirs = zip(*alike)
+            torch._foreach_copy_(mine, theirs)
 
     def maps(self) -> tuple[Any, Any] | None:
         """New objects over `inputs`: the map and the preconditioner to record; None: those of the solve."""
@@ -86,34 +94,62 @@ class Recording:
 class Kept:
     """The recordings used last, by the kind of solve. One is taken while a solve uses it.
 
+    A kind of solve is recorded when it comes for the second time: a shape that comes once is not worth it. If
+    there are more kinds than can be kept, and all come again and again, those that are kept stay.
+
     Args:
         limit: how many are kept.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._recordings: OrderedDict[Any, Recording] = OrderedDict()
+        self._recordings: OrderedDict[Any, Recording] = OrderedDict()  # the one used last at the end
+        self._seen: OrderedDict[Any, None] = OrderedDict()  # kinds that were asked for, likewise
+        self._used: dict[Any, int] = {}  # at which question each recording was used last
+        self._asked = 0
         self._lock = threading.Lock()
 
     def take(self, key: Any) -> Recording | None:
         """The recording for this kind of solve, which nobody else gets until it is put back."""
         with self._lock:
+            self._asked += 1
             return self._recordings.pop(key, None)
+
+    def welcomes(self, key: Any) -> bool:
+        """Whether a recording of this kind is worth making; asked once per solve that has none."""
+        with self._lock:
+            known = key in self._seen
+            self._seen[key] = None
+            self._seen.move_to_end(key)
+            while len(self._seen) > _SEEN * self.limit:
+                self._seen.popitem(last=False)
+            oldest = next(iter(self._recordings), None)
+            full = len(self._recordings) >= self.limit
+            return known and not (full and self._asked - self._used[oldest] < _SEEN * self.limit)
 
     def put(self, key: Any, recording: Recording) -> None:
         """Keep a recording; the one that was used longest ago goes where there are too many."""
         with self._lock:
-            self._recordings[key] = recording
+            self._recordings[key], self._used[key] = recording, self._asked
             while len(self._recordings) > self.limit:
-                self._recordings.popitem(last=False)
+                gone, _ = self._recordings.popitem(last=False)
+                del self._used[gone]
 
     def clear(self) -> None:
-        """Keep none."""
+        """Keep none, and begin anew."""
         with self._lock:
             self._recordings.clear()
+            self._seen.clear()
+            self._used.clear()
 
     def __len__(self) -> int:
         return len(self._recordings)
 
 
 kept = Kept(_KEPT)
+
+
+def release_recordings() -> None:
+    """Free the memory of all recorded solves, that of models which are no longer used included."""
+    kept.clear()
+    release_pools()

@@ -7,6 +7,7 @@ import torch
 
 from fairseq_deq.layers.transformer import cache as cache_module
 from fairseq_deq.layers.transformer.layer import TransformerLayer
+from fairseq_deq.layers.transformer.token import RecordableToken
 from fairseq_deq.layers.weight_norm import Initializer
 
 B, S, C, HEADS, D = 3, 9, 16, 2, 8
@@ -53,6 +54,7 @@ def test_unused_columns_change_nothing(length, positions, padded, monkeypatch):
     expected = cache.bind(injection[:, length:], padding)(z)
     monkeypatch.setattr(cache_module, "fills_windows", lambda device: True)
     f = cache.bind(injection[:, length:], padding)
+    assert isinstance(f, RecordableToken)
     assert f.keys.shape[-1] % 64 == 0
     for _ in range(2):  # the first evaluation writes its key and value
         torch.testing.assert_close(f(z), expected, rtol=1e-12, atol=1e-12)

@@ -134,13 +134,13 @@ def test_a_preconditioner_serves(device):
     assert_same(found, expected)
 
 
-def test_the_code_of_f_runs_for_one_iteration_and_two_recordings(device):
+def test_the_code_of_f_runs_for_the_first_of_each_kind_and_two_recordings(device):
     b = inputs(device, 4, 30, 8, torch.float32)
     f = Counted(CausalMap(b))
     config = SolverConfig(max_evals=40, rtol=1e-7, atol=0.0, cuda_graph="auto")
     result = solve(f, torch.zeros_like(b), config)
     assert result.nfe == 40
-    assert f.calls == 3
+    assert f.calls == 5  # a check, an iteration, a recheck; and both once more
     if device.type == "cuda":
         plain = kernels(lambda: solve(f, torch.zeros_like(b), replace(config, cuda_graph="never")))
         assert kernels(lambda: solve(f, torch.zeros_like(b), config)) < 0.4 * plain
@@ -198,7 +198,7 @@ def test_nothing_of_a_solve_stays_once_it_has_returned(device):
         loop = captured.CapturedLoop(f, torch.zeros_like(b), SolverConfig(max_evals=20, cuda_graph="auto"))
         books = weakref.ref(loop.active)
         loop.run()
-        assert loop.launched == {"iteration"}
+        assert loop.launched == {"iteration", "recheck"}
         del loop, f
         assert books() is None
         if device.type == "cuda":  # a trace of a CPU is itself a cycle

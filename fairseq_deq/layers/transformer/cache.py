@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .positions import sinusoid
 from .segment import Segment
-from .token import TokenTransformer, TokenWeights
+from .token import RecordableToken, TokenTransformer, TokenWeights
 from .weights import KeysValues, TransformerWeights
 from .whole import BoundTransformer
 
@@ -99,8 +99,9 @@ class KVCache:
     def _token(self, u: Tensor, padding: Tensor | None) -> TokenTransformer:
         """f at the next position, for its injection u, (B, 3*H*D [+ C])."""
         end, local = self.length + 1, self.layer.local_size
-        begin = max(0, end - local) if local else 0
-        if not local and fills_windows(u.device):
+        begin, is_full = max(0, end - local) if local else 0, bool(local) and end >= local
+        kind = RecordableToken if fills_windows(u.device) else TokenTransformer
+        if kind is RecordableToken and not is_full:
             return self._filled_token(u, padding)
         bias, relative = self.by_distance[..., begin - end :], None
         if self.relative is not None:
@@ -109,12 +110,14 @@ class KVCache:
             # A padded query still sees itself, so that no row of the softmax is empty.
             hidden = F.pad(padding[:, begin : end - 1], (0, 1), value=False)
             bias = bias.masked_fill(hidden, float("-inf"))
-        return self._token_of(u, begin, end, relative, bias)
+        return self._token_of(kind, u, begin, end, relative, bias)
 
     def _filled_token(self, u: Tensor, padding: Tensor | None) -> TokenTransformer:
-        """The same with unused columns between the settled positions and its own, up to a multiple of 64: f
-        of the next tokens then has tensors of the same shapes, and one recorded graph serves them all."""
+        """The same with unused columns between the settled positions and its own, up to a multiple of 64 or
+        to the local size: f of the next tokens then has tensors of the same shapes, and one recorded graph
+        serves them all."""
         columns = self.length + 1 + -(self.length + 1) % _CAPACITY_MULTIPLE
+        columns = min(columns, self.layer.local_size or columns)
         column = torch.arange(columns, device=u.device)
         settled = column < self.length
         # The tables end with distance 0, which is also the one of its own column, the last.
@@ -124,15 +127,21 @@ class KVCache:
             hidden = hidden | F.pad(padding[:, : self.length], (0, columns - self.length), value=False)
         bias = self.by_distance.index_select(-1, place).masked_fill(hidden, float("-inf"))
         relative = None if self.relative is None else self.relative.index_select(-1, place)
-        return self._token_of(u, 0, columns, relative, bias)
+        return self._token_of(RecordableToken, u, 0, columns, relative, bias)
 
     def _token_of(
-        self, u: Tensor, begin: int, end: int, relative: Tensor | None, bias: Tensor
+        self,
+        kind: type[TokenTransformer],
+        u: Tensor,
+        begin: int,
+        end: int,
+        relative: Tensor | None,
+        bias: Tensor,
     ) -> TokenTransformer:
         """f over the columns from `begin` to `end`."""
         layer = self.layer
         attention = u[:, : 3 * layer.inner]
-        return TokenTransformer(
+        return kind(
             weights=self.weights,
             injection=torch.addcmul(self.injection_bias, attention, self.injection_scale),
             keys=self.keys[..., begin:end],

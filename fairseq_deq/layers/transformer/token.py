@@ -50,7 +50,7 @@ class TokenTransformer:
         residual: u_h, (B, C); None: there is none.
     """
 
-    holds_its_tensors = True
+    stores_views = True
 
     def __init__(
         self,
@@ -66,15 +66,12 @@ class TokenTransformer:
         self.weights, self.injection = weights, injection
         self.keys, self.values, self.relative, self.bias = keys, values, relative, bias
         self.rotation, self.residual = rotation, residual
-        # Made by the first evaluation, so that a copy of this object with other keys and values has its own.
-        self.views: tuple[Tensor, ...] = ()
+        if self.stores_views:
+            self.views = self._own_views()
 
     def __call__(self, z: Tensor) -> Tensor:
         weights, layer = self.weights, self.weights.layer
-        if not self.views:
-            own = self.keys[..., -1], self.values[:, :, -1]  # (H, B, D)
-            self.views = (*own, self.keys.flatten(0, 1), self.values.flatten(0, 1))
-        own_key, own_value, flat_keys, flat_values = self.views
+        own_key, own_value, flat_keys, flat_values = self.views if self.stores_views else self._own_views()
         heads, head_dim = layer.heads, layer.head_dim
         rows = z.reshape(-1, z.shape[-1])  # (B, C)
         n = rows.shape[0]
@@ -100,6 +97,11 @@ class TokenTransformer:
         out = torch.addmm(layer.ffn_out_bias, inner, weights.ffn_out).add_(h)
         return layer.closed(out).view_as(z)
 
+    def _own_views(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The last column of keys and values, (H, B, D) each, and all of them, (H*B, ...)."""
+        keys, values = self.keys, self.values
+        return keys[..., -1], values[:, :, -1], keys.flatten(0, 1), values.flatten(0, 1)
+
     def restrict(self, z: Tensor, positions: Tensor, value: Tensor | None = None) -> TokenTransformer:
         """f of the texts `positions` (n,) alone, (n, C) -> (n, C); no text sees another one."""
         return TokenTransformer(
@@ -112,3 +114,10 @@ class TokenTransformer:
             bias=self.bias if self.bias.shape[1] == 1 else self.bias.index_select(1, positions),
             residual=None if self.residual is None else self.residual.index_select(0, positions),
         )
+
+
+class RecordableToken(TokenTransformer):
+    """The same for solves that are recorded: it stores no views, so that a copy with other keys is whole."""
+
+    holds_its_tensors = True
+    stores_views = False
