@@ -9,7 +9,17 @@ import torch
 from gpu.launches import Launches, kernels
 from problems import CausalMap, assert_causal
 
-from fairseq_deq.solvers import Preconditioner, SolverConfig, fused, solve
+from fairseq_deq.layers.transformer.layer import TransformerLayer
+from fairseq_deq.layers.transformer.weights import DropoutMasks
+from fairseq_deq.layers.weight_norm import Initializer
+from fairseq_deq.solvers import (
+    Preconditioner,
+    SolverConfig,
+    captured,
+    fused,
+    release_recordings,
+    solve,
+)
 
 SOLVERS = ("anderson", "broyden", "picard")
 
@@ -147,3 +157,36 @@ def test_rules_that_cannot_be_compiled_go_on_as_they_are(device, compiled, monke
         assert torch.equal(doubled(x), 2 * x)
         assert torch.equal(doubled(x), 2 * x)
     assert sum("cannot be compiled" in r.getMessage() for r in caplog.records) == 1
+
+
+def test_a_recording_outlives_others_and_a_cleared_cache(device):
+    """Destroying a graph, and giving memory back to the device, must not take what other graphs use."""
+    if device.type != "cuda":
+        pytest.skip("graphs are recorded on CUDA only")
+    release_recordings()
+    generator = torch.Generator().manual_seed(3)
+
+    def solved(length, **options):
+        layer = TransformerLayer(64, 256, 4, 16, False, False, 0.0, 0.0, 0, input_residual=True)
+        layer.initialize(Initializer("normal", 0.05, 0.05))
+        layer = layer.to(device)
+        u = torch.randn(4, length, layer.injection_dim, generator=generator).to(device)
+        f = layer.prepare(DropoutMasks()).bind(u, None)
+        config = SolverConfig(max_evals=30, rtol=1e-4, **options)
+        with torch.no_grad():
+            return f, solve(f, torch.zeros(4, length, 64, device=device), config)
+
+    for length in (32, 48, 32, 48):
+        solved(length, cuda_graph="auto")
+    assert len(captured.kept) == 2
+    first = next(iter(captured.kept._recordings))
+    assert captured.kept.take(first) is not None  # and destroyed
+    torch.cuda.empty_cache()
+    filler = [torch.full((2**20,), float("nan"), device=device) for _ in range(64)]
+    f, found = solved(48, cuda_graph="auto")
+    with torch.no_grad():
+        fz = f(found.state)
+    assert found.converged.all()
+    assert float(((fz - found.state).norm(dim=-1) / fz.norm(dim=-1)).max()) < 2e-4
+    assert all(bool(tensor.isnan().all()) for tensor in filler)
+    release_recordings()

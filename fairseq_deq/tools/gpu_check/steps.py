@@ -13,7 +13,7 @@ from ...implicit import GradientConfig, fixed_point
 from ...layers.transformer.layer import TransformerLayer
 from ...layers.transformer.weights import DropoutMasks
 from ...layers.weight_norm import Initializer
-from ...solvers import SolverConfig, captured, fused, solve
+from ...solvers import FixedPoint, SolverConfig, captured, fused, release_recordings, solve
 from .visit import CUDA, DEVICE, Part, launches, milliseconds, precision, wait
 
 # name -> width, feed-forward width, heads, width of a head.
@@ -112,21 +112,22 @@ def step_entry(layer: RandomLayer, kind: str, make: Callable[[dict[str, Any]], S
     """Time, memory, evaluations and residual of one kind of step."""
     facts: dict[str, Any] = {}
     fused.fuse(compiled)
-    captured.refused.clear()
-    captured.kept.clear()
+    empty = _forget_recordings()
     try:
         with precision(kind):
             run = make(facts)
-            empty = torch.cuda.memory_allocated() if CUDA else 0
             begin = time.perf_counter()
             run()
             wait()
             entry: dict[str, Any] = {"first s": time.perf_counter() - begin}
+            run()  # a kind of solve is recorded when it comes for the second time
+            wait()
             if CUDA:
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
                 before = torch.cuda.memory_allocated()
-                entry["kept MiB"] = (before - empty) / 2**20  # between steps: gradients, and recordings
+                # Between steps: gradients, recordings, and what replayed graphs compute with.
+                entry["kept MiB"] = (torch.cuda.memory_reserved() - empty) / 2**20
             entry["ms"] = milliseconds(run, 3 if entry["first s"] < 3 else 1)
             if CUDA:
                 entry["MiB"] = (torch.cuda.max_memory_allocated() - before) / 2**20
@@ -195,20 +196,35 @@ def iteration_entry(layer: RandomLayer, compiled: bool, cuda_graph: str) -> dict
     """What an iteration of a forward solve costs beside f."""
     config = SolverConfig(max_evals=60, rtol=1e-3, atol=0.0, active_set="never", cuda_graph=cuda_graph)
     fused.fuse(compiled)
-    captured.refused.clear()
-    captured.kept.clear()
+    _forget_recordings()
+
+    def run() -> FixedPoint:
+        return solve(layer.bound(), layer.z0, config)  # a new f each time, as in training
+
     try:
         with torch.no_grad(), precision("tf32"):
             f = layer.bound()
-            result = solve(f, layer.z0, config)
-            whole = milliseconds(lambda: solve(f, layer.z0, config))
+            run()
+            result = run()  # which is recorded, if that is asked for
+            whole = milliseconds(run) - milliseconds(layer.bound)
             alone = milliseconds(lambda: [f(layer.z0) for _ in range(10)]) / 10
-            found, own = launches(lambda: solve(f, layer.z0, config)), launches(lambda: f(layer.z0))
+            found, own, binding = launches(run), launches(lambda: f(layer.z0)), launches(layer.bound)
     finally:
         fused.fuse(False)
     entry: dict[str, Any] = {"iterations": result.nfe, "ms": whole / result.nfe, "f ms": alone}
     if found:
-        entry["launches"] = found["launches"] / result.nfe
-        entry["launches beside f"] = found["launches"] / result.nfe - own["launches"]
+        entry["launches"] = (found["launches"] - binding["launches"]) / result.nfe
+        if cuda_graph == "never":
+            entry["launches beside f"] = entry["launches"] - own["launches"]
         entry["waits"] = found["waits"] / result.nfe
     return entry
+
+
+def _forget_recordings() -> int:
+    """Forget what an earlier row has recorded; return the bytes that torch then still holds on the device."""
+    captured.refused.clear()
+    release_recordings()
+    if not CUDA:
+        return 0
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved()
