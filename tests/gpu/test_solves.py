@@ -166,10 +166,11 @@ def test_a_recording_outlives_others_and_a_cleared_cache(device):
     release_recordings()
     generator = torch.Generator().manual_seed(3)
 
+    layer = TransformerLayer(64, 256, 4, 16, False, False, 0.0, 0.0, 0, input_residual=True)
+    layer.initialize(Initializer("normal", 0.05, 0.05))
+    layer = layer.to(device)
+
     def solved(length, **options):
-        layer = TransformerLayer(64, 256, 4, 16, False, False, 0.0, 0.0, 0, input_residual=True)
-        layer.initialize(Initializer("normal", 0.05, 0.05))
-        layer = layer.to(device)
         u = torch.randn(4, length, layer.injection_dim, generator=generator).to(device)
         f = layer.prepare(DropoutMasks()).bind(u, None)
         config = SolverConfig(max_evals=30, rtol=1e-4, **options)
