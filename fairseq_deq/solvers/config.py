@@ -47,10 +47,11 @@ class SolverConfig:
             rounds a position the same whatever other positions are evaluated with it.
         cuda_graph: `auto` records an iteration on a GPU as a CUDA graph, so that the iterations after the
             first are one launch each, f included; all lanes are evaluated then, whatever `active_set` says.
-            The graphs of a map with `holds_its_tensors` serve later solves of the same shapes and options
-            too; the last 8 kinds of solve are kept, with a copy of the tensors of each. Without effect for
-            linear solvers, in scope `recurrence`, where the map is one of autograd, as the backward solve is
-            of a layer without an adjoint of its own, and on a CPU. `never`: launch by launch.
+            Graphs of a map with `holds_its_tensors` are made when shapes and options come for the second
+            time, and serve all later solves of that kind. Those of 16 kinds are kept, each with a copy of
+            its tensors, until `release_recordings`. Without effect for linear solvers, in scope
+            `recurrence`, where the map is one of autograd, as the backward solve is of a layer without an
+            adjoint of its own, and on a CPU. `never`: launch by launch.
         patience: evaluations without a new best residual after which a lane restarts from its best state:
             with half the step, then by plain iteration, and so on in turns.
         early_precision: `full`, or the precision of the first evaluations of f: `tf32` (on a GPU) until the
