@@ -74,7 +74,7 @@ aside() { if [ "$SLOW" = 1 ]; then "$@" & waiting+=($!); else "$@"; fi; }
 tests=(python3 -m pytest -q -p no:cacheprovider --timeout=120 --tb=line -rfE --device "$DEVICE")
 KEEP=25 aside step 110 tests "${tests[@]}" -n "${WORKERS:-6}" tests/gpu/test_solves.py \
     tests/gpu/test_models.py tests/solvers/test_captured.py tests/solvers/test_recordings.py \
-    "tests/models/test_decoding.py::test_on_a_device_one_recording_serves_the_tokens_up_to_a_multiple_of_64"
+    tests/models/test_recorded_decoding.py
 KEEP=12 aside step 90 tests-training "${tests[@]}" tests/gpu/test_training.py
 KEEP=2 aside step 90 warm python3 -m fairseq_deq.tools gpu-check warm
 if [ -n "$DATA" ]; then

@@ -36,3 +36,16 @@ def device(monkeypatch):
     monkeypatch.setattr(captured, "capture", traced)
     monkeypatch.setattr(captured, "RECORDS", ("cuda", "cpu"))
     return torch.device("cpu")
+
+
+@pytest.fixture
+def made(device, monkeypatch):
+    """A list that grows with each recording that is made."""
+    made, capture = [], captured.capture
+
+    def counted(program, buffers):
+        made.append(1)
+        return capture(program, buffers)
+
+    monkeypatch.setattr(captured, "capture", counted)
+    return made

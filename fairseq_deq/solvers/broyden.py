@@ -13,7 +13,7 @@ from .config import SolverConfig
 from .record import Array
 from .registry import Precondition, register_solver
 from .rows import forget_rows, select_rows, to_rows
-from .stacked_broyden import LEAST_DENOMINATOR, StackedBroyden
+from .stacked_broyden import LEAST_DENOMINATOR, StackedBroyden, transposed_factors
 
 
 class Broyden:
@@ -85,13 +85,7 @@ class Broyden:
 
     def inverse_transpose(self, vector: Tensor, precondition: Precondition) -> Tensor:
         """P^T prod_{j} (I + s_j s_{j+1}^T/|s_j|^2), the newest factor first, over the steps stored."""
-        estimate = vector
-        for step, following in zip(self.steps[-2::-1], self.steps[:0:-1]):
-            square = vecdot(step, step)
-            along = vecdot(following, estimate)
-            weight = torch.where(square > 0, along / square, torch.zeros_like(along))
-            estimate = torch.addcmul(estimate, step, weight.unsqueeze(1))
-        return precondition(estimate)
+        return precondition(transposed_factors(self.steps, vector))
 
     def _start_again_when_full(self) -> None:
         if len(self.steps) == self.memory:

@@ -17,7 +17,7 @@ from .held_tensors import Held, with_tensors
 # Each holds a copy of the tensors that its map reads, of the states and of the history: as much memory as a
 # solve. A training has two kinds of solve per shape of a batch, forward and backward.
 _KEPT = 16
-# Kinds of solve are remembered, and a recording counts as in use, for so many solves per recording kept.
+# Over the last _SEEN solves per recording kept, kinds are remembered, and recordings that were used stay.
 _SEEN = 4
 
 

@@ -27,7 +27,7 @@ def select_rows(history: Tensor, source: Array) -> Tensor:
     """Rows `source` of `history` along dimension 0, with zeros where `source` is -1."""
     index = to_index(source, history)
     kept = history.index_select(0, index.clamp(min=0))
-    return kept.masked_fill_((index < 0).unsqueeze(1), 0)
+    return kept.masked_fill_((index < 0).view(-1, *[1] * (history.dim() - 1)), 0)
 
 
 def forget_rows(history: Tensor, lanes: Array) -> None:

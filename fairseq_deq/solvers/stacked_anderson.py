@@ -74,11 +74,9 @@ class StackedAnderson:
 
     def subset(self, source: Tensor) -> StackedAnderson:
         part = copy.copy(self)
-        part.history = select_rows(self.history.flatten(1), source).unflatten(1, self.history.shape[1:])
-        if self.last is not None:
-            part.last = select_rows(self.last.flatten(1), source).unflatten(1, self.last.shape[1:])
-        if self.pair is not None:
-            part.pair = select_rows(self.pair.flatten(1), source).unflatten(1, self.pair.shape[1:])
+        part.history = select_rows(self.history, source)
+        part.last = None if self.last is None else select_rows(self.last, source)
+        part.pair = None if self.pair is None else select_rows(self.pair, source)
         return part
 
     def inverse_transpose(self, vector: Tensor, precondition: Precondition) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -69,21 +70,13 @@ class StackedBroyden:
     def subset(self, source: Tensor) -> StackedBroyden:
         part = copy.copy(self)
         part.rest, part.last = select_rows(self.rest, source), select_rows(self.last, source)
-        if self.proposal is not None:
-            part.proposal = select_rows(self.proposal, source)
-        part.steps = select_rows(self.steps.flatten(1), source).unflatten(1, self.steps.shape[1:])
-        part.inner = select_rows(self.inner.flatten(1), source).unflatten(1, self.inner.shape[1:])
+        part.proposal = None if self.proposal is None else select_rows(self.proposal, source)
+        part.steps, part.inner = select_rows(self.steps, source), select_rows(self.inner, source)
         return part
 
     def inverse_transpose(self, vector: Tensor, precondition: Precondition) -> Tensor:
         """As that of `Broyden`; a slot without a step changes nothing."""
-        estimate, steps = vector, self.steps.unbind(1)
-        for step, following in zip(steps[-2::-1], steps[:0:-1]):
-            square = vecdot(step, step)
-            along = vecdot(following, estimate)
-            weight = torch.where(square > 0, along / square, torch.zeros_like(along))
-            estimate = torch.addcmul(estimate, step, weight.unsqueeze(1))
-        return precondition(estimate)
+        return precondition(transposed_factors(self.steps.unbind(1), vector))
 
     def _forget(self, restarted: Tensor | None) -> None:
         """Forget the history of the lanes that restart, and of all lanes once every slot has a step."""
@@ -117,3 +110,12 @@ class StackedBroyden:
         denominator = 1 - last
         safe = denominator.abs() > LEAST_DENOMINATOR
         return w / to_rows(torch.where(safe, denominator, 1), proposal)
+
+
+def transposed_factors(steps: Sequence[Tensor], vector: Tensor) -> Tensor:
+    """prod_j (I + s_j s_{j+1}^T/|s_j|^2) `vector`, newest factor first; steps (n, D), the oldest first."""
+    for step, following in zip(steps[-2::-1], steps[:0:-1]):
+        square, along = vecdot(step, step), vecdot(following, vector)
+        weight = torch.where(square > 0, along / square, torch.zeros_like(along))
+        vector = torch.addcmul(vector, step, weight.unsqueeze(1))
+    return vector

@@ -14,11 +14,9 @@ from models.builders import build, build_trellis, count_solves, dictionary, toke
 from fairseq_deq.generation.generator import PrefillingGenerator
 from fairseq_deq.layers.layer import PreparedLayer
 from fairseq_deq.layers.memory import Memory
-from fairseq_deq.layers.transformer import cache
 from fairseq_deq.layers.transformer.cache import KVCache
 from fairseq_deq.layers.transformer.layer import PreparedTransformer
 from fairseq_deq.models.decoding_cache import DecodingCache
-from fairseq_deq.solvers import SolverConfig, captured, solve
 
 EOS, PAD = 2, 1
 
@@ -71,61 +69,6 @@ def test_far_beyond_the_training_window_the_buffers_grow():
     for end in range(60, 151):
         scores, _ = _step(model, source, end, state)
         assert torch.allclose(scores, whole[:, end - 1], atol=1e-8)
-
-
-@pytest.mark.parametrize(
-    ("options", "recordings"),
-    [({}, 2), ({"local_size": 16}, 1), ({"local_size": 70}, 2), ({"early_precision": "bfloat16"}, None)],
-    ids=str,
-)
-def test_on_a_device_one_recording_serves_the_tokens_up_to_a_multiple_of_64(
-    options, recordings, device, monkeypatch
-):
-    """Decoding with recorded solves gives the results of the whole sequence."""
-    monkeypatch.setattr(cache, "fills_windows", lambda device: True)
-    made = []
-    capture = captured.capture
-
-    def counted(program, buffers):
-        made.append(1)
-        return capture(program, buffers)
-
-    monkeypatch.setattr(captured, "capture", counted)
-    source = tokens(2, 80)
-    options = {"tokens_per_sample": 16, **options}
-    whole = _whole(_model(**options).to(device), source.to(device))
-    model, state = _model(**options, cuda_graph="auto").to(device), {}
-    model.decoder.prefill(source[:, :50].to(device), state)
-    before = len(made)
-    for end in range(51, 81):
-        scores, _ = _step(model, source.to(device), end, state)
-        assert torch.allclose(scores, whole[:, end - 1], atol=1e-8)
-    if recordings is not None:
-        assert len(made) - before == recordings
-    assert made
-    assert not captured.refused
-
-
-@torch.no_grad()
-def test_f_of_a_token_that_is_solved_twice_keeps_its_own_key_and_value(device, monkeypatch):
-    """The second solve comes after f has been evaluated: with early precision, or a fallback."""
-    monkeypatch.setattr(cache, "fills_windows", lambda device: True)
-    model, state = _model().to(device), {}
-    source = tokens(2, 9).to(device)
-    model.decoder.prefill(source[:, :8], state)
-    config = SolverConfig(max_evals=60, rtol=1e-9, atol=0.0, cuda_graph="auto")
-    layer = model.decoder.layer.prepare(model.decoder.layer.draw(2, 1, 0, model.decoder.layer.out.bias))
-    text = layer.new_cache(2)
-    generator = torch.Generator().manual_seed(0)
-    width, dtype = model.decoder.layer.state_dim, model.decoder.layer.out.bias.dtype
-    u = torch.randn(2, 6, model.decoder.layer.injection_dim, generator=generator).to(device, dtype)
-    text.append(torch.randn(2, 5, width, generator=generator).to(device, dtype), u[:, :5])
-    f = text.bind(u[:, 5:], None)
-    for start in (0.0, 1.0, -1.0):
-        found = solve(f, torch.full((2, 1, width), start, device=device, dtype=dtype), config)
-        assert found.converged.all()
-        fz = f(found.state)
-        assert float(((fz - found.state).norm(dim=-1) / fz.norm(dim=-1)).max()) < 1e-8
 
 
 def test_chunks_of_tokens_equal_teacher_forcing():

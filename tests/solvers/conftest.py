@@ -1,3 +1,3 @@
 """The device of tests of recorded solves."""
 
-from recording import device  # noqa: F401  (a fixture)
+from recording import device, made  # noqa: F401  (fixtures)

@@ -120,16 +120,9 @@ def test_a_budget_is_no_kind_of_its_own(device):
 
 
 @pytest.fixture
-def two_kept(device, monkeypatch):
+def two_kept(made, monkeypatch):
     """Room for two recordings; and a list that grows with each that is made."""
     monkeypatch.setattr(captured, "kept", recordings.Kept(2))
-    made, capture = [], captured.capture
-
-    def counted(program, buffers):
-        made.append(1)
-        return capture(program, buffers)
-
-    monkeypatch.setattr(captured, "capture", counted)
     return made
 
 
