@@ -1,9 +1,16 @@
-"""What cannot work ends in one clear sentence, and leaves nothing in the way of the next run."""
+"""What cannot work ends in one clear sentence, and leaves nothing in the way of the next run.
+
+`test_mistakes.py` has the mistakes that a command line alone shows.
+"""
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import PACKAGE
+from selection import few_of
 
 
 @pytest.fixture
@@ -98,25 +105,9 @@ def test_a_run_follows_in_the_folder_of_a_refused_one(refused, in_process, deq_t
 # ---------------------------------------------------------------------- text
 
 
-def test_training_without_a_data_folder(refused, deq_training, tmp_path, save_dir):
-    training = (tmp_path / "none", *deq_training[1:], "--save-dir", save_dir)
-    assert f"the data folder {tmp_path}/none does not exist" in refused("fairseq-train", *training).text
-
-
 def test_training_on_a_folder_that_is_not_binarised(refused, deq_training, text, save_dir):
     training = (text, *deq_training[1:], "--save-dir", save_dir)
     assert "has no dict.txt" in refused("fairseq-train", *training).text
-
-
-def test_evaluation_without_a_data_folder(refused, deq_checkpoint, evaluation, tmp_path):
-    sentence = refused("fairseq-eval-lm", tmp_path / "none", "--path", deq_checkpoint, *evaluation).text
-    assert "does not exist" in sentence
-
-
-def test_evaluation_of_a_split_that_is_not_there(refused, data_bin, deq_checkpoint, evaluation):
-    options = ("--path", deq_checkpoint, *evaluation, "--gen-subset", "tset")
-    sentence = refused("fairseq-eval-lm", data_bin, *options).text
-    assert sentence.endswith("has no text 'tset'; it has: test, train, valid")
 
 
 @pytest.mark.parametrize(("split", "texts"), [("train", ("", "the people")), ("valid", ("the people", ""))])
@@ -163,10 +154,12 @@ def test_evaluation_with_another_dictionary_of_a_checkpoint_that_does_not_know_i
 # ---------------------------------------------------------------------- checkpoints
 
 
-@pytest.mark.parametrize("size", [0, 5000])
-@pytest.mark.parametrize("tool", ["fairseq-eval-lm", "fairseq-interactive", "fairseq-train"])
+READERS = ("fairseq-eval-lm", "fairseq-interactive", "fairseq-train")
+
+
+@pytest.mark.parametrize(("tool", "size"), few_of((tool, size) for tool in READERS for size in (0, 5000)))
 def test_a_truncated_checkpoint(
-    refused, data_bin, deq_training, deq_checkpoint, evaluation, tmp_path, size, tool
+    refused, data_bin, deq_training, deq_checkpoint, evaluation, tmp_path, tool, size
 ):
     path = tmp_path / "checkpoint_last.pt"
     path.write_bytes(deq_checkpoint.read_bytes()[:size])
@@ -194,20 +187,6 @@ def test_a_file_that_is_no_checkpoint_of_fairseq(refused, data_bin, evaluation, 
     assert "is not a whole fairseq checkpoint" in sentence
 
 
-@pytest.mark.parametrize("tool", ["fairseq-eval-lm", "fairseq-validate", "fairseq-interactive"])
-def test_a_checkpoint_that_is_not_there(refused, data_bin, evaluation, tmp_path, tool):
-    options = ("--path", tmp_path / "none.pt", *evaluation, "--batch-size", "1")
-    assert f"there is no checkpoint {tmp_path}/none.pt" in refused(tool, data_bin, *options).text
-
-
-def test_a_checkpoint_to_restore_that_is_not_there(refused, deq_training, tmp_path, save_dir):
-    training = (*deq_training, "--save-dir", save_dir, "--restore-file", tmp_path / "none.pt")
-    assert (
-        f"--restore-file: there is no checkpoint {tmp_path}/none.pt"
-        in refused("fairseq-train", *training).text
-    )
-
-
 OTHER_MODELS = {
     "another architecture": ("--arch", "transformer_lm", "--criterion", "cross_entropy"),
     "another width": ("--decoder-ffn-embed-dim", "64"),
@@ -233,15 +212,25 @@ def test_training_does_not_resume_with_another_optimizer(refused, deq_training, 
 # ---------------------------------------------------------------------- --user-dir
 
 
-def test_a_user_dir_that_is_not_there_is_named(command, data_bin, tmp_path):
-    output = command("fairseq-train", data_bin, "--user-dir", tmp_path / "none", plugin=False)
-    assert output.status != 0
-    assert output.text.strip().splitlines()[-1] == f"FileNotFoundError: {tmp_path}/none"
+# Runs fairseq-train as a new process does, once with each folder, and prints the last line of what it says.
+TRAIN_WITH_EACH = """
+import sys, traceback
+from fairseq_cli.train import cli_main
+
+data, *folders = sys.argv[1:]
+for folder in folders:
+    sys.argv = ["fairseq-train", data, "--user-dir", folder]
+    try:
+        cli_main()
+    except Exception as error:
+        print(traceback.format_exception_only(error)[-1].strip())
+"""
 
 
-def test_a_user_dir_inside_the_package_says_what_to_type(command, data_bin):
-    from conftest import PACKAGE
-
-    output = command("fairseq-train", data_bin, "--user-dir", PACKAGE / "models", plugin=False)
-    assert output.status != 0
-    assert f"--user-dir {PACKAGE}" in output.text.strip().splitlines()[-1]
+def test_a_user_dir_that_cannot_be_imported_is_named(data_bin, tmp_path):
+    folders = (tmp_path / "none", PACKAGE / "models")
+    arguments = [sys.executable, "-c", TRAIN_WITH_EACH, data_bin, *folders]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=600, check=True)
+    not_there, inside_the_package = done.stdout.splitlines()
+    assert not_there == f"FileNotFoundError: {tmp_path}/none"
+    assert f"type --user-dir {PACKAGE}" in inside_the_package

@@ -6,6 +6,7 @@ Nothing is lost by a mistake: the checkpoints and the data that were there are t
 import hashlib
 
 import pytest
+from selection import covering, slow_unless
 
 TRAIN, EVAL_LM, VALIDATE = "fairseq-train", "fairseq-eval-lm", "fairseq-validate"
 GENERATE, INTERACTIVE = "fairseq-generate", "fairseq-interactive"
@@ -90,7 +91,17 @@ MISTAKES = [
     ("--buffer-size 2 --batch-size 3", (INTERACTIVE,), "--batch-size 3 must be at most --buffer-size 2"),
     ("--input none.txt", (INTERACTIVE,), "--input: there is no text none.txt"),
 ]
-CASES = [(tool, mistake, sentence) for mistake, tools, sentence in MISTAKES for tool in tools]
+PAIRS = [(row, tool) for row, (_, tools, _) in enumerate(MISTAKES) for tool in tools]
+DEFAULT = covering(PAIRS)
+CASES = [
+    pytest.param(
+        *(tool, mistake, sentence),
+        id=f"{tool}:{mistake}",
+        marks=slow_unless((row, tool) in DEFAULT),
+    )
+    for row, (mistake, tools, sentence) in enumerate(MISTAKES)
+    for tool in tools
+]
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +130,7 @@ def contents(*folders):
     }
 
 
-@pytest.mark.parametrize(("tool", "mistake", "sentence"), CASES, ids=[f"{t}:{m}" for t, m, _ in CASES])
+@pytest.mark.parametrize(("tool", "mistake", "sentence"), CASES)
 def test_a_mistake_ends_in_one_sentence(
     refused, commands, data_bin, deq_checkpoint, monkeypatch, tmp_path, tool, mistake, sentence
 ):
