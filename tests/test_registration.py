@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked import IMPORTED_BY_FAIRSEQ, run_forked
 
 import fairseq_deq
 
@@ -18,35 +19,37 @@ print(*names, hasattr(utils.call_main, "__wrapped__"), logging.getLogger().level
 """
 
 
-def run(program):
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
-
-
-@pytest.mark.parametrize(
-    "program",
-    [
-        "import fairseq_deq",
-        "import fairseq\nimport fairseq_deq",
-        "from fairseq_deq.models.deq_transformer_lm import DEQTransformerLanguageModel",
-        "from fairseq_deq.generation.text import bound_lengths",
-    ],
-)
-def test_the_package_registers_and_leaves_the_root_logger_as_python_has_it(program):
-    assert run(program + STATE) == ["True", "True", "True", "False"]
-
-
 SOLVERS = "import sys, fairseq_deq.solvers, fairseq_deq.implicit, fairseq_deq.jacobian\n"
+COUNT = "print(sum(name.split('.')[0] in ('fairseq', 'fairseq_cli', 'hydra') for name in sys.modules))\n"
+
+REGISTERING = (
+    "import fairseq_deq",
+    "import fairseq\nimport fairseq_deq",
+    "from fairseq_deq.models.deq_transformer_lm import DEQTransformerLanguageModel",
+    "from fairseq_deq.generation.text import bound_lengths",
+)
+SOLVERS_FIRST, FAIRSEQ_FIRST = SOLVERS + COUNT, "import fairseq\n" + SOLVERS
 
 
-def test_the_solvers_import_nothing_of_fairseq_until_the_program_does():
-    count = "print(sum(name.split('.')[0] in ('fairseq', 'fairseq_cli', 'hydra') for name in sys.modules))"
-    assert run(SOLVERS + count + STATE)[:4] == ["0", "True", "True", "True"]
+@pytest.fixture(scope="module")
+def printed():
+    """What each program prints, with the state after it."""
+    programs = [*REGISTERING, SOLVERS_FIRST, FAIRSEQ_FIRST]
+    outputs = run_forked(IMPORTED_BY_FAIRSEQ, [f"{program}\n{STATE}" for program in programs])
+    return {program: output.checked().text.split() for program, output in zip(programs, outputs)}
 
 
-def test_the_solvers_leave_a_fairseq_that_is_there_as_it_is():
-    assert run("import fairseq\n" + SOLVERS + STATE)[:3] == ["False", "False", "False"]
+@pytest.mark.parametrize("program", REGISTERING)
+def test_the_package_registers_and_leaves_the_root_logger_as_python_has_it(printed, program):
+    assert printed[program] == ["True", "True", "True", "False"]
+
+
+def test_the_solvers_import_nothing_of_fairseq_until_the_program_does(printed):
+    assert printed[SOLVERS_FIRST][:4] == ["0", "True", "True", "True"]
+
+
+def test_the_solvers_leave_a_fairseq_that_is_there_as_it_is(printed):
+    assert printed[FAIRSEQ_FIRST][:3] == ["False", "False", "False"]
 
 
 @pytest.mark.slow

@@ -1,13 +1,11 @@
 """Replacing functions: once for each patch, and all patches of one function together."""
 
-import os
 import re
-import subprocess
-import sys
 import types
 
 import pytest
 from fairseq.distributed import utils as distributed_utils
+from forked import IMPORTED_BY_FAIRSEQ, run_forked
 
 from fairseq_deq import patches
 from fairseq_deq.patches import install
@@ -94,22 +92,19 @@ def test_every_row_has_a_target_a_fault_in_one_sentence_and_versions():
         assert re.fullmatch(r"(fairseq >=|ve-fairseq )0\.12\.\d", patch.versions)
 
 
-def run(code, **env):
-    """What a program prints, in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, *code],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **env},
-        check=False,
-        timeout=120,
-    )
-    return done.returncode, done.stdout, done.stderr
+@pytest.fixture(scope="module")
+def printed():
+    """What `python -m fairseq_deq.patches` prints, for values of FAIRSEQ_DEQ_PATCHES."""
+    values = ("", "off", "help, words", "helo")
+    command = "runpy.run_module('fairseq_deq.patches', run_name='__main__')"
+    programs = [
+        f"import os, runpy\nos.environ['FAIRSEQ_DEQ_PATCHES'] = {value!r}\n{command}" for value in values
+    ]
+    return dict(zip(values, run_forked(IMPORTED_BY_FAIRSEQ, programs)))
 
 
-def test_the_table_is_printed_with_what_is_active():
-    status, out, _ = run(("-m", "fairseq_deq.patches"))
-    assert status == 0
+def test_the_table_is_printed_with_what_is_active(printed):
+    out = printed[""].checked().text
     for patch in TABLE:
         assert re.search(
             rf"^{patch.name} +(active|not needed) +\S+ \S+ +{re.escape(patch.target)}$", out, re.M
@@ -117,17 +112,16 @@ def test_the_table_is_printed_with_what_is_active():
     assert re.search(rf"^\d+ of {len(TABLE)} active; ", out, re.M)
 
 
-def test_patches_can_be_switched_off():
-    _, out, _ = run(("-m", "fairseq_deq.patches"), FAIRSEQ_DEQ_PATCHES="off")
-    assert f"0 of {len(TABLE)} active" in out
-    _, out, _ = run(("-m", "fairseq_deq.patches"), FAIRSEQ_DEQ_PATCHES="help, words")
-    assert [line.split()[0] for line in out.splitlines() if "switched off  " in line] == ["words", "help"]
+def test_patches_can_be_switched_off(printed):
+    assert f"0 of {len(TABLE)} active" in printed["off"].text
+    lines = printed["help, words"].text.splitlines()
+    assert [line.split()[0] for line in lines if "switched off  " in line] == ["words", "help"]
 
 
-def test_a_patch_that_does_not_exist_cannot_be_switched_off():
-    status, _, error = run(("-m", "fairseq_deq.patches"), FAIRSEQ_DEQ_PATCHES="helo")
-    assert status == 1
-    assert re.fullmatch(r"error: FAIRSEQ_DEQ_PATCHES names 'helo', which is no patch; [^\n]*\n", error)
+def test_a_patch_that_does_not_exist_cannot_be_switched_off(printed):
+    output = printed["helo"]
+    assert output.status == 1
+    assert re.fullmatch(r"error: FAIRSEQ_DEQ_PATCHES names 'helo', which is no patch; [^\n]*\n", output.text)
 
 
 @pytest.mark.parametrize(
