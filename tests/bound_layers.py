@@ -52,6 +52,14 @@ def transformer(
     """
     rows, length = injection.shape[:2]
     past, past_injection = _settled(injection.dtype)
+    cell = _transformer_layer(gain, attention, injection.dtype)
+    prepared = cell.prepare(cell.draw(rows, length, M, injection))
+    hidden = None if padding is None else torch.nn.functional.pad(padding, (M, 0), value=False)
+    return prepared.bind(injection, prepared.context(past[:rows], past_injection[:rows], None), hidden)
+
+
+@cache
+def _transformer_layer(gain: float, attention: float, dtype: torch.dtype) -> TransformerLayer:
     torch.manual_seed(4)
     cell = TransformerLayer(
         dim=C,
@@ -67,21 +75,24 @@ def transformer(
     cell.initialize(Initializer("normal", gain, 1.0))
     with torch.no_grad():
         cell.out.weight_g.mul_(attention)
-    prepared = cell.to(injection.dtype).prepare(cell.draw(rows, length, M, injection))
-    hidden = None if padding is None else torch.nn.functional.pad(padding, (M, 0), value=False)
-    return prepared.bind(injection, prepared.context(past[:rows], past_injection[:rows], None), hidden)
+    return cell.to(dtype)
 
 
 def trellis(injection: Tensor, gain: float, padding: Tensor | None = None) -> BoundTrellis:
     """A TrellisNet's f over (B', T', 2*8), at the beginning of a text; arguments as for `transformer`."""
     rows, length = injection.shape[:2]
+    cell = _trellis_layer(gain, injection.dtype)
+    return cell.prepare(cell.draw(rows, length, 0, injection)).bind(injection, None, padding)
+
+
+@cache
+def _trellis_layer(gain: float, dtype: torch.dtype) -> TrellisLayer:
     torch.manual_seed(4)
     cell = TrellisLayer(
         hidden_dim=HIDDEN, output_dim=4, kernel_size=2, weight_norm=True, dropout=0.0, weight_dropout=0.0
     )
     cell.initialize(Initializer("normal", gain, 1.0))
-    prepared = cell.to(injection.dtype).prepare(cell.draw(rows, length, 0, injection))
-    return prepared.bind(injection, None, padding)
+    return cell.to(dtype)
 
 
 @dataclass(frozen=True)

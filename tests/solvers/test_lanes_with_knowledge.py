@@ -7,13 +7,14 @@ from functools import cache
 import pytest
 import torch
 from bound_layers import FAMILIES, B, Family, Known, T
+from combinations import every_pair
 
 from fairseq_deq.solvers import FixedPoint, SolverConfig, solve
 
 SOLVERS = ("anderson", "broyden", "picard")
 DTYPES = [torch.float32, torch.float64]
-# One that hardly converges within the budgets, and one that mostly does.
-WILD, CONVERGING = (0, 1e-8), (1, 1e-2)
+# One that hardly converges within the budgets, and one that mostly does; and what is asked of each.
+LAYERS = {"wild": (0, 1e-8), "converging": (1, 1e-2)}
 known = cache(Known.of)
 
 
@@ -54,17 +55,11 @@ def _changed(u: torch.Tensor, budget: int) -> tuple[torch.Tensor, int]:
     return changed, t
 
 
-@pytest.mark.parametrize(("which", "rtol"), [WILD, CONVERGING], ids=["wild", "converging"])
-@pytest.mark.parametrize("active_set", ["always", "auto", "never"])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
-def test_the_past_is_bitwise_blind_to_the_future_at_every_budget(
-    family, solver, dtype, active_set, which, rtol
-):
-    if family.scope == "recurrence" and active_set == "auto":
-        pytest.skip("its positions have a few samples each: all of them, or not")
-    u = family.injection(dtype)
+@every_pair(
+    family=FAMILIES, solver=SOLVERS, dtype=DTYPES, active_set=("always", "auto", "never"), layer=LAYERS
+)
+def test_the_past_is_bitwise_blind_to_the_future_at_every_budget(family, solver, dtype, active_set, layer):
+    (which, rtol), u = layer, family.injection(dtype)
     padding = None if active_set == "auto" else _padding()
     for budget in _budgets(family, dtype, active_set):
         config = _config(family, solver, budget, rtol, active_set)
@@ -77,13 +72,11 @@ def test_the_past_is_bitwise_blind_to_the_future_at_every_budget(
             assert not torch.equal(after.state[0, t], before.state[0, t]), budget
 
 
-@pytest.mark.parametrize(("which", "rtol"), [WILD, CONVERGING], ids=["wild", "converging"])
-@pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
-def test_a_sample_alone_is_bitwise_the_sample_in_the_batch(family, solver, dtype, padded, which, rtol):
-    u = family.injection(dtype)
+@every_pair(
+    family=FAMILIES, solver=SOLVERS, dtype=DTYPES, padded={"whole": False, "padded": True}, layer=LAYERS
+)
+def test_a_sample_alone_is_bitwise_the_sample_in_the_batch(family, solver, dtype, padded, layer):
+    (which, rtol), u = layer, family.injection(dtype)
     for budget in (1, 2, 4, 9, 13, 20):
         config = _config(family, solver, budget, rtol)
         together = _solved(family, which, u, config, _padding() if padded else None)
@@ -93,9 +86,7 @@ def test_a_sample_alone_is_bitwise_the_sample_in_the_batch(family, solver, dtype
             assert torch.equal(getattr(alone, name)[0], getattr(together, name)[0]), (budget, name)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("family", FAMILIES[1:], ids=lambda f: f.name)
+@every_pair(family=FAMILIES[1:], solver=SOLVERS, dtype=DTYPES)
 def test_how_far_a_batch_is_padded_on_the_right_changes_no_bit(family, solver, dtype):
     """Of a TrellisNet, whose products are as long for every T."""
     u, which = family.injection(dtype), 0
@@ -111,16 +102,14 @@ def test_the_wild_layer_is_far_from_solved_and_the_other_is_not(family):
     u = family.injection(torch.float64)
     shares = [
         _solved(family, which, u, _config(family, "anderson", 20, rtol)).converged.float().mean()
-        for which, rtol in (WILD, CONVERGING)
+        for which, rtol in LAYERS.values()
     ]
     if family.scope == "position":
         assert shares[0] < 0.5
     assert shares[1] > 0.5
 
 
-@pytest.mark.parametrize("spoiler", [float("nan"), float("inf"), 1e30], ids=str)
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+@every_pair(family=FAMILIES, solver=SOLVERS, spoiler=(float("nan"), float("inf"), 1e30))
 def test_a_spoilt_batch_mate_changes_nothing(family, solver, spoiler):
     config, which = _config(family, solver, 15, 1e-4), 1
     u = family.injection(torch.float32)
@@ -136,9 +125,7 @@ def test_a_spoilt_batch_mate_changes_nothing(family, solver, spoiler):
     assert torch.isfinite(found.state).all()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("family", FAMILIES[:2], ids=lambda f: f.name)
+@every_pair(family=FAMILIES[:2], solver=SOLVERS, dtype=DTYPES)
 def test_which_lanes_are_evaluated_changes_no_bit(family, solver, dtype):
     u, which = family.injection(dtype), 1
     for budget, rtol in ((20, 3e-2), (60, 1e-3)):

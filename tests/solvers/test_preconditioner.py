@@ -6,12 +6,14 @@ import math
 
 import pytest
 import torch
+from combinations import every_pair
 from problems import CausalMap, block_mean, expanding_neighbours
 from torch.nn.functional import pad
 
 from fairseq_deq.solvers import Preconditioner, SolverConfig, solve
 
 SOLVERS = ("anderson", "broyden", "picard")
+DTYPES = [torch.float32, torch.float64]
 
 
 def _matrix(width: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -194,10 +196,7 @@ def _causal(dtype: torch.dtype, gain: float, batch: int = 3) -> CausalMap:
     return CausalMap(torch.randn(batch, 20, C, generator=generator, dtype=torch.float64).to(dtype), gain)
 
 
-@pytest.mark.parametrize("active_set", ["always", "never"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("kind", WRONG)
-@pytest.mark.parametrize("solver", SOLVERS)
+@every_pair(solver=SOLVERS, kind=WRONG, dtype=DTYPES, active_set=("always", "never"))
 def test_a_wrong_one_costs_evaluations_and_never_the_result(solver, kind, dtype, active_set):
     f = _causal(dtype, 0.7)
     z0, rtol = torch.zeros_like(f.b), 1e-4 if dtype == torch.float32 else 1e-8
@@ -210,9 +209,7 @@ def test_a_wrong_one_costs_evaluations_and_never_the_result(solver, kind, dtype,
     assert torch.allclose(found.state, plain.state, rtol=0, atol=50 * rtol)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("kind", WRONG)
-@pytest.mark.parametrize("solver", SOLVERS)
+@every_pair(solver=SOLVERS, kind=WRONG, dtype=DTYPES)
 def test_a_wrong_one_keeps_causality_and_batch_invariance_at_every_budget(solver, kind, dtype):
     f, p = _causal(dtype, 1.4), _wrong(kind, dtype)
     z0 = torch.zeros_like(f.b)
