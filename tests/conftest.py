@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 # Before torch is imported: with tensors this small, a second thread costs more than it computes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -113,19 +114,21 @@ def run_command(
     return Output(done.stdout, done.returncode)
 
 
-def run_in_process(tool: str, *arguments: str | Path, plugin: bool = True) -> Output:
+def run_in_process(tool: str, *arguments: str | Path, stdin: str = "", plugin: bool = True) -> Output:
     """Run a fairseq tool in this process, which saves the 5 seconds of a start.
 
     Args:
         tool: its name, such as "fairseq-train".
         arguments: what follows on the command line.
+        stdin: what it reads.
         plugin: whether to add `--user-dir`.
 
     Returns:
         What it printed and logged; the status is 0, since errors are raised.
     """
     stream = io.StringIO()
-    _call_in_process(tool, arguments, plugin, stream)
+    with patch.object(sys, "stdin", io.StringIO(stdin)):
+        _call_in_process(tool, arguments, plugin, stream)
     return Output(stream.getvalue(), 0)
 
 
@@ -157,8 +160,13 @@ def run_refused(tool: str, *arguments: str | Path, plugin: bool = True) -> Outpu
 def _call_in_process(tool: str, arguments: tuple[str | Path, ...], plugin: bool, stream: io.StringIO) -> None:
     from fairseq import checkpoint_utils
 
+    from fairseq_deq.registration import register
+
     module: Any = importlib.import_module(tool.replace("fairseq-", "fairseq_cli.").replace("-", "_"))
     user_dir = ["--user-dir", str(PACKAGE)] if plugin else []
+    if plugin:
+        # Where a test has imported fairseq and then the solvers alone, --user-dir finds the package imported.
+        register()
     # fairseq keeps the best score of a run on its functions, where the next run would find it.
     for function in (checkpoint_utils.save_checkpoint, getattr(module, "should_stop_early", None)):
         if hasattr(function, "best"):

@@ -97,8 +97,8 @@ def test_evaluation_agrees_with_validation_and_a_budget_can_be_given(trained, in
     assert abs(evaluated("--model-overrides", "{'f_thres': 1}") - valid) > 1e-2
 
 
-def test_interactive_continues_prompts(trained, command, data_bin):
-    continuations(command, data_bin, trained[0], "the people of\nthe United\n")
+def test_interactive_continues_prompts(trained, in_process, data_bin):
+    continuations(in_process, data_bin, trained[0], "the people of\nthe United\n")
 
 
 def test_score_gives_every_word_its_share(trained, data_bin, tmp_path, capsys):

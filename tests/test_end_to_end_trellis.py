@@ -67,8 +67,8 @@ def test_validation_in_training_and_eval_lm_agree(trained, in_process, data_bin)
     assert math.log2(perplexity) == pytest.approx(valid, abs=2e-3)
 
 
-def test_interactive_continues_prompts(trained, command, data_bin):
-    output = continuations(command, data_bin, trained[0] / "checkpoint_last.pt", "the people of\nof\n")
+def test_interactive_continues_prompts(trained, in_process, data_bin):
+    output = continuations(in_process, data_bin, trained[0] / "checkpoint_last.pt", "the people of\nof\n")
     assert re.search(r"^D-0\t-[\d.]+\tthe people of", output, re.MULTILINE)
 
 

@@ -62,12 +62,11 @@ def test_evaluation_agrees_with_validation(trained, in_process, data_bin: Path):
     assert math.log2(read_perplexity(text.checked().text)[1]) == pytest.approx(valid, abs=5e-3)
 
 
-def test_interactive_continues_prompts(trained, in_process, data_bin, tmp_path):
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("the people of\nthe United\n", encoding="utf-8")
+def test_interactive_continues_prompts(trained, in_process, data_bin):
     text = in_process(
         *("fairseq-interactive", data_bin, "--path", trained[0], "--task", "deq_language_modeling", "--cpu"),
-        *("--input", prompts, "--beam", "2", "--max-len-a", "1", "--max-len-b", "8"),
+        *("--beam", "2", "--max-len-a", "1", "--max-len-b", "8"),
+        stdin="the people of\nthe United\n",
     )
     found = [line.split("\t")[2] for line in text.checked().text.splitlines() if line.startswith("H-")]
     assert [line.split()[:2] for line in found] == [["the", "people"], ["the", "United"]]

@@ -110,8 +110,8 @@ def test_every_tool_works_with_it(tool, trained, data_bin, tmp_path, capsys):
         assert re.search(r"\d\.\d", printed)
 
 
-def test_a_prompt_is_continued(trained, command, data_bin):
-    log = command(
+def test_a_prompt_is_continued(trained, in_process, data_bin):
+    log = in_process(
         *(
             "fairseq-interactive",
             data_bin,

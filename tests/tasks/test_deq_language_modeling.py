@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -196,11 +194,11 @@ def test_the_same_model_is_evaluated_without_streams(whole, in_process, data_bin
     )
 
 
-def test_interactive_continues_prompts(whole, in_process, data_bin, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("the people of\nI am\n"))
+def test_interactive_continues_prompts(whole, in_process, data_bin):
     output = in_process(
         "fairseq-interactive", data_bin, *TASK, "--path", whole[0] / "checkpoint_last.pt", "--cpu",
         *"--beam 2 --max-len-a 1 --max-len-b 4 --buffer-size 2 --batch-size 2".split(),
+        stdin="the people of\nI am\n",
     )  # fmt: skip
     assert len(re.findall(r"^H-\d\t-[\d.]+\t\S+", output.text, re.MULTILINE)) == 2
 
