@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 from enum import Enum
+from functools import cache
 
 import pytest
 import torch
@@ -171,6 +172,12 @@ def fingerprint(family, options, dtype=torch.float64):
 
 
 def ending(family, options):
+    return _ending(family, tuple(options.items()))
+
+
+@cache  # many options are compared with the same run
+def _ending(family, options):
+    options = dict(options)
     # An early precision is for float32 alone; everything else is compared without its rounding.
     dtype = torch.float32 if "early_precision" in options else torch.float64
     try:

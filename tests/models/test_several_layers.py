@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from combinations import every_pair
 from models.builders import build, check_causality, count_solves, decode, features, layers_of, taught, tokens
 
 from fairseq_deq.implicit import unroll
@@ -15,6 +16,7 @@ from fairseq_deq.jacobian import jacobian_penalty
 
 PAD = 1
 SOLVERS = ("anderson", "broyden", "picard")
+DTYPES = [torch.float32, torch.float64]
 FORMS = [
     {"decoder_layers": 2},
     {"decoder_layers": 3, "decoder_normalize_before": "true", "wnorm": "true"},
@@ -60,17 +62,13 @@ def test_each_further_layer_adds_the_weights_of_a_layer_and_its_injection():
 # ---------------------------------------------------------------------- contracts
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("budget", [1, 2, 3, 5, 8, 13, 30])
-@pytest.mark.parametrize("solver", SOLVERS)
+@every_pair(solver=SOLVERS, budget=[1, 2, 3, 5, 8, 13, 30], dtype=DTYPES)
 def test_a_changed_token_leaves_all_before_it_bitwise_unchanged(solver, budget, dtype):
     model = build(dtype=dtype, decoder_layers=2, f_solver=solver, f_thres=budget, f_eps=1e-3, init_std=0.5)
     check_causality(model, budget)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("options", FORMS, ids=str)
-@pytest.mark.parametrize("solver", SOLVERS)
+@every_pair(solver=SOLVERS, options=FORMS, dtype=DTYPES)
 def test_a_sample_does_not_depend_on_its_batch_mates(solver, options, dtype):
     source = tokens(4, 16)
     source[1, :4] = source[2, -5:] = source[3, :2] = PAD
@@ -264,7 +262,7 @@ def _solving(model: Any, budget: int, **options: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_what_is_known_keeps_causality_and_batch_invariance(dtype):
     model = _known(dtype)
     for solver, budget in ((solver, budget) for solver in SOLVERS for budget in (1, 3, 9)):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from combinations import every_pair
 from models.builders import build, build_trellis, check_causality, decode, features, tokens
 
 from fairseq_deq.implicit import unroll
@@ -9,10 +10,12 @@ from fairseq_deq.implicit import unroll
 SOLVERS = ("anderson", "broyden", "picard")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("scope", ["recurrence", "position"])
-@pytest.mark.parametrize("budget", [1, 2, 5, 30])
-@pytest.mark.parametrize("solver", SOLVERS)
+@every_pair(
+    solver=SOLVERS,
+    budget=[1, 2, 5, 30],
+    scope=["recurrence", "position"],
+    dtype=[torch.float32, torch.float64],
+)
 def test_a_changed_token_leaves_all_before_it_bitwise_unchanged(solver, budget, scope, dtype):
     options = {"f_solver": solver, "f_thres": budget, "f_eps": 1e-3, "init_std": 0.8, "solver_scope": scope}
     model = build_trellis(dtype=dtype, **options)
@@ -61,21 +64,23 @@ def test_the_gradient_is_that_of_a_long_unroll():
 
 
 @pytest.mark.parametrize("ksize", [2, 3])
-@pytest.mark.parametrize("subseq_len", [1, 5, 12])
-def test_subsequences_change_nothing(subseq_len, ksize):
+def test_subsequences_change_nothing(ksize):
     source = tokens(2, 12)
-    whole = build_trellis(ksize=ksize).train()
-    parts = build_trellis(ksize=ksize, subseq_len=subseq_len).train()
-    outputs = []
-    for model in (whole, parts):
+
+    def run(subseq_len):
+        model = build_trellis(ksize=ksize, subseq_len=subseq_len).train()
         x, extra = model.extract_features(source)
         x.sin().sum().backward()
-        outputs.append(x)
-    assert len(extra["equilibria"]) == -(-12 // subseq_len)
-    assert torch.allclose(*outputs, atol=1e-8)
-    # The gradient crosses the borders too.
-    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
-        assert (a.grad is None and b.grad is None) or torch.allclose(a.grad, b.grad, atol=1e-7)
+        return x, len(extra["equilibria"]), [p.grad for p in model.parameters()]
+
+    whole, _, gradients = run(0)
+    for subseq_len, parts in ((1, 12), (5, 3), (12, 1)):
+        x, solves, others = run(subseq_len)
+        assert solves == parts
+        assert torch.allclose(x, whole, atol=1e-8)
+        # The gradient crosses the borders too.
+        for a, b in zip(gradients, others, strict=True):
+            assert (a is None and b is None) or torch.allclose(a, b, atol=1e-7)
 
 
 @pytest.mark.parametrize("ksize", [2, 4])
