@@ -16,13 +16,9 @@ class Pair:
 
     def __init__(self) -> None:
         context = get_context("spawn")
-        self.pipes, self.processes = [], []
-        for rank in range(2):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=serve, args=(rank, theirs), daemon=True)
-            process.start()
-            self.pipes.append(ours)
-            self.processes.append(process)
+        self.pipes, theirs = zip(*(context.Pipe() for _ in range(2)))
+        self.process = context.Process(target=serve_both, args=theirs)
+        self.process.start()
 
     def train(self, *arguments: str | Path, dtype: str = "float32") -> str:
         """Run fairseq-train; what rank 0 printed and logged."""
@@ -42,19 +38,34 @@ class Pair:
 
     def stop(self) -> None:
         """End both processes."""
-        for pipe, process in zip(self.pipes, self.processes):
+        for pipe in self.pipes:
             pipe.send(None)
-            process.join(30)
-            process.kill()
+        self.process.join(30)
+        self.process.kill()
+
+
+def serve_both(*pipes: Any) -> None:
+    """What the first process runs: the second is a fork of it, after the imports that both need."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+    import torch._dynamo  # the first optimizer imports it
+    from quick_hydra import make_hydra_quick
+
+    from fairseq_deq.registration import register
+
+    torch.set_num_threads(1)
+    register()
+    make_hydra_quick()
+    second = get_context("fork").Process(target=serve, args=(1, pipes[1]), daemon=True)
+    second.start()
+    serve(0, pipes[0])
+    second.join(30)
 
 
 def serve(rank: int, pipe: Any) -> None:
-    """What each process runs."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    import torch
+    """Train what the pipe brings, until it brings None."""
     from conftest import run_in_process
 
-    torch.set_num_threads(1)
     while (task := pipe.recv()) is not None:
         arguments, dtype = task
         try:

@@ -203,30 +203,6 @@ def test_interactive_continues_prompts(whole, in_process, data_bin):
     assert len(re.findall(r"^H-\d\t-[\d.]+\t\S+", output.text, re.MULTILINE)) == 2
 
 
-# ---------------------------------------------------------------------- several processes
-
-
-def test_two_processes_train_as_one_with_their_rows_and_resume(in_process, data_bin, tmp_path):
-    # Picard, since Anderson's mixing makes much of a rounding error where nothing has converged yet.
-    options = (
-        *"--disable-validation --optimizer sgd --lr 0.5 --f-solver picard --b-solver picard".split(),
-        # Probes are drawn for the rows of a process, and matter where solves have not converged.
-        *"--keep-converged 0 --preconditioner-rank 0".split(),
-        *"--save-interval-updates 2 --max-update".split(),
-    )
-    halves = ("--distributed-world-size", "2", "--batch-size", "4")
-    _train(in_process, data_bin, tmp_path / "one", *options, "2")
-    _train(in_process, data_bin, tmp_path / "two", *options, "4", *halves)
-    one, two = resumed_state(tmp_path / "one"), resumed_state(tmp_path / "two", "checkpoint_1_2.pt")
-    for kind in ("weights", "memory"):
-        for name, tensor in one[kind].items():
-            assert torch.allclose(two[kind][name], tensor, atol=1e-5), name
-    assert one["position"] == two["position"]
-    first = ("--restore-file", tmp_path / "two" / "checkpoint_1_2.pt")
-    _train(in_process, data_bin, tmp_path / "parts", *options, "4", *halves, *first)
-    assert differences(resumed_state(tmp_path / "parts"), resumed_state(tmp_path / "two")) == []
-
-
 # ---------------------------------------------------------------------- what cannot work
 
 
