@@ -134,17 +134,17 @@ def test_the_default_backend_wraps_a_model_on_the_cpu(group, config):
     wrapped(torch.ones(1, 2)).sum().backward()
 
 
-@pytest.mark.slow
-def test_two_processes_train_one_model_and_resume(in_process, deq_training, tmp_path):
+@pytest.mark.parametrize("parts", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_two_processes_train_one_model_and_resume(in_process, deq_training, tmp_path, parts):
     # the default --ddp-backend, and a batch size of its own for each process
     training = (*deq_training, "--distributed-world-size", "2", "--batch-size", "4", "--save-dir", tmp_path)
-    in_process("fairseq-train", *training, "--disable-validation", "--max-update", "1")
-    in_process("fairseq-train", *training, "--disable-validation", "--max-update", "2")
+    for updates in range(1, parts + 1):
+        in_process("fairseq-train", *training, "--disable-validation", "--max-update", str(updates))
     state = torch.load(tmp_path / "checkpoint_last.pt", weights_only=False)
-    assert state["optimizer_history"][-1]["num_updates"] == 2
+    assert state["optimizer_history"][-1]["num_updates"] == parts
     assert state["cfg"]["distributed_training"]["distributed_world_size"] == 2
-    # both halves of a batch count: one process would be at the fourth batch of 4
-    assert state["extra_state"]["train_iterator"]["iterations_in_epoch"] == 2
+    # both halves of a batch count: one process would be twice as far in batches of 4
+    assert state["extra_state"]["train_iterator"]["iterations_in_epoch"] == parts
 
 
 @pytest.mark.slow

@@ -40,15 +40,27 @@ def children_that_train(launcher):
     return found
 
 
+# fairseq-train, but the processes are forks of the launcher, which saves them their imports.
+FORKING = """
+import functools
+import torch, torch._dynamo
+from fairseq_cli.train import cli_main
+
+torch.multiprocessing.spawn = functools.partial(torch.multiprocessing.start_processes, start_method="fork")
+cli_main()
+"""
+SCRIPT = (str(Path(sys.executable).with_name("fairseq-train")),)
+
+
 @pytest.fixture
-def launcher(deq_training, tmp_path):
+def launcher(request, deq_training, tmp_path):
     """A run of two processes in the background, as a script starts it: SIGINT is ignored there."""
     log = tmp_path / "log"
-    script = Path(sys.executable).with_name("fairseq-train")
+    program = getattr(request, "param", SCRIPT)
     options = (*deq_training, *ENDLESS, "--log-interval", "1", "--user-dir", str(PACKAGE))
     with open(log, "w") as file:
         started = subprocess.Popen(
-            [sys.executable, script, *options],
+            [sys.executable, *program, *options],
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -82,7 +94,16 @@ def last_line(launcher):
     return text.strip().splitlines()[-1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("launcher", "number"),
+    [
+        (("-c", FORKING), signal.SIGTERM),
+        pytest.param(SCRIPT, signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(SCRIPT, signal.SIGINT, marks=pytest.mark.slow),
+    ],
+    ids=["SIGTERM, forks", "SIGTERM", "SIGINT"],
+    indirect=["launcher"],
+)
 def test_a_signal_to_the_launcher_ends_every_process(launcher, number):
     os.kill(launcher.pid, number)
     assert ends(launcher) == 128 + number
