@@ -9,70 +9,75 @@ from fairseq_deq.export.remote.decoder_deq import TextCache
 from fairseq_deq.export.remote.transformer_deq import BoundTransformer
 
 PAD = 1
-FAMILIES = [
-    pytest.param("transformer", {}, id="transformer"),
-    pytest.param("transformer", {"local_size": 4, "decoder_normalize_before": "true"}, id="pre-norm, local"),
-    pytest.param("transformer", {"teach": True}, id="transformer with knowledge"),
-    pytest.param("transformer", {"decoder_layers": 2, "init_std": 0.1}, id="two layers"),
-    pytest.param("transformer", VARIANT | {"decoder_positions": "rotary", "local_size": 4}, id="variant"),
-    pytest.param("trellisnet", {"ksize": 3}, id="trellisnet"),
-    pytest.param("trellisnet", {"teach": True, "solver_scope": "position", "init_std": 0.1}, id="position"),
-]
+MODELS = {
+    "transformer": ("transformer", {}),
+    "pre-norm, local": ("transformer", {"local_size": 4, "decoder_normalize_before": "true"}),
+    "transformer with knowledge": ("transformer", {"teach": True}),
+    "two layers": ("transformer", {"decoder_layers": 2, "init_std": 0.1}),
+    "variant": ("transformer", VARIANT | {"decoder_positions": "rotary", "local_size": 4}),
+    "trellisnet": ("trellisnet", {"ksize": 3}),
+    "position": ("trellisnet", {"teach": True, "solver_scope": "position", "init_std": 0.1}),
+}
 # Solved to this in float64, so that what is compared is the equation and not the rounding.
 EXACT = {"f_eps": 1e-10, "f_thres": 400}
 CLOSE = 2e-6  # the package rounds log-probabilities to float32
 
 
-@pytest.mark.parametrize(("family", "options"), FAMILIES)
-@pytest.mark.parametrize("steps", [range(1, 19), [7, 8, 9, 15]])
-def test_a_text_read_in_parts_scores_as_at_once(tmp_path, family, options, steps):
-    one = small(tmp_path, family, **options | EXACT)
+@pytest.fixture(scope="module", params=MODELS)
+def exact(request, tmp_path_factory):
+    """A model in float64 and what an export makes of it; tests only read them."""
+    family, options = MODELS[request.param]
+    one = small(tmp_path_factory.mktemp("exact"), family, **options | EXACT)
     one.model.double()
-    source = tokens(3, 19)
-    found, cache = scores(one.exported().double(), source, steps=steps)
+    return one, one.exported().double()
+
+
+@pytest.mark.parametrize("steps", [range(1, 13), [5, 6, 7, 10]])
+def test_a_text_read_in_parts_scores_as_at_once(exact, steps):
+    one, decoder = exact
+    source = tokens(3, 13)
+    found, cache = scores(decoder, source, steps=steps)
     assert (found - one.log_probs(source)).abs().max() < CLOSE
-    assert cache.lengths.tolist() == [19] * 3
+    assert cache.lengths.tolist() == [13] * 3
 
 
-@pytest.mark.parametrize(("family", "options"), FAMILIES)
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_on_either_side_changes_nothing(tmp_path, family, options, side):
-    one = small(tmp_path, family, **options | EXACT)
-    decoder = one.exported().double()
-    lengths = (4, 19, 11)
+def test_padding_on_either_side_changes_nothing(exact, side):
+    _, decoder = exact
+    lengths = (4, 12, 8)
     texts = [tokens(1, n, seed=n) for n in lengths]
-    source = torch.full((3, 19), PAD)
-    places = [slice(19 - n, 19) if side == "left" else slice(0, n) for n in lengths]
+    source = torch.full((3, 12), PAD)
+    places = [slice(12 - n, 12) if side == "left" else slice(0, n) for n in lengths]
     for row, place, text in zip(source, places, texts):
         row[place] = text[0]
     real = source.ne(PAD)
     whole, cache = scores(decoder, source, real)
     assert cache.lengths.tolist() == list(lengths)
     assert cache.positions == sum(lengths)
-    parts, _ = scores(decoder, source, real, steps=range(6, 19))
+    parts, _ = scores(decoder, source, real, steps=range(4, 12))
     for row, (place, text) in enumerate(zip(places, texts)):
         alone = scores(decoder, text)[0][0]
         assert torch.equal(whole[row, place], alone)
         assert (parts[row, place] - alone).abs().max() < CLOSE
 
 
-@pytest.mark.parametrize(("family", "options"), FAMILIES)
-@pytest.mark.parametrize("budget", [1, 6])
-def test_what_stands_before_a_changed_token_is_bitwise_the_same(tmp_path, family, options, budget):
-    decoder = small(tmp_path, family, **options).exported(f_thres=budget)
-    source = tokens(3, 21)
-    before, _ = scores(decoder, source)
-    for t in (0, 7, 20):
-        changed = source.clone()
-        changed[:, t] = (changed[:, t] - 3) % 48 + 4
-        after, _ = scores(decoder, changed)
-        assert torch.equal(after[:, :t], before[:, :t])
-        assert budget == 1 or not torch.equal(after[:, t], before[:, t])
+@pytest.mark.parametrize("model", MODELS)
+def test_what_stands_before_a_changed_token_is_bitwise_the_same(tmp_path, model):
+    family, options = MODELS[model]
+    one, source = small(tmp_path, family, **options), tokens(3, 21)
+    for budget in (1, 6):
+        decoder = one.exported(f_thres=budget)
+        before, _ = scores(decoder, source)
+        for t in (0, 7, 20):
+            changed = source.clone()
+            changed[:, t] = (changed[:, t] - 3) % 48 + 4
+            after, _ = scores(decoder, changed)
+            assert torch.equal(after[:, :t], before[:, :t]), budget
+            assert budget == 1 or not torch.equal(after[:, t], before[:, t])
 
 
-@pytest.mark.parametrize(("family", "options"), FAMILIES)
-def test_beams_take_their_rows_along(tmp_path, family, options):
-    decoder = small(tmp_path, family, **options | EXACT).exported().double()
+def test_beams_take_their_rows_along(exact):
+    _, decoder = exact
     source, order = tokens(3, 12), torch.tensor([2, 0, 0])
     cache = TextCache(decoder, 3, decoder.injection.weight)
     real = torch.ones_like(source, dtype=torch.bool)
@@ -103,8 +108,8 @@ def test_a_text_longer_than_a_part_sees_all_before_it(tmp_path, family, monkeypa
     one = small(tmp_path, family, **EXACT)
     one.model.double()
     decoder = one.exported().double()
-    source = tokens(2, 40)
-    monkeypatch.setattr("fairseq_deq.export.remote.decoder_deq.PART", 16)
+    source = tokens(2, 24)
+    monkeypatch.setattr("fairseq_deq.export.remote.decoder_deq.PART", 10)
     found, _ = scores(decoder, source)
     assert (found - one.log_probs(source)).abs().max() < CLOSE
 
