@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from combinations import every_pair
 from models.builders import (
     EXACT,
     build,
@@ -20,6 +19,7 @@ from models.builders import (
     taught,
     tokens,
 )
+from selection import every_pair
 from torch import nn
 
 from fairseq_deq.layers.layer import Layer, PreparedLayer

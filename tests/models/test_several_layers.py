@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from combinations import every_pair
 from models.builders import build, check_causality, count_solves, decode, features, layers_of, taught, tokens
+from selection import every_pair
 
 from fairseq_deq.implicit import unroll
 from fairseq_deq.jacobian import jacobian_penalty

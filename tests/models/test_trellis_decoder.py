@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from combinations import every_pair
 from models.builders import build, build_trellis, check_causality, decode, features, tokens
+from selection import every_pair
 
 from fairseq_deq.implicit import unroll
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from bound_layers import FAMILIES, B, C, T, transformer
-from combinations import every_pair
 from problems import Relay
+from selection import every_pair
 
 from fairseq_deq.solvers import SolverConfig, Status, solve
 

@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import torch
 from bound_layers import FAMILIES, B, Family, Known, T
-from combinations import every_pair
+from selection import every_pair
 
 from fairseq_deq.solvers import FixedPoint, SolverConfig, solve
 

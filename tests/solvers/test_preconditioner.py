@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from combinations import every_pair
 from problems import CausalMap, block_mean, expanding_neighbours
+from selection import every_pair
 from torch.nn.functional import pad
 
 from fairseq_deq.solvers import Preconditioner, SolverConfig, solve
