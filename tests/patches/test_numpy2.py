@@ -1,8 +1,5 @@
 """What fails without `np.compat`, which numpy 2 no longer has."""
 
-import io
-import sys
-
 import numpy as np
 import torch
 from fairseq.data import TokenBlockDataset
@@ -14,11 +11,9 @@ def test_sentences_as_blocks():
     assert [block.tolist() for block in (blocks[0], blocks[1])] == [[4, 5, 2], [6, 2]]
 
 
-def test_interactive_continues_a_prompt(in_process, monkeypatch, data_bin, tiny_checkpoint, evaluation):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("We hold these\n"))
-    output = in_process(
-        "fairseq-interactive", data_bin, "--path", tiny_checkpoint, *evaluation, "--beam", "1"
-    )
+def test_interactive_continues_a_prompt(in_process, data_bin, tiny_checkpoint, evaluation):
+    options = ("--path", tiny_checkpoint, *evaluation, "--beam", "1")
+    output = in_process("fairseq-interactive", data_bin, *options, stdin="We hold these\n")
     hypotheses = [line for line in output.text.splitlines() if line.startswith("H-0\t")]
     assert len(hypotheses) == 1
     assert hypotheses[0].split("\t")[2].startswith("We hold these")
