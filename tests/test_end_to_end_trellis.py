@@ -72,6 +72,19 @@ def test_interactive_continues_prompts(trained, in_process, data_bin):
     assert re.search(r"^D-0\t-[\d.]+\tthe people of", output, re.MULTILINE)
 
 
+def test_another_scope_of_its_solves_says_what_to_add(trained, refused, in_process, data_bin):
+    options = (data_bin, "--path", trained[0] / "checkpoint_last.pt", "--gen-subset", "valid", "--cpu")
+    small = ("--tokens-per-sample", "32", "--num-workers", "0")
+    other = "'solver_scope': 'position'"
+    refusal = refused("fairseq-eval-lm", *options, *small, "--model-overrides", f"{{{other}}}").text
+    assert "of another size with this --solver-scope" in refusal
+    added = "'preconditioner_rank': 0, 'learned_start': False"
+    assert added in refusal
+    overrides = f"{{{other}, {added}}}"
+    output = in_process("fairseq-eval-lm", *options, *small, "--model-overrides", overrides).checked()
+    assert "Perplexity: " in output.text
+
+
 def test_a_dilation_is_refused_in_one_sentence(refused, data_bin):
     sentence = refused("fairseq-train", data_bin, *TINY, "--dilation", "2").text
     assert "--dilation must be 1, got 2" in sentence

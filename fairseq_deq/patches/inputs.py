@@ -9,6 +9,12 @@ from typing import Any
 
 from ..errors import OptionError
 
+OTHER_SIZES = "is this the dictionary it was trained with, and does --model-overrides keep its sizes?"
+OTHER_SCOPE = (
+    "what it has learned of its solves is of another size with this --solver-scope; to do without it, add "
+    "'preconditioner_rank': 0, 'learned_start': False to --model-overrides"
+)
+
 
 def explaining_missing_dictionary(add_from_file: Callable[..., None]) -> Callable[..., None]:
     """Say which folder has no dictionary, and which tool makes one."""
@@ -98,9 +104,10 @@ def explaining_other_weights(load: Callable[..., Any]) -> Callable[..., Any]:
                 ) from None
             if "loading state_dict" not in str(error):
                 raise
+            difference = _first_difference(error)
             raise OptionError(
-                f"the weights in {', '.join(filenames)} do not fit the model ({_first_difference(error)}): "
-                "is this the dictionary it was trained with, and does --model-overrides keep its sizes?"
+                f"the weights in {', '.join(filenames)} do not fit the model ({difference}): "
+                + (OTHER_SCOPE if ".knowledge." in difference else OTHER_SIZES)
             ) from error
 
     return wrapper
