@@ -67,12 +67,14 @@ def perplexity(arguments: Sequence[str], log: Path) -> float:
     return float(found)
 
 
-def study_parser(description: str, models: Sequence[str], default: Sequence[str]) -> argparse.ArgumentParser:
-    """The arguments that every study has: the data, --out, --models and --show.
+def study_parser(
+    description: str, models: Sequence[str] = (), default: Sequence[str] = ()
+) -> argparse.ArgumentParser:
+    """The arguments that every study has, --out and --show; with several models, --models and a text too.
 
     Args:
         description: of the study, its first line for the usage.
-        models: the models that can be asked for.
+        models: the models that can be asked for; none where the study has one model, on data that it draws.
         default: those that are trained where none is named.
     """
     first, _, details = description.partition("\n\n")
@@ -82,12 +84,13 @@ def study_parser(description: str, models: Sequence[str], default: Sequence[str]
         epilog=details,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("data", help="the folder that fairseq-preprocess wrote")
+    if models:
+        parser.add_argument("data", help="the folder that fairseq-preprocess wrote")
+        parser.add_argument(
+            "--models", nargs="+", choices=models, default=list(default), help=f"default: {' '.join(default)}"
+        )
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for checkpoints, logs, results.json and pictures"
-    )
-    parser.add_argument(
-        "--models", nargs="+", choices=models, default=list(default), help=f"default: {' '.join(default)}"
     )
     parser.add_argument("--show", action="store_true", help="print the commands, run nothing")
     return parser
