@@ -143,7 +143,7 @@ def draw(args: argparse.Namespace, results: Results) -> None:
     axes.set_xlabel("length of the words")
     axes.set_ylabel("right answers in their last quarter")
     axes.grid(True, alpha=0.3)
-    axes.legend(loc="center right")
+    figure.legend(loc="outside lower center", ncols=5, fontsize="small")
     figure.savefig(args.out / "lengths.png", dpi=110)
     pyplot.close(figure)
 
