@@ -159,6 +159,7 @@ def run_refused(tool: str, *arguments: str | Path, plugin: bool = True) -> Outpu
 
 def _call_in_process(tool: str, arguments: tuple[str | Path, ...], plugin: bool, stream: io.StringIO) -> None:
     from fairseq import checkpoint_utils
+    from fairseq.logging import progress_bar
 
     from fairseq_deq.registration import register
 
@@ -167,7 +168,9 @@ def _call_in_process(tool: str, arguments: tuple[str | Path, ...], plugin: bool,
     if plugin:
         # Where a test has imported fairseq and then the solvers alone, --user-dir finds the package imported.
         register()
-    # fairseq keeps the best score of a run on its functions, where the next run would find it.
+    # fairseq keeps the best score of a run on its functions, and open files of TensorBoard in a module, where
+    # the next run would find them.
+    progress_bar._tensorboard_writers.clear()
     for function in (checkpoint_utils.save_checkpoint, getattr(module, "should_stop_early", None)):
         if hasattr(function, "best"):
             del function.best

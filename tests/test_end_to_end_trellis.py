@@ -90,7 +90,7 @@ def test_a_dilation_is_refused_in_one_sentence(refused, data_bin):
     assert "--dilation must be 1, got 2" in sentence
 
 
-@pytest.mark.parametrize("stop", [3, 8])
+@pytest.mark.parametrize("stop", [3, pytest.param(8, marks=pytest.mark.slow)])
 def test_resuming_on_either_side_of_the_switch_gives_the_uninterrupted_run(
     stop, in_process, data_bin, tmp_path
 ):

@@ -3,13 +3,13 @@
 import importlib
 import importlib.metadata
 import runpy
-import subprocess
 import sys
 import types
 from pathlib import Path
 
 import pytest
 import setuptools
+from forked import run_forked
 
 from fairseq_deq import _requirements
 
@@ -155,18 +155,7 @@ sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 """
 
 
-def run_without_fairseq(program):
-    return subprocess.run(
-        [sys.executable, "-c", WITHOUT_FAIRSEQ + program],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def test_solvers_and_gradients_work_without_fairseq():
-    program = """
+SOLVING = """
 import torch, fairseq_deq.solvers, fairseq_deq.implicit
 solver = fairseq_deq.solvers.SolverConfig(rtol=1e-5)
 z = fairseq_deq.implicit.fixed_point(
@@ -174,25 +163,35 @@ z = fairseq_deq.implicit.fixed_point(
 ).state
 assert torch.allclose(z, torch.full_like(z, 2.0), atol=1e-3), z
 """
-    done = run_without_fairseq(program)
-    assert done.returncode == 0, done.stderr
+NEEDING = ("import fairseq_deq.models", "import fairseq_deq.criterions")
+SCORING = "from fairseq_deq.tools.entry import run; run('score', [])"
 
 
-@pytest.mark.parametrize("module", ["models", "criterions"])
-def test_what_needs_fairseq_says_what_to_type_without_it(module):
-    done = run_without_fairseq(f"import fairseq_deq.{module}")
-    assert done.returncode != 0
-    last = done.stderr.strip().splitlines()[-1]
+@pytest.fixture(scope="module")
+def without_fairseq():
+    """What each program ends in where there is no fairseq."""
+    programs = (SOLVING, *NEEDING, SCORING)
+    return dict(zip(programs, run_forked(f"import torch\n{WITHOUT_FAIRSEQ}", programs)))
+
+
+def test_solvers_and_gradients_work_without_fairseq(without_fairseq):
+    without_fairseq[SOLVING].checked()
+
+
+@pytest.mark.parametrize("program", NEEDING)
+def test_what_needs_fairseq_says_what_to_type_without_it(without_fairseq, program):
+    output = without_fairseq[program]
+    assert output.status != 0
+    last = output.text.strip().splitlines()[-1]
     assert last.startswith(
         "ImportError: fairseq_deq.models, .tasks and .criterions need fairseq 0.12.2 or newer"
     )
     assert "type: pip install" in last
 
 
-def test_the_command_that_scores_says_what_to_type_without_it():
-    program = "from fairseq_deq.tools.entry import run; run('score', [])"
-    done = run_without_fairseq(program)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: ")
-    assert "pip install" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+def test_the_command_that_scores_says_what_to_type_without_it(without_fairseq):
+    output = without_fairseq[SCORING]
+    assert output.status == 1
+    assert output.text.startswith("error: ")
+    assert "pip install" in output.text
+    assert len(output.text.splitlines()) == 1

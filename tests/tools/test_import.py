@@ -10,6 +10,7 @@ from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
 from models.builders import decode
 from runs import json_lines, read_losses, read_perplexity
+from selection import few_of
 from tools.original import DIM, HEADS, Original, random_state
 
 import fairseq_deq  # noqa: F401  (registers the models)
@@ -237,8 +238,16 @@ STOCK = {
 }
 
 
-@pytest.mark.parametrize("case", STOCK)
-def test_a_stock_models_words_begin_a_training(case, in_process, tiny_training, data_bin, tmp_path, capsys):
+BEGINNINGS = {
+    "--finetune-from-model": (),
+    "--restore-file": ("--reset-optimizer", "--reset-dataloader", "--reset-meters", "--reset-lr-scheduler"),
+}
+
+
+@pytest.mark.parametrize(("case", "way"), few_of((case, way) for case in STOCK for way in BEGINNINGS))
+def test_a_stock_models_words_begin_a_training(
+    case, way, in_process, tiny_training, data_bin, tmp_path, capsys
+):
     in_process(
         *("fairseq-train", *tiny_training, *STOCK[case].split()),
         *("--save-dir", tmp_path / "stock", "--disable-validation"),
@@ -255,15 +264,13 @@ def test_a_stock_models_words_begin_a_training(case, in_process, tiny_training, 
     assert len(taken) == {"shared": 1, "own softmax": 2, "adaptive": 12}[case]
     assert all(torch.equal(begun[name], old[name]) for name in taken)
     assert begun["decoder.layer.qkv.weight_v"].std() > 0.01
-    for way in ("--finetune-from-model", "--restore-file"):
-        words = list(_training(data_bin, log))
-        place = words.index("--finetune-from-model")
-        resets = "--reset-optimizer --reset-dataloader --reset-meters --reset-lr-scheduler".split()
-        words[place : place + 2] = [way, str(out), *(resets if way == "--restore-file" else [])]
-        ran = in_process("fairseq-train", *words, "--save-dir", tmp_path / way[2:]).checked().text
-        assert json_lines(ran)[0]["num_updates"] == "1"
-        losses = read_losses(ran)
-        assert losses[-1] < losses[0]
+    words = list(_training(data_bin, log))
+    place = words.index("--finetune-from-model")
+    words[place : place + 2] = [way, str(out), *BEGINNINGS[way]]
+    ran = in_process("fairseq-train", *words, "--save-dir", tmp_path / "run").checked().text
+    assert json_lines(ran)[0]["num_updates"] == "1"
+    losses = read_losses(ran)
+    assert losses[-1] < losses[0]
 
 
 def test_what_was_learned_of_words_helps(in_process, data_bin, tmp_path, capsys, tiny_training):
