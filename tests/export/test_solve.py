@@ -3,6 +3,7 @@
 import pytest
 import torch
 from problems import CausalMap, expanding, solvable
+from selection import every_pair
 
 from fairseq_deq.export.remote.options_deq import SolveOptions
 from fairseq_deq.export.remote.rows_deq import Preconditioner
@@ -66,10 +67,8 @@ def as_causal(f):
     return Causal()
 
 
-@pytest.mark.parametrize("budget", BUDGETS)
-@pytest.mark.parametrize("name", MAPS)
-@pytest.mark.parametrize("solver", ["anderson", "picard", "anderson with P"])
-def test_states_evaluations_and_residuals_are_those_of_the_package(name, budget, solver):
+@every_pair(solver=["anderson", "picard", "anderson with P"], name=list(MAPS), budget=BUDGETS)
+def test_states_evaluations_and_residuals_are_those_of_the_package(solver, name, budget):
     f, z0 = MAPS[name]
     left, right = (0.3 * torch.randn(2, z0.shape[-1], 2, generator=torch.Generator().manual_seed(3))).double()
     has_p, method = solver.endswith("P"), solver.split()[0]

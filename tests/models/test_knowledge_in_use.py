@@ -74,7 +74,8 @@ def solves(monkeypatch) -> list[dict[str, Any]]:
 @every_pair(solver=SOLVERS, kind=CONTRACTED, dtype=[torch.float32, torch.float64])
 def test_a_changed_token_leaves_all_before_it_bitwise_unchanged(solver, kind, dtype):
     model = _known(kind, dtype)
-    for budget in (1, 2, 3, 4, 6, 9, 13, 20):
+    # A recurrence is solved position after position: the budget is that of one of them.
+    for budget in (1, 2, 5, 13) if kind == "trellis" else (1, 2, 3, 4, 6, 9, 13, 20):
         # The start itself depends on its token, with a budget of 1 too.
         check_causality(_solving(model, solver, budget), budget)
 
@@ -144,7 +145,7 @@ def test_a_start_has_no_gradient():
 
 
 def test_it_is_learned_in_some_updates_of_the_training_alone():
-    model, source = build(f_eps=1e-3, b_eps=1e-3), tokens(12, 16)
+    model, source = build(f_eps=1e-3, b_eps=1e-3), tokens(8, 12)
     decoder = model.decoder
 
     def renewals() -> tuple[int, int]:

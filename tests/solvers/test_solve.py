@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from problems import CausalMap, expanding, solvable
+from selection import every_pair
 
 from fairseq_deq.solvers import (
     ConvergenceError,
@@ -26,10 +27,12 @@ def _config(solver: str, **options) -> SolverConfig:
     return SolverConfig(solver=solver, **({"max_evals": 400, "patience": 100} | options))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("scope", ["position", "sample", "batch"])
-@pytest.mark.parametrize("index", range(len(NAMES)), ids=NAMES)
-@pytest.mark.parametrize("solver", ["anderson", "broyden"])
+@every_pair(
+    solver=["anderson", "broyden"],
+    index={name: index for index, name in enumerate(NAMES)},
+    scope=["position", "sample", "batch"],
+    dtype=[torch.float32, torch.float64],
+)
 def test_known_fixed_points_are_found(solver, index, scope, dtype):
     problem = solvable(dtype)[index]
     tolerance = 1e-5 if dtype == torch.float32 else 1e-10
@@ -137,9 +140,7 @@ def _causal(batch=3, length=24, dtype=torch.float64, seed=0):
     return CausalMap(b), torch.zeros_like(b)
 
 
-@pytest.mark.parametrize("active_set", ["always", "auto", "never"])
-@pytest.mark.parametrize("budget", [1, 2, 3, 4, 5, 7, 9, 12, 20, 60])
-@pytest.mark.parametrize("solver", SOLVERS)
+@every_pair(solver=SOLVERS, budget=[1, 2, 3, 4, 5, 7, 9, 12, 20, 60], active_set=["always", "auto", "never"])
 def test_causality_at_every_budget(solver, budget, active_set):
     config = SolverConfig(solver=solver, max_evals=budget, rtol=1e-4, active_set=active_set)
     f, z0 = _causal()
