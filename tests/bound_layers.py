@@ -19,7 +19,7 @@ from fairseq_deq.layers.weight_norm import Initializer
 from fairseq_deq.models.learned import LearnedStart
 from fairseq_deq.solvers import Preconditioner, SolverConfig, solve
 
-B, T, M, C, HEADS, D = 3, 24, 5, 12, 2, 6
+B, T, M, C, HEADS, D = 3, 20, 5, 12, 2, 6
 HIDDEN, LARGEST_BATCH = 8, 12
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from export.small import VARIANT, scores, small
 from models.builders import tokens
+from selection import few_of
 
 from fairseq_deq.export.remote.decoder_deq import TextCache
 from fairseq_deq.export.remote.transformer_deq import BoundTransformer
@@ -32,7 +33,11 @@ def exact(request, tmp_path_factory):
     return one, one.exported().double()
 
 
-@pytest.mark.parametrize("steps", [range(1, 13), [5, 6, 7, 10]])
+@pytest.mark.parametrize(
+    ("exact", "steps"),
+    few_of((model, steps) for model in MODELS for steps in (range(1, 13), (5, 6, 7, 10))),
+    indirect=["exact"],
+)
 def test_a_text_read_in_parts_scores_as_at_once(exact, steps):
     one, decoder = exact
     source = tokens(3, 13)
@@ -41,7 +46,11 @@ def test_a_text_read_in_parts_scores_as_at_once(exact, steps):
     assert cache.lengths.tolist() == [13] * 3
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(
+    ("exact", "side"),
+    few_of((model, side) for model in MODELS for side in ("left", "right")),
+    indirect=["exact"],
+)
 def test_padding_on_either_side_changes_nothing(exact, side):
     _, decoder = exact
     lengths = (4, 12, 8)

@@ -82,7 +82,7 @@ SHARED = {
     "pretrain_random_layers": ("true", {"pretrain_steps": 9}),
     "mem_len": (4, {}),
     "subseq_len": (3, {}),
-    "subseq_forget": ("true", {"subseq_len": 3}),
+    "subseq_forget": ("true", {"subseq_len": 2}),
 }
 TRANSFORMER = SHARED | {
     "decoder_ffn_embed_dim": (24, {}),
@@ -154,13 +154,13 @@ def fingerprint(family, options, dtype=torch.float64):
         model.train(training)
         carrier = MemoryCarrier()
         for segment in range(2):  # the second has something to remember
-            source, carrier = tokens(2, 8, seed=segment), MemoryCarrier(carrier)
+            source, carrier = tokens(2, 6, seed=segment), MemoryCarrier(carrier)
             net_input = {"src_tokens": source, "memory": carrier}
             sample = {
                 "id": torch.arange(2),
                 "net_input": net_input,
                 "target": source.roll(1, 1),
-                "ntokens": 16,
+                "ntokens": 12,
             }
             with torch.set_grad_enabled(training):
                 loss, _, log = criterion(model, sample)

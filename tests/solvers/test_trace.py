@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bound_layers import FAMILIES
+from bound_layers import FAMILIES, B, T
 
 from fairseq_deq.implicit import GradientConfig, fixed_point
 from fairseq_deq.solvers import SolverConfig, solve
@@ -15,7 +15,7 @@ from fairseq_deq.solvers import SolverConfig, solve
 @pytest.mark.parametrize("family", FAMILIES[:2], ids=lambda family: family.name)
 def test_it_is_every_state_that_f_is_evaluated_at(family, solver, active_set):
     f = family.binds[1](family.injection(torch.float64))
-    z0 = torch.zeros(3, 24, family.state_dim, dtype=torch.float64)
+    z0 = torch.zeros(B, T, family.state_dim, dtype=torch.float64)
     config = SolverConfig(solver=solver, rtol=1e-6, max_evals=60, active_set=active_set)
     seen: list[tuple[int, torch.Tensor]] = []
     result = solve(f, z0, config, trace=lambda nfe, state: seen.append((nfe, state)))
