@@ -202,6 +202,12 @@ def _command_line(*arguments: str) -> Iterator[None]:
         sys.argv = before
 
 
+@pytest.fixture
+def thorough(request: pytest.FixtureRequest) -> bool:
+    """Whether the case is one of the slow ones, which try everything that they loop over."""
+    return request.node.get_closest_marker("slow") is not None
+
+
 @pytest.fixture(scope="session")
 def command() -> Callable[..., Output]:
     """The function `run_command`: a fairseq tool in a process of its own."""

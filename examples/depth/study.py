@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import fairseq_deq
-from fairseq_deq.tools.studies import Results, call, perplexity, step_mib, study_parser
+from fairseq_deq.tools.studies import Results, call, draw_spread, perplexity, spread, step_mib, study_parser
 
 USER_DIR = str(Path(fairseq_deq.__file__).parent)
 LAYERS = 12
@@ -149,10 +149,10 @@ def table(results: Results, args: argparse.Namespace) -> str:
         best = min(args.depths, key=lambda k: sum(_values(results, args, model, f"{way}-{k}")))
         seconds = [value / args.updates for value in _values(results, args, model, "seconds")]
         cells = [
-            *(_mean(_values(results, args, model, figure)) for figure in ("own", f"{way}-{best}")),
-            *(_mean(_values(results, args, model, f"{one}-{most}")) for one in (way, "solved")),
-            *(_mean(_values(results, args, model, figure), ".3g") for figure in ("radius", "mib")),
-            _mean(seconds, ".2g"),
+            *(spread(_values(results, args, model, figure), ".2f") for figure in ("own", f"{way}-{best}")),
+            *(spread(_values(results, args, model, f"{one}-{most}"), ".2f") for one in (way, "solved")),
+            *(spread(_values(results, args, model, figure), ".3g") for figure in ("radius", "mib")),
+            spread(seconds, ".2g"),
         ]
         cells[1] += f" at {best}"
         lines.append(f"| {model} | {' | '.join(cells)} |")
@@ -171,13 +171,6 @@ def _values(results: Results, args: argparse.Namespace, model: str, figure: str)
     return [results.figures[f"{model}-{seed}/{figure}"] for seed in args.seeds]
 
 
-def _mean(values: Sequence[float], digits: str = ".2f") -> str:
-    mean, least, most = (
-        format(value, digits) for value in (sum(values) / len(values), min(values), max(values))
-    )
-    return f"{mean} ({least} to {most})" if len(values) > 1 else mean
-
-
 def draw(results: Results, args: argparse.Namespace) -> None:
     """Draw perplexity against evaluations: means over the seeds, in a band from least to most.
 
@@ -194,11 +187,9 @@ def draw(results: Results, args: argparse.Namespace) -> None:
         if model not in args.models:
             continue
         values = [_values(results, args, model, f"{way}-{k}") for k in args.depths]
-        means = [sum(row) / len(row) for row in values]
-        axes.plot(args.depths, means, line, marker="o", markersize=4, color=colour, label=label)
-        least, most = [min(row) for row in values], [max(row) for row in values]
-        low, high = min(low or least[0], *least), max(high, *most)
-        axes.fill_between(args.depths, least, most, color=colour, alpha=0.2)
+        draw_spread(axes, args.depths, values, line, color=colour, label=label)
+        seen = [value for row in values for value in row]
+        low, high = min(low or seen[0], *seen), max(high, *seen)
     if high > HIGHEST * low:
         axes.set_ylim((1 - 0.05 * (HIGHEST - 1)) * low, HIGHEST * low)
     axes.set_xscale("log", base=2)

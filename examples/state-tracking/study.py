@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 
 import fairseq_deq
-from fairseq_deq.tools.studies import Results, call, study_parser
+from fairseq_deq.tools.studies import Results, call, draw_spread, spread, study_parser
 
 USER_DIR = str(Path(fairseq_deq.__file__).parent)
 NEVER = 1000000  # updates of the first phase: more than there are
@@ -111,9 +111,7 @@ def table(args: argparse.Namespace, results: Results) -> str:
     lines = ["| the same weights |" + "".join(f" {length} |" for length in args.lengths)]
     lines.append("|---|" + "---|" * len(args.lengths))
     for way, by_length in curves(args, results).items():
-        cells = [
-            f" {sum(seeds) / len(seeds):.3f} ({min(seeds):.3f} to {max(seeds):.3f}) |" for seeds in by_length
-        ]
+        cells = [f" {spread(seeds, '.3f')} |" for seeds in by_length]
         lines.append(f"| {way} |" + "".join(cells))
     return "\n".join(lines)
 
@@ -129,10 +127,7 @@ def draw(args: argparse.Namespace, results: Results) -> None:
     for number, (way, by_length) in enumerate(curves(args, results).items()):
         colour = "C0" if way == SOLVED else f"C{number + 1}"
         width = 2.5 if way == SOLVED else 1.5
-        means = [sum(seeds) / len(seeds) for seeds in by_length]
-        axes.plot(args.lengths, means, marker="o", markersize=4, color=colour, linewidth=width, label=way)
-        least, most = [min(seeds) for seeds in by_length], [max(seeds) for seeds in by_length]
-        axes.fill_between(args.lengths, least, most, color=colour, alpha=0.2)
+        draw_spread(axes, args.lengths, by_length, color=colour, linewidth=width, label=way)
     axes.axhline(GUESS, color="grey", linestyle=":", label="guessing")
     axes.axvline(args.word_len, color="grey", linewidth=0.8)
     axes.annotate("trained on this length", (args.word_len, 0.5), rotation=90, ha="right", va="center")

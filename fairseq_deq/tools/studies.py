@@ -96,6 +96,36 @@ def study_parser(
     return parser
 
 
+def spread(values: Sequence[float], digits: str) -> str:
+    """The mean of the seeds' figures, with the smallest and the largest of several.
+
+    Args:
+        values: one per seed.
+        digits: how a number is written, as `format` has it.
+    """
+    mean, least, most = (
+        format(value, digits) for value in (sum(values) / len(values), min(values), max(values))
+    )
+    return f"{mean} ({least} to {most})" if len(values) > 1 else mean
+
+
+def draw_spread(
+    axes: Any, places: Sequence[float], values: Sequence[Sequence[float]], line: str = "-", **look: Any
+) -> None:
+    """Draw a curve of means over the seeds, in a band from the smallest to the largest.
+
+    Args:
+        axes: matplotlib's.
+        places: along the x axis.
+        values: by place, one per seed.
+        line: style of the curve, as matplotlib has it.
+        look: of the curve, `color` at least, as `plot` takes it.
+    """
+    axes.plot(places, [sum(row) / len(row) for row in values], line, marker="o", markersize=4, **look)
+    least, most = [min(row) for row in values], [max(row) for row in values]
+    axes.fill_between(places, least, most, color=look["color"], alpha=0.2)
+
+
 def _main_of(tool: str) -> tuple[Callable[[], int | None], Any]:
     """The function behind a command, and the one on which fairseq keeps its patience, if it has one."""
     name = tool.removeprefix("fairseq-").replace("-", "_")
